@@ -59,14 +59,18 @@ def parse_arguments() -> argparse.Namespace:
         help="treat every data warning (dropped, clipped, skipped or duplicate items) as an error; "
         "exit code 3",
     )
-    parser.add_argument("-t", "--tuning", help="start a new run from these weights")
+    parser.add_argument(
+        "-t", "--tuning", help="start a new run from these weights"
+    )
     parser.add_argument(
         "-d",
         "--device",
         help="cpu, cuda or cuda:N; default: the GPU of the local rank if CUDA is available",
     )
     parser.add_argument(
-        "--seed", type=int, help="random seed; default: a random one, which is logged"
+        "--seed",
+        type=int,
+        help="random seed; default: a random one, which is logged",
     )
     parser.add_argument(
         "--use-amp",
@@ -86,7 +90,10 @@ def parse_arguments() -> argparse.Namespace:
         help="folder for TensorBoard; default: summary/ in the output folder",
     )
     parser.add_argument(
-        "--test-only", action="store_true", default=None, help="evaluate and stop"
+        "--test-only",
+        action="store_true",
+        default=None,
+        help="evaluate and stop",
     )
     parser.add_argument(
         "-u",
@@ -100,7 +107,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
     if arguments.resume and arguments.tuning and arguments.resume != "auto":
-        parser.error("-r resumes a run and -t starts a new one: pass only one of them")
+        parser.error(
+            "-r resumes a run and -t starts a new one: pass only one of them"
+        )
     if arguments.opt_level == "O0" and arguments.use_amp:
         parser.error(
             "--opt-level O0 means float32, which contradicts --use-amp: pass only one of them"
@@ -121,14 +130,20 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = parse_arguments()  # before torch is imported, so that --help is fast
+    arguments = (
+        parse_arguments()
+    )  # before torch is imported, so that --help is fast
 
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
     from src.runtime.distributed import is_main, join_group, pick_device
     from src.runtime.log import logger, set_up_logging
     from src.runtime.process import run_command
-    from src.runtime.stop import StopRequest, end_with_launcher, warn_of_unheard_signal
+    from src.runtime.stop import (
+        StopRequest,
+        end_with_launcher,
+        warn_of_unheard_signal,
+    )
     from src.solver import DetSolver
 
     status_dir: Path | None = None
@@ -140,7 +155,9 @@ def main() -> None:
         )
         flags = given_settings(arguments)
         if arguments.resume and arguments.resume != "auto":
-            flags["tuning"] = None  # overrides start weights of the configuration
+            flags["tuning"] = (
+                None  # overrides start weights of the configuration
+            )
         elif arguments.tuning and not arguments.resume:
             flags["resume"] = None
         if arguments.opt_level:

@@ -57,7 +57,9 @@ def exported(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exported_fixed(tmp_path_factory) -> Path:
     """The same for batches of 2, by the older exporter."""
-    pytest.importorskip("onnx", reason="onnx is not installed (tools/requirements.txt)")
+    pytest.importorskip(
+        "onnx", reason="onnx is not installed (tools/requirements.txt)"
+    )
     from src.inference import Detector
     from src.inference.export import export_onnx
 

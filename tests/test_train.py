@@ -13,7 +13,9 @@ def parse(monkeypatch):
     """Return a function that parses arguments beside a configuration."""
 
     def parse(*arguments: str):
-        monkeypatch.setattr(sys, "argv", ["train.py", "-c", "config.yml", *arguments])
+        monkeypatch.setattr(
+            sys, "argv", ["train.py", "-c", "config.yml", *arguments]
+        )
         return train.parse_arguments()
 
     return parse

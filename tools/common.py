@@ -166,7 +166,9 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def predict_from(arguments: argparse.Namespace, load: Callable[[], Detector]) -> None:
+def predict_from(
+    arguments: argparse.Namespace, load: Callable[[], Detector]
+) -> None:
     """Predict what the arguments ask for; `load` gives the detector once they are known to make sense."""
     from src.inference import PredictionSettings, Tiling
     from src.inference.predict_source import open_job

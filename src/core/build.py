@@ -46,7 +46,9 @@ def create(
     name, settings = _name_and_settings(spec, config)
     component = find(name)
     if component is None:
-        raise ConfigError(f"'{name}' is not registered{did_you_mean(name, names())}")
+        raise ConfigError(
+            f"'{name}' is not registered{did_you_mean(name, names())}"
+        )
     refuse_incomplete_class(component.factory)
     arguments = {
         **with_whole_numbers(component, settings),
@@ -77,7 +79,9 @@ def _name_and_settings(
         return spec, dict(config.get(spec) or {})
     if "type" not in spec:
         raise ConfigError(f"{dict(spec)!r} has no 'type' that names a class")
-    return spec["type"], {key: value for key, value in spec.items() if key != "type"}
+    return spec["type"], {
+        key: value for key, value in spec.items() if key != "type"
+    }
 
 
 def _shared(

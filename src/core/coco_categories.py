@@ -187,7 +187,9 @@ OBJECTS365_SLOTS = 366
 """Rows of a class head trained by D-FINE on Objects365, whose category ids run from 1 to 365."""
 
 
-def differing_categories(ours: dict[int, str], theirs: dict[int, str]) -> list[str]:
+def differing_categories(
+    ours: dict[int, str], theirs: dict[int, str]
+) -> list[str]:
     """Return "id 7: dog / cat" for each id whose names differ in two tables (names by id), in any order.
 
     Tables with the same names under other ids agree if no name is repeated, because names identify classes.

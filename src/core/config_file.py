@@ -80,12 +80,16 @@ class ConfigTree:
 
         for container, key, path in list(_leaves(self.values, ())):
             value = container[key]
-            match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            match = (
+                _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            )
             if match is None:
                 continue
             container[key] = self._referenced(match[1], path)
             parts = match[1].split(".")
-            target = tuple(int(part) if part.isdigit() else part for part in parts)
+            target = tuple(
+                int(part) if part.isdigit() else part for part in parts
+            )
             self.origins.set_place(
                 path,
                 f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}",
@@ -97,7 +101,9 @@ class ConfigTree:
         refers = f"{dotted(path)} refers to ${{{name}}}"
         for part in name.split("."):
             try:
-                value = value[int(part)] if isinstance(value, list) else value[part]
+                value = (
+                    value[int(part)] if isinstance(value, list) else value[part]
+                )
             except (KeyError, IndexError, ValueError, TypeError):
                 raise ConfigError(
                     f"{refers}, which is not set ({self.origin(path)})"
@@ -163,8 +169,12 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise ConfigError(f"-u {item!r} is not of the form section.key=value")
-        value: Any = text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
+            raise ConfigError(
+                f"-u {item!r} is not of the form section.key=value"
+            )
+        value: Any = (
+            text if is_plain_path(text) else parse_yaml(text, f"-u {key}")[0]
+        )
         for part in reversed(parts[1:]):
             value = {part: value}
         _merge(merged, {parts[0]: value}, Origins(), "-u")
@@ -182,7 +192,9 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
     if path.suffix not in (".yml", ".yaml"):
         raise ConfigError(f"{shown} is not a .yml or .yaml file")
     if path.resolve() in [p.resolve() for p in chain]:
-        raise ConfigError(f"configuration files include each other circularly: {shown}")
+        raise ConfigError(
+            f"configuration files include each other circularly: {shown}"
+        )
     tree.files += 1
     if tree.files > MAX_FILES:
         raise ConfigError(f"{shown}: more than {MAX_FILES} files are included")
@@ -206,8 +218,12 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
 def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:
     """Return the file names listed under a key of a configuration file."""
     names = values.get(key) or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: {key} must be a list of file names, not {names!r}")
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise ConfigError(
+            f"{path}: {key} must be a list of file names, not {names!r}"
+        )
     return names
 
 
@@ -241,7 +257,9 @@ def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], Origins]:
     return values, places
 
 
-def _merge(base: dict, over: dict, origins: Origins, places: Origins | str) -> None:
+def _merge(
+    base: dict, over: dict, origins: Origins, places: Origins | str
+) -> None:
     """Merge `over` into `base`; the origins of replaced values are replaced too.
 
     Args:
@@ -253,7 +271,11 @@ def _merge(base: dict, over: dict, origins: Origins, places: Origins | str) -> N
     for key, value in over.items():
         old = base.get(key)
         places_below = places if isinstance(places, str) else places.child(key)
-        if isinstance(value, dict) and isinstance(old, dict) and _same_type(old, value):
+        if (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and _same_type(old, value)
+        ):
             _merge(old, value, origins.child(key), places_below)
             continue
         base[key] = copy.deepcopy(value)
@@ -271,7 +293,9 @@ def _same_type(old: dict, new: dict) -> bool:
     return "type" not in new or "type" not in old or new["type"] == old["type"]
 
 
-def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, KeyPath]]:
+def _leaves(
+    container: Any, path: KeyPath
+) -> Iterator[tuple[Any, str | int, KeyPath]]:
     """Yield (container, key, path) of everything in a mapping or a list of YAML values, recursively."""
     is_mapping = isinstance(container, dict)
     entries = container.items() if is_mapping else enumerate(container)
@@ -284,6 +308,8 @@ def _leaves(container: Any, path: KeyPath) -> Iterator[tuple[Any, str | int, Key
 def first_non_finite(values: dict[str, Any]) -> KeyPath | None:
     """Return the path of the first NaN or infinity in `values`, which no setting may be, or None."""
     for container, key, path in _leaves(values, ()):
-        if isinstance(container[key], float) and not math.isfinite(container[key]):
+        if isinstance(container[key], float) and not math.isfinite(
+            container[key]
+        ):
             return path
     return None

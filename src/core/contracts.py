@@ -128,7 +128,10 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         """
         objects = call(self, self.objects, index)
         check_objects(
-            place(self, "objects", index), objects, Objects, len(self.class_names)
+            place(self, "objects", index),
+            objects,
+            Objects,
+            len(self.class_names),
         )
         return objects
 
@@ -234,7 +237,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
 
     def usable_boxes(self) -> int:
         """Return the number of boxes that are used for training and scoring."""
-        return sum(_count_usable(self.objects(index)) for index in range(len(self)))
+        return sum(
+            _count_usable(self.objects(index)) for index in range(len(self))
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return a fingerprint of this data, which must be the same when a run is resumed.
@@ -263,7 +268,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     def picture(self, index: int) -> Picture | None:
         """Return an image with its ground-truth boxes, for the pictures of a run. Default: None."""
 
-    def check(self, *, strict: bool = False, cache: Path | None = None) -> list[str]:
+    def check(
+        self, *, strict: bool = False, cache: Path | None = None
+    ) -> list[str]:
         """Compare labels and image files before a run. All ranks call this together.
 
         Args:
@@ -284,7 +291,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     def _check_ids_and_names(self) -> list[str]:
         """Check that image ids are unique integers; return a warning if image names are not unique."""
         ids = [call(self, self.image_id, index) for index in range(len(self))]
-        wrong = next((value for value in ids if not isinstance(value, Integral)), None)
+        wrong = next(
+            (value for value in ids if not isinstance(value, Integral)), None
+        )
         if wrong is not None:
             raise DataError(
                 f"{type(self).__name__}.image_id returned {wrong!r}, expected an integer; see {DATA_GUIDE}"
@@ -295,8 +304,12 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
                 f"{self.ann_file}: {count} images have the id {most_common}; image_id must return another "
                 f"number for each image; see {DATA_GUIDE}"
             )
-        names = [call(self, self.image_name, index) for index in range(len(self))]
-        other = next((name for name in names if not isinstance(name, str)), None)
+        names = [
+            call(self, self.image_name, index) for index in range(len(self))
+        ]
+        other = next(
+            (name for name in names if not isinstance(name, str)), None
+        )
         if other is not None:
             raise DataError(
                 f"{type(self).__name__}.image_name returned a {type(other).__name__}, expected a text; see "
@@ -411,7 +424,9 @@ def _count_usable(objects: Objects) -> int:
 
 def _bytes_of(objects: Objects) -> bytes:
     """Return objects as bytes; equal objects give equal bytes."""
-    values = [None if part is None else part.double().tolist() for part in objects]
+    values = [
+        None if part is None else part.double().tolist() for part in objects
+    ]
     return repr(values).encode()
 
 

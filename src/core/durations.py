@@ -144,9 +144,15 @@ def read_duration(duration: Any, name: str, unit: Unit) -> Length:
         number = float(match[1])
         word = match[2]
         if word != "%":
-            return Length(number, "epochs" if word.startswith("epoch") else "steps")
+            return Length(
+                number, "epochs" if word.startswith("epoch") else "steps"
+            )
         duration = number / 100
-    if isinstance(duration, int) and not isinstance(duration, bool) and duration >= 0:
+    if (
+        isinstance(duration, int)
+        and not isinstance(duration, bool)
+        and duration >= 0
+    ):
         return Length(duration, unit)
     if isinstance(duration, float) and 0 <= duration <= 1:
         return Length(duration, "share")

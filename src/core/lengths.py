@@ -78,7 +78,9 @@ def resolve_specification(
     specification: Mapping[str, Any], run: RunLength
 ) -> dict[str, Any]:
     """Return a copy of `{type: Class, ...}` in which every length is an integer."""
-    return with_lengths(specification, _in_specification(specification, {}, run, ()))
+    return with_lengths(
+        specification, _in_specification(specification, {}, run, ())
+    )
 
 
 def with_lengths(
@@ -224,15 +226,23 @@ def _in_argument(
     if value is None and unit is not None and unit.default is not None:
         value = unit.default
     found = []
-    for inner, written, counted in lengths_of(value, argument.annotation, (key,)):
+    for inner, written, counted in lengths_of(
+        value, argument.annotation, (key,)
+    ):
         name = f"{component.name}.{dotted(_named(inner))}"
         try:
             number = run.resolve(written, counted.unit, name)
         except StepsUnknownError as error:
-            default = value if argument.default is REQUIRED else argument.default
-            return [ResolvedLength((*path, key), value, default, unknown=str(error))]
+            default = (
+                value if argument.default is REQUIRED else argument.default
+            )
+            return [
+                ResolvedLength((*path, key), value, default, unknown=str(error))
+            ]
         if type(written) is not int:
-            found.append(ResolvedLength((*path, *inner), written, number, counted.unit))
+            found.append(
+                ResolvedLength((*path, *inner), written, number, counted.unit)
+            )
     return found
 
 

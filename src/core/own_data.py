@@ -58,7 +58,9 @@ def check_class_names(data: object, names: Any) -> None:
         raise ConfigError(
             f"{who} is a {type(names).__name__}, expected a list of names in the order of the labels"
         )
-    wrong = [repr(name) for name in names if not isinstance(name, str) or not name]
+    wrong = [
+        repr(name) for name in names if not isinstance(name, str) or not name
+    ]
     if wrong or not names:
         raise ConfigError(
             f"{who} has {listed(wrong, ', ') if wrong else 'no name'}, expected texts; see {DATA_GUIDE}"
@@ -100,7 +102,9 @@ def check_length(data: Any) -> None:
         )
 
 
-def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> None:
+def check_objects(
+    where: str, objects: Any, kind: type, num_classes: int
+) -> None:
     """Check that the objects of an image have the types and shapes of the contract.
 
     Args:
@@ -148,7 +152,9 @@ def check_objects(where: str, objects: Any, kind: type, num_classes: int) -> Non
 def _check_types(where: str, parts: dict[str, Tensor]) -> None:
     labels = parts["labels"]
     ignored = parts.get("ignored")
-    if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
+    if len(labels) and (
+        labels.is_floating_point() or labels.dtype == torch.bool
+    ):
         _refuse(
             where,
             f"labels of type {labels.dtype}",
@@ -163,7 +169,10 @@ def _check_values(where: str, objects: Any, num_classes: int) -> None:
     labels = objects.labels
     if not bool(torch.isfinite(boxes).all()):
         _refuse(where, "boxes with NaN or infinity", "x1, y1, x2, y2 in pixels")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if (
+        len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
+    ):
         _refuse(
             where,
             f"labels from {int(labels.min())} to {int(labels.max())}",
@@ -178,7 +187,9 @@ def _check_values(where: str, objects: Any, num_classes: int) -> None:
         )
 
 
-def check_boxes_inside(where: str, boxes: Tensor, width: int, height: int) -> None:
+def check_boxes_inside(
+    where: str, boxes: Tensor, width: int, height: int
+) -> None:
     """Check that boxes are inside their image; a tenth of its size is tolerated on each side.
 
     Args:
@@ -218,14 +229,22 @@ def check_image(where: str, image: Any) -> None:
     Raises:
         DataError: if it did not.
     """
-    expected = "a torch.Tensor [3, H, W] uint8 with the channels red, green, blue"
+    expected = (
+        "a torch.Tensor [3, H, W] uint8 with the channels red, green, blue"
+    )
     if not isinstance(image, Tensor):
         _refuse(where, f"a {type(image).__name__}", expected)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        _refuse(where, f"a tensor {list(image.shape)} of type {image.dtype}", expected)
+        _refuse(
+            where,
+            f"a tensor {list(image.shape)} of type {image.dtype}",
+            expected,
+        )
 
 
-def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> None:
+def check_item(
+    where: str, item: Any, num_classes: int, *, training: bool
+) -> None:
     """Check that an item of a data set can be put into a batch.
 
     Args:
@@ -237,7 +256,11 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
     Raises:
         DataError: with the value that was found and the expected one.
     """
-    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], dict):
+    if (
+        not isinstance(item, tuple)
+        or len(item) != 2
+        or not isinstance(item[1], dict)
+    ):
         _refuse(
             where,
             f"a {type(item).__name__}",
@@ -248,9 +271,17 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
     if not isinstance(image, Tensor):
         _refuse(where, f"an image as a {type(image).__name__}", expected)
     if not image.is_floating_point() or image.ndim != 3 or image.shape[0] != 3:
-        _refuse(where, f"an image {list(image.shape)} of type {image.dtype}", expected)
+        _refuse(
+            where,
+            f"an image {list(image.shape)} of type {image.dtype}",
+            expected,
+        )
     if float(image.max()) > 32:
-        _refuse(where, f"an image with values up to {float(image.max()):g}", expected)
+        _refuse(
+            where,
+            f"an image with values up to {float(image.max()):g}",
+            expected,
+        )
     needed = ["boxes", "labels"]
     if not training:
         needed += ["image_id", "orig_size"]
@@ -269,7 +300,10 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
             f"boxes {list(boxes.shape)} and labels {list(labels.shape)}",
             "[T, 4] and [T]",
         )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    if (
+        len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
+    ):
         _refuse(
             where,
             f"labels from {int(labels.min())} to {int(labels.max())}",
@@ -284,7 +318,9 @@ def check_item(where: str, item: Any, num_classes: int, *, training: bool) -> No
 
 
 def _refuse(where: str, found: str, expected: str) -> None:
-    raise DataError(f"{where} returned {found}, expected {expected}; see {DATA_GUIDE}")
+    raise DataError(
+        f"{where} returned {found}, expected {expected}; see {DATA_GUIDE}"
+    )
 
 
 def _is_integer(value: Any) -> bool:

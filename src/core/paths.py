@@ -80,7 +80,9 @@ def similar_names(folder: Path, name: str, most: int = 3) -> list[str]:
         return []
     folded = folded_name(name)
     same = [other for other in names if folded_name(other) == folded]
-    cut = [other for other in names if other.startswith((f"{name} #", f"{name}: "))]
+    cut = [
+        other for other in names if other.startswith((f"{name} #", f"{name}: "))
+    ]
     without_suffix = [other for other in names if Path(other).stem == name]
     return (same or cut or without_suffix or close_names(name, names))[:most]
 
@@ -101,8 +103,12 @@ def files_inside(folder: str | Path, *patterns: str) -> str:
 def close_names(name: str, names: Iterable[str]) -> list[str]:
     """Return names with a similar spelling, best first. Names with different numbers are left out."""
     digits = re.findall(r"\d+", name)
-    candidates = [other for other in names if re.findall(r"\d+", other) == digits]
-    return difflib.get_close_matches(name, candidates, n=3, cutoff=NAME_SIMILARITY)
+    candidates = [
+        other for other in names if re.findall(r"\d+", other) == digits
+    ]
+    return difflib.get_close_matches(
+        name, candidates, n=3, cutoff=NAME_SIMILARITY
+    )
 
 
 def folded_name(name: str) -> str:

@@ -39,9 +39,9 @@ class Component:
     share: tuple[str, ...]
     load: str | None
     extra_arguments: Callable[[], dict[str, Argument]] | None = None
-    resolve_lengths: Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None = (
-        None
-    )
+    resolve_lengths: (
+        Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None
+    ) = None
     role: str | None = None
     """Such as "backbone"; None for a class that does not declare one (`__role__`)."""
 
@@ -52,7 +52,9 @@ class Component:
         """
         if self.role is not None:
             return self.role == role
-        return inspect.isclass(self.factory) and issubclass(self.factory, nn.Module)
+        return inspect.isclass(self.factory) and issubclass(
+            self.factory, nn.Module
+        )
 
     @property
     def arguments(self) -> dict[str, Argument]:
@@ -65,7 +67,10 @@ class Component:
         """True if the constructor has `**kwargs` without a list of its arguments."""
         parameters = inspect.signature(self.factory).parameters.values()
         kinds = [parameter.kind for parameter in parameters]
-        return inspect.Parameter.VAR_KEYWORD in kinds and self.extra_arguments is None
+        return (
+            inspect.Parameter.VAR_KEYWORD in kinds
+            and self.extra_arguments is None
+        )
 
 
 _COMPONENTS: dict[str, Component] = {}
@@ -122,7 +127,10 @@ def register(
         )
         parameters = inspect.signature(factory).parameters
         for shared in component.share:
-            if shared not in parameters or parameters[shared].default is REQUIRED:
+            if (
+                shared not in parameters
+                or parameters[shared].default is REQUIRED
+            ):
                 raise ConfigError(
                     f"{key}.{shared} is in __share__, so it needs a default in the constructor"
                 )
@@ -136,7 +144,9 @@ def register(
     return decorate
 
 
-def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Argument]:
+def arguments_of(
+    factory: Callable, *, skip: str | None = None
+) -> dict[str, Argument]:
     """Return the named arguments of a class or function, except `skip`.
 
     Example:
@@ -156,7 +166,11 @@ def arguments_of(factory: Callable, *, skip: str | None = None) -> dict[str, Arg
         annotation = types.get(parameter.name, Any)
         default = parameter.default
         length = length_unit(annotation)
-        if default is REQUIRED and length is not None and length.default is not None:
+        if (
+            default is REQUIRED
+            and length is not None
+            and length.default is not None
+        ):
             default = length.default
         arguments[parameter.name] = Argument(default, annotation)
     return arguments

@@ -66,11 +66,15 @@ def checked(
         text, _, path = str(error).partition(" - at ")
         of_key = path.startswith("`key`")
     except RecursionError:
-        raise CheckpointError(f"{file} is nested too deeply; {advice}") from None
+        raise CheckpointError(
+            f"{file} is nested too deeply; {advice}"
+        ) from None
     keys, wrong = _locate(value, schema, _steps(path))
     name = _name(part, keys) or "the content"
     if of_key:
-        raise CheckpointError(f"{file}: {_wrong_key(name, wrong, text)}; {advice}")
+        raise CheckpointError(
+            f"{file}: {_wrong_key(name, wrong, text)}; {advice}"
+        )
     raise CheckpointError(f"{file}: {name}{_fault(text, wrong)}; {advice}")
 
 

@@ -42,7 +42,9 @@ def import_file(path: Path, origin: str) -> None:
             f"{origin}: __import__ names {path}, but another module is called {name}; rename the file"
         )
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # spawned worker processes need it too
+        sys.path.append(
+            str(path.parent)
+        )  # spawned worker processes need it too
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{origin}: {path} cannot be imported")

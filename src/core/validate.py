@@ -31,7 +31,9 @@ MAX_FAULTS = 100
 
 
 def validate(
-    tree: ConfigTree, top_level: dict[str, Argument], blocks: dict[str, tuple[str, ...]]
+    tree: ConfigTree,
+    top_level: dict[str, Argument],
+    blocks: dict[str, tuple[str, ...]],
 ) -> None:
     """Check every key, type and reference of `tree`.
 
@@ -49,7 +51,9 @@ def validate(
         faults.append("and possibly more")
     path = first_non_finite(tree.values)
     if path:
-        faults.append(f"{dotted(path)} is not a finite number ({tree.origin(path)})")
+        faults.append(
+            f"{dotted(path)} is not a finite number ({tree.origin(path)})"
+        )
     if faults:
         number = "a fault" if len(faults) == 1 else count_faults(len(faults))
         raise ConfigError(
@@ -62,7 +66,9 @@ _NOT_IN_STEPS = (
     "run"
 )
 
-_OF_YOUR_OWN = "; a class of your own needs @register() and its file under __import__"
+_OF_YOUR_OWN = (
+    "; a class of your own needs @register() and its file under __import__"
+)
 
 _LISTS = (list, tuple, set, Sequence, Iterable)
 _WORDS = {
@@ -81,7 +87,9 @@ def type_name(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is typing.Annotated:
-        return "a length" if length_unit(annotation) else type_name(arguments[0])
+        return (
+            "a length" if length_unit(annotation) else type_name(arguments[0])
+        )
     if origin in (typing.Union, types.UnionType):
         # types that YAML cannot express, such as tensors, are left out
         known = (*_WORDS, *_LISTS)
@@ -99,7 +107,9 @@ def type_name(annotation: Any) -> str:
             return f"a list, each item {inner[0]}" if inner else "a list"
         noun = inner[0].removeprefix("a ").removeprefix("an ")
         first, _, rest = noun.partition(" of ")
-        return f"a list of {first}s of {rest}" if rest else f"a list of {first}s"
+        return (
+            f"a list of {first}s of {rest}" if rest else f"a list of {first}s"
+        )
     return _WORDS.get(base, getattr(base, "__name__", str(base)))
 
 
@@ -123,7 +133,9 @@ def matches(value: Any, annotation: Any) -> bool:
     if base is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if base in (list, tuple, Sequence, Iterable):
-        return isinstance(value, (list, tuple)) and _items_match(value, base, arguments)
+        return isinstance(value, (list, tuple)) and _items_match(
+            value, base, arguments
+        )
     if base in (dict, Mapping):
         if not isinstance(value, dict):
             return False
@@ -187,7 +199,9 @@ def _top_level_faults(
         elif key not in shared_names():
             yield f"unknown key '{key}' ({tree.origin(path)}){did_you_mean(key, known)}"
     for name, owner, argument in _shared_arguments():
-        if name in tree.values and not matches(tree.values[name], argument.annotation):
+        if name in tree.values and not matches(
+            tree.values[name], argument.annotation
+        ):
             yield (
                 f"{name} is {tree.values[name]!r}, {owner} expects {type_name(argument.annotation)} "
                 f"({tree.origin((name,))})"
@@ -224,7 +238,9 @@ def _typed_faults(
         if circle:
             yield f"{dotted(path)} names '{value}', which needs itself: {' -> '.join(circle)} ({place})"
         elif isinstance(settings, dict):
-            yield from _missing_faults(tree, path, component, settings, supplied)
+            yield from _missing_faults(
+                tree, path, component, settings, supplied
+            )
         return
     if not isinstance(value, dict):
         yield f"{dotted(path)} is {value!r}, expected a registered name or a mapping with 'type' ({place})"
@@ -299,7 +315,11 @@ def _component_faults(
             )
         else:
             yield from _length_faults(tree, here, value, arguments[key])
-        if key in component.share and key in tree.values and tree.values[key] != value:
+        if (
+            key in component.share
+            and key in tree.values
+            and tree.values[key] != value
+        ):
             yield (
                 f"{dotted(here)} is {value!r} ({tree.origin(here)}) but the top level says {key}: "
                 f"{tree.values[key]!r} ({tree.origin((key,))}); keep one of them"
@@ -335,7 +355,11 @@ def _missing_faults(
     supplied: tuple[str, ...],
 ) -> Iterator[str]:
     for key, argument in component.arguments.items():
-        if argument.default is REQUIRED and key not in settings and key not in supplied:
+        if (
+            argument.default is REQUIRED
+            and key not in settings
+            and key not in supplied
+        ):
             if key in component.inject:
                 yield f"{dotted(path)} needs '{key}', the name of a registered class ({tree.origin(path)})"
             else:

@@ -82,7 +82,9 @@ class RunSettings:
         for name, least in self.minima.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}, expected at least {least}")
+                raise ConfigError(
+                    f"{name} is {value}, expected at least {least}"
+                )
 
 
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -129,7 +131,9 @@ class YAMLConfig:
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
             place = self.origin("task")
-            _logger.debug("task has no effect, every run is a detection (%s)", place)
+            _logger.debug(
+                "task has no effect, every run is a detection (%s)", place
+            )
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
@@ -159,7 +163,9 @@ class YAMLConfig:
         config._load(tree, name, overrides)
         for role in _MODEL_ROLES:
             if config.yaml_cfg.get(role):
-                refuse_other_roles(role, config.yaml_cfg[role], config.yaml_cfg, name)
+                refuse_other_roles(
+                    role, config.yaml_cfg[role], config.yaml_cfg, name
+                )
         return config
 
     def _load(
@@ -177,7 +183,9 @@ class YAMLConfig:
         self._lengths: list[ResolvedLength] | None = None
         known = tree.values.keys() & _top_level().keys()
         try:
-            self.settings = RunSettings(**{name: tree.values[name] for name in known})
+            self.settings = RunSettings(
+                **{name: tree.values[name] for name in known}
+            )
         except ConfigError as error:
             key = str(error).partition(" ")[0]  # the text begins with the key
             raise ConfigError(f"{error} ({tree.origin((key,))})") from None
@@ -207,7 +215,9 @@ class YAMLConfig:
             RuntimeError: if the model has been built already.
         """
         if "model" in vars(self):
-            raise RuntimeError("the model was built before the lengths were resolved")
+            raise RuntimeError(
+                "the model was built before the lengths were resolved"
+            )
         self._run_length = run
         self._lengths = resolve_lengths(self.yaml_cfg, run, BLOCKS)
 
@@ -227,7 +237,11 @@ class YAMLConfig:
 
     def describe_lengths(self) -> str:
         """Return a YAML comment that lists the lengths as written and as integers; "" if there are none."""
-        lines = [f"#   {length}\n" for length in self.lengths if length.unknown is None]
+        lines = [
+            f"#   {length}\n"
+            for length in self.lengths
+            if length.unknown is None
+        ]
         return "".join(["# Lengths in this run:\n", *lines]) if lines else ""
 
     @property
@@ -246,7 +260,10 @@ class YAMLConfig:
         """
         self._load_files = False
         for component in components():
-            if component.name in self.yaml_cfg and "pretrained" in component.arguments:
+            if (
+                component.name in self.yaml_cfg
+                and "pretrained" in component.arguments
+            ):
                 disabled = {"pretrained": False}
                 self.set(component.name, disabled, "a checkpoint was given")
 

@@ -77,7 +77,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Origins]:
         )
         place = f"{name}:{mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError(f"{place} cannot be read as YAML: {problem}") from None
+        raise ConfigError(
+            f"{place} cannot be read as YAML: {problem}"
+        ) from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply") from None
     except (ValueError, TypeError) as error:
@@ -89,7 +91,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Origins]:
 
 def dump_yaml(values: dict[str, Any]) -> str:
     """Write settings as YAML text that `parse_yaml` reads back to the same values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True
+    )
 
 
 def dotted(path: KeyPath) -> str:
@@ -137,7 +141,9 @@ class _Loader(yaml.SafeLoader):
 
     budget: ValueBudget
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(
+        self, parent: yaml.Node | None, index: Any
+    ) -> yaml.Node | None:
         """Count each node while the text is parsed, so that a long text ends early."""
         self.budget.spend()
         return super().compose_node(parent, index)
@@ -199,7 +205,9 @@ def _inspect_mapping(
         line = key_node.start_mark.line + 1
         if key_node.tag not in (_STRING, _MERGE):
             shown = f": {key}" if isinstance(key, str) else ""
-            raise ConfigError(f"{name}:{line} has a key that is not a string{shown}")
+            raise ConfigError(
+                f"{name}:{line} has a key that is not a string{shown}"
+            )
         if key in seen:
             raise ConfigError(
                 f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} sets it already"

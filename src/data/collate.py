@@ -91,11 +91,17 @@ class BatchImageCollateFunction:
                 )
         self.stop_epoch = stop_epoch
         self.mixup_epochs = _span("mixup_epochs", mixup_epochs, stop_epoch)
-        self.copyblend_epochs = _span("copyblend_epochs", copyblend_epochs, stop_epoch)
+        self.copyblend_epochs = _span(
+            "copyblend_epochs", copyblend_epochs, stop_epoch
+        )
         self.mixup_prob = mixup_prob
         self.copyblend_prob = copyblend_prob
         self.copy_blend = CopyBlend(
-            copyblend_type, area_threshold, num_objects, with_expand, expand_ratios
+            copyblend_type,
+            area_threshold,
+            num_objects,
+            with_expand,
+            expand_ratios,
         )
         if ema_restart_decay is not None and not 0 <= ema_restart_decay <= 1:
             raise ConfigError(
@@ -151,7 +157,9 @@ class BatchImageCollateFunction:
             targets = self._mix(images, targets, fields, rng)
         return images, targets
 
-    def _stacked(self, finished: list[Tensor], rng: np.random.Generator) -> Tensor:
+    def _stacked(
+        self, finished: list[Tensor], rng: np.random.Generator
+    ) -> Tensor:
         """Return finished images as a batch, resized if another size is drawn."""
         images = torch.stack(finished)
         height, width = images.shape[-2:]

@@ -21,7 +21,12 @@ from ..core.registry import register
 from ..runtime.distributed import rank, world_size
 from ..runtime.memory import keep_freed_memory
 from .collate import BatchImageCollateFunction
-from .worker_watch import POLL_SECONDS, WorkerBatches, end_if_not_handed_over, watched
+from .worker_watch import (
+    POLL_SECONDS,
+    WorkerBatches,
+    end_if_not_handed_over,
+    watched,
+)
 
 
 class GlobalBatchSampler(data.Sampler[list[int]]):

@@ -56,7 +56,11 @@ def end_if_not_handed_over(worker: int) -> None:
         os._exit(1 if limit is None else _LIMIT_REACHED + limit)
 
     # multiprocessing's hook for such errors; its type stubs do not list it
-    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", staticmethod(end))  # noqa: B010
+    setattr(
+        multiprocessing.queues.Queue,
+        "_on_queue_feeder_error",
+        staticmethod(end),
+    )  # noqa: B010
 
 
 def watched(
@@ -102,7 +106,9 @@ def _next_batch(
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if timeout_seconds and time.monotonic() - began >= timeout_seconds:
-                images = ", ".join(map(last_image, range(len(batches._workers))))
+                images = ", ".join(
+                    map(last_image, range(len(batches._workers)))
+                )
                 raise ResourceError(
                     f"no batch arrived within {timeout_seconds:g} s (data_timeout): "
                     "a loader worker hangs or is very slow; "
@@ -165,4 +171,6 @@ def _without_sigchld_handler() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        signal.signal(
+            signal.SIGCHLD, before if before is not None else signal.SIG_DFL
+        )

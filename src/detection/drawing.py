@@ -43,13 +43,20 @@ class DrawnObjects(NamedTuple):
 
     @classmethod
     def of_labels(
-        cls, boxes_xyxy: np.ndarray, labels: np.ndarray, names: Mapping[int, str]
+        cls,
+        boxes_xyxy: np.ndarray,
+        labels: np.ndarray,
+        names: Mapping[int, str],
     ) -> DrawnObjects:
         """Return ground-truth objects from boxes `[T, 4]` in pixels of the image and labels `[T]` int64."""
-        return cls(torch.from_numpy(boxes_xyxy), torch.from_numpy(labels), names)
+        return cls(
+            torch.from_numpy(boxes_xyxy), torch.from_numpy(labels), names
+        )
 
     @classmethod
-    def of_rows(cls, rows: np.ndarray, names: Mapping[int, str]) -> DrawnObjects:
+    def of_rows(
+        cls, rows: np.ndarray, names: Mapping[int, str]
+    ) -> DrawnObjects:
         """Return detections of an evaluation: rows `[T, 6]` of x, y, width, height (pixels), score, label."""
         found = torch.from_numpy(rows)
         corner = found[:, :2]

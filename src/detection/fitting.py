@@ -53,7 +53,11 @@ def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
     """
     factors = [key for key in file.weights if is_lora_factor(key)]
     if factors and not any(is_lora_factor(key) for key in own):
-        ranks = [len(file.weights[key]) for key in factors if key.endswith("lora_down")]
+        ranks = [
+            len(file.weights[key])
+            for key in factors
+            if key.endswith("lora_down")
+        ]
         rank = ranks[0] if ranks else "?"
         raise CheckpointError(
             f"{file.path} is the state of a run with LoRA ({len(factors)} factors of rank {rank}), but this "
@@ -62,7 +66,9 @@ def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
         )
 
 
-def completed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def completed(
+    weights: Mapping[str, Tensor], model: nn.Module
+) -> dict[str, Tensor]:
     """Add entries that a file may lack, from the model.
 
     These are the tables computed for the input size and, if the file has none, the LoRA factors. The factors
@@ -86,11 +92,15 @@ def completed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
         if key in COMPUTED_KEYS:
             result.setdefault(key, value)
         elif is_plain and is_lora_factor(key):
-            result[key] = torch.zeros_like(value) if key.endswith("lora_up") else value
+            result[key] = (
+                torch.zeros_like(value) if key.endswith("lora_up") else value
+            )
     return result
 
 
-def describe_misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def describe_misfits(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> str:
     """Return "2 missing (a, b), 1 of another shape (c [3] not [4])", or "" if everything fits.
 
     Args:
@@ -100,7 +110,9 @@ def describe_misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
     shapes = []
     for key, value in own.items():
         if key in weights and weights[key].shape != value.shape:
-            shapes.append(f"{key} {list(weights[key].shape)} not {list(value.shape)}")
+            shapes.append(
+                f"{key} {list(weights[key].shape)} not {list(value.shape)}"
+            )
     kinds = {
         "missing": [key for key in own if key not in weights],
         "unexpected": [key for key in weights if key not in own],

@@ -27,7 +27,9 @@ EXTRA_OPERATIONS = 2_000
 """Operations on tensors that building a model may take, for each tensor of its file and besides."""
 
 
-def model_config(file: WeightFile, config: str | Path | None = None) -> YAMLConfig:
+def model_config(
+    file: WeightFile, config: str | Path | None = None
+) -> YAMLConfig:
     """Return the configuration of the model of a checkpoint, prepared for its weights.
 
     The configuration inside a checkpoint only describes a model (`YAMLConfig.from_text`).
@@ -78,7 +80,9 @@ def check_sizes(file: WeightFile, cfg: YAMLConfig) -> None:
     _refuse_large_numbers(cfg.yaml_cfg, file.weights, place)
     try:
         with _LimitedBuilding(len(file.weights), place), torch.device("meta"):
-            model = create(cfg.yaml_cfg["model"], cfg.resolved_cfg, load_files=False)
+            model = create(
+                cfg.yaml_cfg["model"], cfg.resolved_cfg, load_files=False
+            )
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{place} describes no model: {error}") from None
     own = model.state_dict()

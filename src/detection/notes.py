@@ -24,7 +24,9 @@ class ClassEntry(TypedDict):
     name: Text
 
 
-Classes = Annotated[list[ClassEntry], Meta(min_length=1, max_length=MAX_CLASSES)]
+Classes = Annotated[
+    list[ClassEntry], Meta(min_length=1, max_length=MAX_CLASSES)
+]
 """Id and name of each label in order."""
 
 
@@ -58,7 +60,9 @@ class Notes(Struct):
         refuse_repeated_ids(self.classes or [])
         for name, value in (self.metrics or {}).items():
             if not _is_plain(value):
-                raise ValueError(f"Expected `numbers and texts` as metrics.{name}")
+                raise ValueError(
+                    f"Expected `numbers and texts` as metrics.{name}"
+                )
 
 
 def refuse_repeated_ids(classes: list[ClassEntry]) -> None:

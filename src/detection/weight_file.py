@@ -81,7 +81,10 @@ class WeightFile:
         does not.
         """
         cfg.without_pretrained()
-        if cfg.yaml_cfg.get("num_classes") is None and self.num_classes is not None:
+        if (
+            cfg.yaml_cfg.get("num_classes") is None
+            and self.num_classes is not None
+        ):
             cfg.set("num_classes", self.num_classes, f"counted in {self.path}")
 
 
@@ -122,7 +125,9 @@ def _weights_in(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
         )
     part = "ema.module" if averaged else "model" if content.get("model") else ""
     checked(weights, dict[str, Tensor], file=path, part=part, advice=ADVICE)
-    return {key.removeprefix("module."): value for key, value in weights.items()}
+    return {
+        key.removeprefix("module."): value for key, value in weights.items()
+    }
 
 
 def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -149,9 +154,9 @@ def class_count(weights: Mapping[str, Tensor]) -> int | None:
         weights: state dict of a detector, or weights from a file.
     """
     for key, value in sorted(weights.items()):
-        is_class_bias = key.startswith("decoder.dec_score_head.") and key.endswith(
-            ".bias"
-        )
+        is_class_bias = key.startswith(
+            "decoder.dec_score_head."
+        ) and key.endswith(".bias")
         if is_class_bias and value.ndim == 1:
             return len(value)
     return None

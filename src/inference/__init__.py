@@ -6,4 +6,10 @@ from .prediction_settings import PredictionSettings
 from .preprocessing import Preprocessing
 from .tiling import Tiling
 
-__all__ = ["Detector", "Prediction", "PredictionSettings", "Preprocessing", "Tiling"]
+__all__ = [
+    "Detector",
+    "Prediction",
+    "PredictionSettings",
+    "Preprocessing",
+    "Tiling",
+]

@@ -87,11 +87,15 @@ def check_agreement(
             break
         tried_sizes.add(len(batch))
         found += _predict_all(exported, batch, batch_size=size)
-    expected = _repeated_to_fill_batches(_predict_all(reference, images, batch_size=8))
+    expected = _repeated_to_fill_batches(
+        _predict_all(reference, images, batch_size=8)
+    )
     repeated_names = _repeated_to_fill_batches(names)
     differences: list[Difference] = []
     for one, other, name in zip(expected, found, repeated_names, strict=True):
-        differences.append(compare_predictions(one, other, reference.threshold, name))
+        differences.append(
+            compare_predictions(one, other, reference.threshold, name)
+        )
     worst = max(differences, key=lambda difference: difference.relative)
     if worst.relative > 1:
         bad = sum(difference.relative > 1 for difference in differences)
@@ -133,7 +137,10 @@ def _predict_all(
 def _check_same_settings(reference: Detector, exported: Detector) -> None:
     """Check that both detectors have the same preprocessing, classes and threshold."""
     settings = {
-        "preprocessing": (reference.preprocessing.ops, exported.preprocessing.ops),
+        "preprocessing": (
+            reference.preprocessing.ops,
+            exported.preprocessing.ops,
+        ),
         "classes": (reference.classes, exported.classes),
         "threshold": (reference.threshold, exported.threshold),
     }
@@ -180,11 +187,15 @@ def compare_predictions(
     """
     forward = _distances(reference, other, threshold)
     backward = _distances(other, reference, threshold)
-    box_px, score = np.concatenate([forward, backward]).max(0, initial=0.0).tolist()
+    box_px, score = (
+        np.concatenate([forward, backward]).max(0, initial=0.0).tolist()
+    )
     return Difference(name, len(forward), box_px, score)
 
 
-def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarray:
+def _distances(
+    one: Prediction, other: Prediction, threshold: float
+) -> np.ndarray:
     """Return the differences (pixels, score) between detections of `one` and their matches, `[n, 2]`.
 
     Both are infinite for a detection without a match.
@@ -197,7 +208,9 @@ def _distances(one: Prediction, other: Prediction, threshold: float) -> np.ndarr
     box_px = sides_px.max(-1, initial=0.0)  # [n, R]
     score = np.abs(one.scores[rows] - other.scores)
     is_other_class = one.labels[rows] != other.labels
-    in_tolerances = np.maximum(box_px / BOX_TOLERANCE_PX, score / SCORE_TOLERANCE)
+    in_tolerances = np.maximum(
+        box_px / BOX_TOLERANCE_PX, score / SCORE_TOLERANCE
+    )
     cost = np.where(is_other_class, 1e9, np.minimum(in_tolerances, 1e6))
     matched, partners = linear_sum_assignment(cost)
     differences = np.stack([box_px, score], axis=-1)  # [n, R, 2]
@@ -234,9 +247,15 @@ def images_for_check(
     """
     if count < 1:
         raise ConfigError(f"--count is {count}, expected at least 1")
-    files = image_files(folder) if folder is not None else _validation_files(detector)
+    files = (
+        image_files(folder)
+        if folder is not None
+        else _validation_files(detector)
+    )
     if files:
-        evenly_spread = np.linspace(0, len(files) - 1, count).round().astype(int)
+        evenly_spread = (
+            np.linspace(0, len(files) - 1, count).round().astype(int)
+        )
         positions = np.unique(evenly_spread)
         chosen: list[Readable] = [files[position] for position in positions]
         logger.info(

@@ -122,11 +122,15 @@ def sparkline(line: Line, *, width: int = 110, height: int = 34) -> str:
     )
 
 
-def _points(line: Line, left: float, top: float, across: float, down: float) -> str:
+def _points(
+    line: Line, left: float, top: float, across: float, down: float
+) -> str:
     """Return the points of a line, in pixels, as the text of an SVG attribute."""
     if not len(line.x):
         return ""
-    evenly_spread = np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int)
+    evenly_spread = (
+        np.linspace(0, len(line.x) - 1, MAX_POINTS).round().astype(int)
+    )
     chosen = np.unique(evenly_spread)
     points = []
     for x, y in zip(line.x[chosen], line.y[chosen]):

@@ -71,7 +71,9 @@ def draw_comparisons(
     for index, path, (_, prediction) in zip(indices, written, stream):
         sample = dataset.raw_sample(index)
         labels = sample.fields["labels"]
-        truth = DrawnObjects.of_labels(sample.boxes, labels, dataset.label_names)
+        truth = DrawnObjects.of_labels(
+            sample.boxes, labels, dataset.label_names
+        )
         predicted = DrawnObjects(
             torch.from_numpy(prediction.boxes),
             torch.from_numpy(prediction.labels),

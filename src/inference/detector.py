@@ -18,7 +18,12 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.decoding import ImageError, ImageFlag, image_from_pil, inspect_image
+from ..data.dataset.decoding import (
+    ImageError,
+    ImageFlag,
+    image_from_pil,
+    inspect_image,
+)
 from ..detection.fitting import load_strictly
 from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
@@ -26,7 +31,12 @@ from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from .engines import Engine, TorchEngine, batch_image_names
-from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine, TensorRtEngine
+from .exported_engines import (
+    ExportedEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+    TensorRtEngine,
+)
 from .metadata import Metadata, metadata_for
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
@@ -107,7 +117,9 @@ class Detector:
         if threshold is not None:
             self.threshold = _checked_threshold(threshold)
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
-        self._names = np.array([entry["name"] for entry in self.classes], object)
+        self._names = np.array(
+            [entry["name"] for entry in self.classes], object
+        )
 
     @classmethod
     def from_checkpoint(
@@ -165,7 +177,10 @@ class Detector:
         """
         file.prepare(cfg)
         preprocessing = Preprocessing.from_config(cfg)
-        if input_size is not None and tuple(input_size) != preprocessing.input_size:
+        if (
+            input_size is not None
+            and tuple(input_size) != preprocessing.input_size
+        ):
             logger.warning(
                 "input size %d x %d instead of %d x %d (height x width), which the model was trained for: "
                 "accuracy may differ",
@@ -173,12 +188,20 @@ class Detector:
                 *preprocessing.input_size,
             )
             preprocessing = preprocessing.resized(input_size)
-        cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
+        cfg.set(
+            "eval_spatial_size",
+            list(preprocessing.input_size),
+            "the input size",
+        )
         model = cfg.model
         load_strictly(model, file)
         postprocessor = cfg.postprocessor.deploy()
-        engine = TorchEngine(model.deploy(), postprocessor, device, use_amp=use_amp)
-        notes = {key: value for key, value in file.meta.items() if key != "config"}
+        engine = TorchEngine(
+            model.deploy(), postprocessor, device, use_amp=use_amp
+        )
+        notes = {
+            key: value for key, value in file.meta.items() if key != "config"
+        }
         notes["file"] = str(file.path)
         classes = file.named_classes
         return cls(engine, preprocessing, classes, file.threshold, notes, cfg)
@@ -212,10 +235,14 @@ class Detector:
 
         Arguments and errors are those of `OpenVinoEngine` and `from_onnx`.
         """
-        return cls._from_export(OpenVinoEngine(path, device, threads=threads), path)
+        return cls._from_export(
+            OpenVinoEngine(path, device, threads=threads), path
+        )
 
     @classmethod
-    def from_tensorrt(cls, path: str | Path, *, device: str | None = None) -> Detector:
+    def from_tensorrt(
+        cls, path: str | Path, *, device: str | None = None
+    ) -> Detector:
         """Load a TensorRT engine built from an exported model, with NAME.json beside it.
 
         Arguments and errors are those of `TensorRtEngine` and `from_onnx`.
@@ -269,7 +296,9 @@ class Detector:
         """
         settings = PredictionSettings(threshold, batch_size, nms, tiling)
         several, is_single = _as_several(images)
-        found = [predicted.prediction for predicted in self.stream(several, settings)]
+        found = [
+            predicted.prediction for predicted in self.stream(several, settings)
+        ]
         return found[0] if is_single else found
 
     def stream(
@@ -301,7 +330,10 @@ class Detector:
         size = self.engine.batch_size or settings.batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
-        for name, value in (("threshold", settings.threshold), ("nms", settings.nms)):
+        for name, value in (
+            ("threshold", settings.threshold),
+            ("nms", settings.nms),
+        ):
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value:g}, expected 0 to 1")
         predict = partial(
@@ -347,7 +379,9 @@ class Detector:
         boxes = found[1].float().numpy()
         scores = found[2].float().numpy()
         image_names = batch_image_names(len(images))
-        refuse_non_finite_outputs({"scores": scores, "boxes": boxes}, image_names)
+        refuse_non_finite_outputs(
+            {"scores": scores, "boxes": boxes}, image_names
+        )
         minimum = self.threshold if threshold is None else threshold
         self._refuse_unknown_labels(labels)
         result = []
@@ -369,7 +403,9 @@ class Detector:
 
     def _refuse_unknown_labels(self, labels: np.ndarray) -> None:
         """Check that every label of a batch has a class."""
-        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.classes):
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(
+            self.classes
+        ):
             raise CheckpointError(
                 f"{self.meta.get('file', 'the model')} gives labels from {labels.min()} to {labels.max()}, "
                 f"but its metadata names {len(self.classes)} classes"
@@ -478,7 +514,9 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
     else:
         pixels = _channels_first(image)
         expected = "[H, W, 3] (RGB) or [H, W] (grey), uint8"
-    has_shape = pixels.ndim == 3 and pixels.shape[0] == 3 and 0 not in pixels.shape
+    has_shape = (
+        pixels.ndim == 3 and pixels.shape[0] == 3 and 0 not in pixels.shape
+    )
     if pixels.dtype != torch.uint8 or not has_shape:
         raise ConfigError(
             f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {expected}"

@@ -104,7 +104,10 @@ def open_labelled_images(
     weights = Path(detector.meta.get("file", "the checkpoint"))
     dataset.use_labels(
         find_labels(
-            categories, detector.classes, ann_file=dataset.ann_file, weights=weights
+            categories,
+            detector.classes,
+            ann_file=dataset.ann_file,
+            weights=weights,
         )
     )
     dataset.check_images_exist()
@@ -172,7 +175,9 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
         The last row is background, the last column missed objects. Objects are matched with detections of
         their own class first, then with overlapping detections of other classes.
     """
-    position = {label: number for number, label in enumerate(sorted(evaluation.names))}
+    position = {
+        label: number for number, label in enumerate(sorted(evaluation.names))
+    }
     counts = np.zeros((len(position) + 1, len(position) + 1), np.int64)
     for image_id in evaluation.detections:
         rows = evaluation.detections_above(image_id, threshold)
@@ -180,7 +185,9 @@ def confusion_matrix(evaluation: Evaluation, threshold: float) -> np.ndarray:
         found = match_image(rows, objects)
         open_objects = np.setdiff1d(np.flatnonzero(objects[:, 5] == 0), found)
         others = np.flatnonzero(found == MISSED)
-        taken = match_image(rows[others], objects[open_objects], same_category=False)
+        taken = match_image(
+            rows[others], objects[open_objects], same_category=False
+        )
         has_object = taken >= 0
         found[others[has_object]] = open_objects[taken[has_object]]
         true_class = [position[int(label)] for label in objects[:, 4]]

@@ -80,4 +80,7 @@ def batch_image_names(count: int) -> list[str]:
         >>> batch_image_names(2)
         ['image 1 of a batch of 2', 'image 2 of a batch of 2']
     """
-    return [f"image {number} of a batch of {count}" for number in range(1, count + 1)]
+    return [
+        f"image {number} of a batch of {count}"
+        for number in range(1, count + 1)
+    ]

@@ -79,9 +79,13 @@ def write_report(
     if threshold is None:
         best = best_operating_point(evaluation.matches)
         threshold = detector.threshold if best is None else best.threshold
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(_page_content(evaluation, detector, threshold, worst))
+    page = template.render(
+        _page_content(evaluation, detector, threshold, worst)
+    )
     content = page.encode(errors="backslashreplace")
     write_atomically(path, lambda file: file.write(content))
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
@@ -101,7 +105,9 @@ def _page_content(
     for label, name in sorted(evaluation.names.items()):
         class_points = operating_points(matches.of_category(label))
         if class_points is not None:
-            curves.append(_line(name, class_points.recall, class_points.precision))
+            curves.append(
+                _line(name, class_points.recall, class_points.precision)
+            )
     return {
         "weights": Path(detector.meta.get("file", "weights")).name,
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -111,7 +117,8 @@ def _page_content(
         "images": len(dataset),
         "objects": sum(matches.objects.values()),
         "metrics": {
-            name: evaluation.metrics[name] for name in CocoEvaluator.metric_names
+            name: evaluation.metrics[name]
+            for name in CocoEvaluator.metric_names
         },
         "threshold": threshold,
         "at": operating_point_at(matches, threshold),
@@ -125,7 +132,9 @@ def _page_content(
     }
 
 
-def _threshold_chart(points: OperatingCurve | None, threshold: float) -> str | None:
+def _threshold_chart(
+    points: OperatingCurve | None, threshold: float
+) -> str | None:
     """Return the chart of precision, recall and F1 over the threshold; None without detections."""
     if points is None:
         return None
@@ -142,7 +151,9 @@ def _class_rows(
     for label, name in sorted(evaluation.names.items()):
         class_matches = matches.of_category(label)
         count = class_matches.objects[label]
-        at_threshold = operating_point_at(class_matches, threshold) if count else None
+        at_threshold = (
+            operating_point_at(class_matches, threshold) if count else None
+        )
         yield {
             "name": name,
             "objects": count,
@@ -161,7 +172,9 @@ def _class_curve(name: str, points: OperatingCurve | None) -> str | None:
     return sparkline(_line(title, points.recall, points.precision))
 
 
-def _size_rows(evaluation: Evaluation, threshold: float) -> Iterator[dict[str, object]]:
+def _size_rows(
+    evaluation: Evaluation, threshold: float
+) -> Iterator[dict[str, object]]:
     """Count all and detected objects by size class, using their labelled area."""
     areas_of_images = []
     found_of_images = []
@@ -190,14 +203,18 @@ def _confusions(evaluation: Evaluation, threshold: float) -> dict[str, object]:
     columns = [*names, "(missed)"]
     wrong = counts.copy()
     np.fill_diagonal(wrong[:-1, :-1], 0)
-    most_frequent = np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]
+    most_frequent = np.argsort(-wrong, axis=None, kind="stable")[
+        :MAX_CONFUSIONS
+    ]
     listed = []
     for i, j in zip(*np.unravel_index(most_frequent, wrong.shape)):
         if wrong[i, j]:
             listed.append((rows[i], columns[j], int(wrong[i, j])))
     return {
         "columns": columns,
-        "matrix": _matrix(counts, rows) if len(names) <= MAX_MATRIX_CLASSES else None,
+        "matrix": _matrix(counts, rows)
+        if len(names) <= MAX_MATRIX_CLASSES
+        else None,
         "confusions": listed,
     }
 
@@ -211,7 +228,11 @@ def _matrix(counts: np.ndarray, rows: list[str]) -> list[dict[str, object]]:
         for j in range(len(rows)):
             cell_share = round(float(share[i, j]), 3)
             cells.append(
-                {"count": int(counts[i, j]), "share": cell_share, "right": i == j}
+                {
+                    "count": int(counts[i, j]),
+                    "share": cell_share,
+                    "right": i == j,
+                }
             )
         matrix.append({"name": name, "cells": cells})
     return matrix
@@ -232,7 +253,9 @@ def _worst_images(
         rows = evaluation.detections_above(ids[index], threshold)
         truth, prediction = draw_pair(
             sample.image,
-            DrawnObjects.of_labels(sample.boxes, sample.fields["labels"], names),
+            DrawnObjects.of_labels(
+                sample.boxes, sample.fields["labels"], names
+            ),
             DrawnObjects.of_rows(rows, names),
         )
         yield {
@@ -257,4 +280,6 @@ def _data_url(picture: torch.Tensor) -> str:
     image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return (
+        "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    )

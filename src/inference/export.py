@@ -125,12 +125,16 @@ def export_onnx(
     deployed = Deployed(engine.model, engine.postprocessor).eval()
     example = _example_inputs(detector, batch_size or 2)
     exported_by = (
-        _export_with_dynamo if exporter == "dynamo" else _export_with_torchscript
+        _export_with_dynamo
+        if exporter == "dynamo"
+        else _export_with_torchscript
     )
     with torch.no_grad(), _without_exporter_messages():
         # computes cached tables, which would otherwise become part of the graph
         deployed(*example)
-        proto = exported_by(deployed, example, opset, free_batch=batch_size is None)
+        proto = exported_by(
+            deployed, example, opset, free_batch=batch_size is None
+        )
         if simplifier is not None:
             proto = simplifier(proto)
     _remove_debug_notes(proto)
@@ -155,7 +159,9 @@ def export_onnx(
     return path
 
 
-def _example_inputs(detector: Detector, batch_size: int) -> tuple[Tensor, Tensor]:
+def _example_inputs(
+    detector: Detector, batch_size: int
+) -> tuple[Tensor, Tensor]:
     """Return random images, and their sizes, for tracing the model."""
     height, width = detector.preprocessing.input_size
     generator = torch.Generator().manual_seed(0)
@@ -163,7 +169,9 @@ def _example_inputs(detector: Detector, batch_size: int) -> tuple[Tensor, Tensor
     return images, torch.tensor([[width, height]] * batch_size)
 
 
-def _checked_opset(opset: int | None, exporter: str, batch_size: int | None) -> int:
+def _checked_opset(
+    opset: int | None, exporter: str, batch_size: int | None
+) -> int:
     """Return the opset to write, after checking that it fits the exporter and the batch size."""
     if exporter not in OPSETS:
         raise ConfigError(
@@ -319,7 +327,9 @@ def _check_graph(proto: onnx.ModelProto, opset: int, path: Path) -> None:
         if entry.domain in standard and entry.version != opset:
             faults.append(f"its opset is {entry.version}, not {opset}")
     if domains - standard:
-        faults.append(f"it has operations of {', '.join(sorted(domains - standard))}")
+        faults.append(
+            f"it has operations of {', '.join(sorted(domains - standard))}"
+        )
     inputs = tuple(entry.name for entry in graph.input)
     outputs = tuple(entry.name for entry in graph.output)
     if inputs != INPUTS or outputs != OUTPUTS:
@@ -339,7 +349,8 @@ def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
     return Metadata(
         preprocessing=detector.preprocessing.ops,
         classes=[
-            ClassEntry(id=entry["id"], name=entry["name"]) for entry in detector.classes
+            ClassEntry(id=entry["id"], name=entry["name"])
+            for entry in detector.classes
         ],
         threshold=detector.threshold,
         input_size=list(detector.preprocessing.input_size),

@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError, NumericsError, first_line
+from ..core.errors import (
+    CheckpointError,
+    ConfigError,
+    NumericsError,
+    first_line,
+)
 from ..runtime.distributed import pick_device
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
@@ -80,7 +85,11 @@ class OnnxEngine(ExportedEngine):
     """An ONNX file in ONNX Runtime."""
 
     def __init__(
-        self, path: str | Path, device: str | None = None, *, threads: int | None = None
+        self,
+        path: str | Path,
+        device: str | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
         """Load the file.
 
@@ -101,7 +110,9 @@ class OnnxEngine(ExportedEngine):
         providers = _execution_providers(device, ort.get_available_providers())
         # the exceptions of ONNX Runtime have no common base class
         try:
-            session = ort.InferenceSession(str(path), options, providers=providers)
+            session = ort.InferenceSession(
+                str(path), options, providers=providers
+            )
         except Exception as error:
             reason = first_line(error)[:LONGEST_REASON]
             raise CheckpointError(
@@ -129,7 +140,11 @@ class OpenVinoEngine(ExportedEngine):
     """An ONNX file or an OpenVINO `.xml` file in OpenVINO."""
 
     def __init__(
-        self, path: str | Path, device: str | None = None, *, threads: int | None = None
+        self,
+        path: str | Path,
+        device: str | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
         """Read and compile the model, in float32.
 
@@ -153,7 +168,9 @@ class OpenVinoEngine(ExportedEngine):
                 f"{', '.join(core.available_devices)}"
             )
         settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
-        if device == "CPU":  # by default OpenVINO uses bf16 on CPUs that support it
+        if (
+            device == "CPU"
+        ):  # by default OpenVINO uses bf16 on CPUs that support it
             settings |= {
                 "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
                 "INFERENCE_PRECISION_HINT": "f32",
@@ -234,7 +251,8 @@ class TensorRtEngine(ExportedEngine):
             trt.int64: torch.int64,
         }
         self._types = {
-            name: types[engine.get_tensor_dtype(name)] for name in (*inputs, *outputs)
+            name: types[engine.get_tensor_dtype(name)]
+            for name in (*inputs, *outputs)
         }
         first = engine.get_tensor_shape(INPUTS[0])[0]
         if first != -1:
@@ -249,14 +267,18 @@ class TensorRtEngine(ExportedEngine):
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             buffers: dict[str, Tensor] = {}
             for name, value in zip(INPUTS, (images, sizes)):
-                moved = value.to(self.device, self._types[name], non_blocking=True)
+                moved = value.to(
+                    self.device, self._types[name], non_blocking=True
+                )
                 buffers[name] = moved.contiguous()
             for name, value in buffers.items():
                 self._context.set_input_shape(name, tuple(value.shape))
             for name in OUTPUTS:
                 shape = tuple(self._context.get_tensor_shape(name))
                 dtype = self._types[name]
-                buffers[name] = torch.empty(shape, dtype=dtype, device=self.device)
+                buffers[name] = torch.empty(
+                    shape, dtype=dtype, device=self.device
+                )
             for name, value in buffers.items():
                 self._context.set_tensor_address(name, value.data_ptr())
             if not self._context.execute_async_v3(self._stream.cuda_stream):

@@ -31,9 +31,13 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
     try:
         data_set = fo.Dataset(name, overwrite=True, persistent=True)
     except Exception as error:  # FiftyOne has its own errors for a missing, outdated or locked database
-        raise ConfigError(f"FiftyOne cannot open its database: {error}") from None
+        raise ConfigError(
+            f"FiftyOne cannot open its database: {error}"
+        ) from None
     data_set.add_samples(fiftyone_samples(evaluation, threshold))
-    logger.info("FiftyOne: %d images as data set %s", len(evaluation.dataset), name)
+    logger.info(
+        "FiftyOne: %d images as data set %s", len(evaluation.dataset), name
+    )
     return data_set
 
 

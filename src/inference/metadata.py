@@ -43,7 +43,9 @@ class Metadata(Struct, frozen=True, kw_only=True):
         True
     """
 
-    preprocessing: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=100)]
+    preprocessing: Annotated[
+        list[dict[str, Any]], Meta(min_length=1, max_length=100)
+    ]
     """`Preprocessing.ops`."""
     classes: Classes
     """`{"id": ..., "name": ...}` of each label in order."""
@@ -71,7 +73,9 @@ class Metadata(Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> str:
         """Return the JSON text."""
-        return json.dumps(msgspec.to_builtins(self), ensure_ascii=False, indent=1)
+        return json.dumps(
+            msgspec.to_builtins(self), ensure_ascii=False, indent=1
+        )
 
     @classmethod
     def from_json(cls, text: str, where: str | Path) -> Metadata:

@@ -43,7 +43,9 @@ class ImageJob:
         if annotations is None:
             ids, files = _numbered_images(source, self.root, folder)
         else:
-            ids, files = _listed_images(self.root, load_coco_images(annotations))
+            ids, files = _listed_images(
+                self.root, load_coco_images(annotations)
+            )
         self.ids = dict(islice(ids.items(), frames))
         self.files = files[:frames]
         names = [file.relative_to(self.root).as_posix() for file in self.ids]
@@ -81,7 +83,9 @@ class ImageJob:
         stream = detector.stream(bar, settings, unreadable=unreadable)
         with PredictionFile(self.folder) as results:
             for seen in stream:
-                assert seen.prediction.source is not None  # every image is a file
+                assert (
+                    seen.prediction.source is not None
+                )  # every image is a file
                 file = Path(seen.prediction.source)
                 if self.draw:
                     self._write_picture(file, seen)
@@ -104,7 +108,9 @@ class ImageJob:
         picture.parent.mkdir(parents=True, exist_ok=True)
         write_picture(picture, seen.prediction.draw(seen.image))
 
-    def _entries(self, file: Path, prediction: Prediction) -> list[dict[str, Any]]:
+    def _entries(
+        self, file: Path, prediction: Prediction
+    ) -> list[dict[str, Any]]:
         """Return the COCO result entries of an image, with its file name relative to the input."""
         name = str(file.relative_to(self.root))
         entries = prediction.to_coco(self.ids[file])
@@ -122,7 +128,11 @@ def _numbered_images(
     includes_all = source.is_file() or own == root.resolve()
     found = []
     for file in image_files(source):
-        if includes_all or own not in file.resolve().parents or not is_ours(file):
+        if (
+            includes_all
+            or own not in file.resolve().parents
+            or not is_ours(file)
+        ):
             found.append(file)
     if not found:
         raise DataError(

@@ -49,7 +49,9 @@ def predict_source(
         >>> sorted(path.name for path in Path("results").iterdir())
         ['predictions.json', 'val_00000.jpg', 'val_00001.jpg']
     """
-    job = open_job(source, output, annotations=annotations, draw=draw, frames=frames)
+    job = open_job(
+        source, output, annotations=annotations, draw=draw, frames=frames
+    )
     return job.run(detector, settings)
 
 
@@ -91,4 +93,6 @@ def open_job(
             )
         return VideoJob(opened, prepare_output_dir(output), draw, frames)
     assert isinstance(opened.place, Path)  # streams and cameras are videos
-    return ImageJob(opened.place, prepare_output_dir(output), annotations, draw, frames)
+    return ImageJob(
+        opened.place, prepare_output_dir(output), annotations, draw, frames
+    )

@@ -32,8 +32,14 @@ class VideoJob:
         place = source.place
         stem = place.stem if isinstance(place, Path) else "camera"
         self.path = folder / f"{stem}.mp4"
-        if isinstance(place, Path) and self.path.exists() and self.path.samefile(place):
-            raise ConfigError(f"the drawn video would replace {place}; {ADVICE}")
+        if (
+            isinstance(place, Path)
+            and self.path.exists()
+            and self.path.samefile(place)
+        ):
+            raise ConfigError(
+                f"the drawn video would replace {place}; {ADVICE}"
+            )
         results = [folder / PREDICTIONS]
         if draw:
             results.append(self.path)
@@ -65,10 +71,14 @@ class VideoJob:
             with PredictionFile(self.folder) as results:
                 for number, seen in enumerate(stream, start=1):
                     if self.draw:
-                        writer.write(np.asarray(seen.prediction.draw(seen.image)))
+                        writer.write(
+                            np.asarray(seen.prediction.draw(seen.image))
+                        )
                     name = f"frame {number}"
                     entries = seen.prediction.to_coco(number)
-                    results.add([{**entry, "file_name": name} for entry in entries])
+                    results.add(
+                        [{**entry, "file_name": name} for entry in entries]
+                    )
         finally:
             writer.close()
         if video.fault is not None:
@@ -126,7 +136,11 @@ class VideoWriter:
         self._writer.release()
         self._writer = None
         written = cv2.VideoCapture(str(self._temporary))
-        frames = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+        frames = (
+            int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+            if written.isOpened()
+            else 0
+        )
         written.release()
         if frames != self._frames:
             self._temporary.unlink(missing_ok=True)

@@ -72,9 +72,14 @@ class PredictionFile:
             return
         self._temporary.replace(self.path)
         if kind is not None:
-            logger.info("the job ended early; the predictions so far were written")
+            logger.info(
+                "the job ended early; the predictions so far were written"
+            )
         logger.info(
-            "%d images, %d detections: %s", self.num_images, self.num_entries, self.path
+            "%d images, %d detections: %s",
+            self.num_images,
+            self.num_entries,
+            self.path,
         )
 
 

@@ -51,7 +51,9 @@ class Preprocessing:
         """
         self.ops = [dict(op) for op in ops]
         types = [op.get("type") for op in self.ops]
-        foreign = [str(kind) for kind in types if kind not in DETERMINISTIC_TRANSFORMS]
+        foreign = [
+            str(kind) for kind in types if kind not in DETERMINISTIC_TRANSFORMS
+        ]
         if foreign:
             raise ConfigError(
                 f"val_dataloader.dataset.transforms has {', '.join(foreign)}, but single images are prepared "
@@ -97,7 +99,9 @@ class Preprocessing:
         batch = torch.empty(len(images), 3, *self.input_size)
         sizes = []
         for image, out in zip(images, batch):
-            sample = Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))
+            sample = Sample(
+                image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0)
+            )
             sizes.append(sample.canvas)
             self._transforms(sample).render(out=out)
         return batch, torch.tensor(sizes)

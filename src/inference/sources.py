@@ -47,7 +47,9 @@ apply to `FORMATS_WITH_EXACT_COUNT`."""
 FORMATS_WITH_EXACT_COUNT = (".avi",)
 """Formats whose header has the exact number of frames."""
 
-_STREAM = re.compile(r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE)
+_STREAM = re.compile(
+    r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE
+)
 
 
 class Source(NamedTuple):
@@ -124,7 +126,10 @@ def image_files(path: Path) -> list[Path]:
         raise DataError(f"{path} has no image files{found.describe_others()}")
     if found.others:
         logger.info(
-            "%s: %d image files%s", path, len(found.images), found.describe_others()
+            "%s: %d image files%s",
+            path,
+            len(found.images),
+            found.describe_others(),
         )
     return [path / name for name in found.images]
 
@@ -160,7 +165,9 @@ class Video:
         suffix = place.suffix.lower() if isinstance(place, Path) else ""
         self._tolerance = 0.0
         if suffix not in FORMATS_WITH_EXACT_COUNT:
-            self._tolerance = max(1, TOLERATED_MISSING_FRACTION * (self.count or 0))
+            self._tolerance = max(
+                1, TOLERATED_MISSING_FRACTION * (self.count or 0)
+            )
         if self.count is None and not source.is_live:
             logger.warning(
                 "%s has no number of frames: a truncated file cannot be detected",

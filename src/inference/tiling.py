@@ -32,7 +32,9 @@ class Tiling(NamedTuple):
     overlap: float = 0.2
     """Overlap of neighbouring tiles as a fraction of the side; such objects are whole in some tile."""
 
-    def windows(self, width: int, height: int) -> list[tuple[int, int, int, int]]:
+    def windows(
+        self, width: int, height: int
+    ) -> list[tuple[int, int, int, int]]:
         """Return the windows (xyxy in pixels): the whole image, and tiles if it is larger than a tile.
 
         Raises:
@@ -143,11 +145,15 @@ def _is_cut(
     return (near & inner).any(1)
 
 
-def _merged(boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
+def _merged(
+    boxes: Tensor, scores: Tensor, labels: Tensor, cut: Tensor
+) -> Tensor:
     """Return the rows to keep, best first: each whole object once, and parts of other objects."""
 
     def without_duplicates(rows: Tensor) -> Tensor:
-        kept = batched_nms(boxes[rows], scores[rows], labels[rows], DUPLICATE_IOU)
+        kept = batched_nms(
+            boxes[rows], scores[rows], labels[rows], DUPLICATE_IOU
+        )
         return rows[kept]
 
     whole = without_duplicates(torch.nonzero(~cut)[:, 0])

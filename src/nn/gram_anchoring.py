@@ -114,7 +114,9 @@ class GramAnchoring:
     def attach(self) -> None:
         """Start recording forward passes of the model, but not of later copies of it."""
         self.detach()
-        self._hook = self._backbone.adapter.register_forward_pre_hook(self._recorder)
+        self._hook = self._backbone.adapter.register_forward_pre_hook(
+            self._recorder
+        )
 
     def detach(self) -> None:
         """Stop recording and discard the last forward pass."""
@@ -143,12 +145,16 @@ class GramAnchoring:
             torch.no_grad(),
             torch.autocast(device.type, seen.autocast_dtype, seen.autocast),
         ):
-            references = self._backbone.taps_of(self._loaded_teacher(), seen.images)
+            references = self._backbone.taps_of(
+                self._loaded_teacher(), seen.images
+            )
         first = 0 if self.all_taps else -1
         num_patches = references[-1].shape[-2:].numel()
         drawn = None
         if self.num_tokens is not None and self.num_tokens < num_patches:
-            drawn = torch.randperm(num_patches, device=device)[: self.num_tokens]
+            drawn = torch.randperm(num_patches, device=device)[
+                : self.num_tokens
+            ]
         losses = []
         for student, teacher in zip(seen.taps[first:], references[first:]):
             losses.append(gram_distance(student, teacher, drawn))
@@ -175,7 +181,9 @@ def gram_distance(
         tensor(0.5000)
     """
     with torch.autocast(student.device.type, enabled=False):
-        return F.mse_loss(_gram_matrix(student, drawn), _gram_matrix(teacher, drawn))
+        return F.mse_loss(
+            _gram_matrix(student, drawn), _gram_matrix(teacher, drawn)
+        )
 
 
 def _gram_matrix(maps: Tensor, drawn: Tensor | None) -> Tensor:
@@ -213,19 +221,27 @@ class _Recorder:
         if taps[-1].requires_grad:
             kind = images.device.type
             enabled = torch.is_autocast_enabled(kind)
-            self.seen = _Seen(taps, images, enabled, torch.get_autocast_dtype(kind))
+            self.seen = _Seen(
+                taps, images, enabled, torch.get_autocast_dtype(kind)
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _record_nothing
 
 
-def _record_nothing(adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]) -> None:
+def _record_nothing(
+    adapter: nn.Module, arguments: tuple[list[Tensor], Tensor]
+) -> None:
     """Do nothing; this hook replaces the recorder in copies of a model."""
 
 
 def _backbone_of(model: nn.Module) -> DINOv3Backbone:
     """Return the only DINOv3 backbone of a model; any other number of them raises ConfigError."""
-    found = [module for module in model.modules() if isinstance(module, DINOv3Backbone)]
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, DINOv3Backbone)
+    ]
     if len(found) != 1:
         raise ConfigError(
             f"GramAnchoring needs a model with one DINOv3Backbone, this {type(model).__name__} has "

@@ -75,7 +75,9 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, rank: int, alpha: float) -> LoRALinear:
+    def from_linear(
+        cls, linear: nn.Linear, rank: int, alpha: float
+    ) -> LoRALinear:
         """Return a layer that shares the weights of `linear` and freezes them."""
         layer = cls(
             linear.in_features,
@@ -98,7 +100,9 @@ class LoRALinear(nn.Linear):
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """Return W + alpha / rank * B A, `[out, in]`."""
-        return torch.addmm(self.weight, self.lora_up, self.lora_down, alpha=self.scale)
+        return torch.addmm(
+            self.weight, self.lora_up, self.lora_down, alpha=self.scale
+        )
 
     def convert_to_deploy(self) -> None:
         """Convert to a plain linear layer with the merged weight, in place."""
@@ -110,7 +114,9 @@ class LoRALinear(nn.Linear):
         self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
     ) -> None:
         """Load a state dict; if it has no factors, as for a plain layer, set the update to zero."""
-        factors = {prefix + name: getattr(self, name).detach() for name in LORA_FACTORS}
+        factors = {
+            prefix + name: getattr(self, name).detach() for name in LORA_FACTORS
+        }
         is_plain = factors.keys().isdisjoint(state_dict)
         if is_plain and prefix + "weight" in state_dict:
             factors[prefix + "lora_up"] = torch.zeros_like(self.lora_up)
@@ -165,7 +171,9 @@ def _layers_of(
     vit: nn.Module, targets: Sequence[str]
 ) -> list[tuple[nn.Module, str, nn.Linear]]:
     """Return (owner, attribute, layer) for the targets in all blocks; each layer occurs once."""
-    unknown = [target for target in targets if target not in (*_GROUPS, *_LAYERS)]
+    unknown = [
+        target for target in targets if target not in (*_GROUPS, *_LAYERS)
+    ]
     if unknown or not targets:
         raise ConfigError(
             f"lora_targets is {list(targets)}, expected some of {', '.join([*_GROUPS, *_LAYERS])}"

@@ -89,7 +89,9 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return intersection / union
 
 
-def pairwise_l1_and_giou(a_cxcywh: Tensor, b_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
+def pairwise_l1_and_giou(
+    a_cxcywh: Tensor, b_cxcywh: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the L1 distance and the GIoU of all pairs: `[n, A, 4]` and `[n, B, 4]` give two `[n, A, B]`.
 
     It computes the same numbers as `iou_and_giou`, but coordinate by coordinate on contiguous rows and in

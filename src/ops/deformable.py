@@ -78,10 +78,16 @@ def deformable_attention(
     """
     batch, queries, heads, _, _ = locations.shape
     sample = sample_nearest_pixel if discrete else sample_bilinear
-    by_head = locations.permute(0, 2, 1, 3, 4).flatten(0, 1)  # [B*heads, Q, S, 2]
+    by_head = locations.permute(0, 2, 1, 3, 4).flatten(
+        0, 1
+    )  # [B*heads, Q, S, 2]
     per_level = by_head.split(num_points, dim=2)  # each [B*heads, Q, P, 2]
-    sampled = [sample(value, points) for value, points in zip(values, per_level)]
+    sampled = [
+        sample(value, points) for value, points in zip(values, per_level)
+    ]
     samples = torch.cat(sampled, dim=-1)  # [B*heads, c, Q, S]
-    weights = weights.permute(0, 2, 1, 3).flatten(0, 1)[:, None]  # [B*heads, 1, Q, S]
+    weights = weights.permute(0, 2, 1, 3).flatten(0, 1)[
+        :, None
+    ]  # [B*heads, 1, Q, S]
     summed = (samples * weights).sum(-1)  # [B*heads, c, Q]
     return summed.view(batch, -1, queries).transpose(1, 2)

@@ -154,7 +154,9 @@ class ModelEMA:
 
     def _pair_tensors(self, model: nn.Module) -> tuple[_Pairs, _Pairs]:
         """Return (average, weight) pairs to be averaged, and pairs to be copied; each tensor occurs once."""
-        trainable = [parameter.requires_grad for parameter in model.parameters()]
+        trainable = [
+            parameter.requires_grad for parameter in model.parameters()
+        ]
         key = (id(model), *trainable)
         if self._pairs is None or self._pairs[0] != key:
             moving = _moving_tensors(model)
@@ -162,10 +164,16 @@ class ModelEMA:
             averaged: dict[int, tuple[Tensor, Tensor]] = {}
             constant: dict[int, tuple[Tensor, Tensor]] = {}
             for name, theirs in model.state_dict(keep_vars=True).items():
-                is_averaged = theirs.is_floating_point() and id(theirs) in moving
+                is_averaged = (
+                    theirs.is_floating_point() and id(theirs) in moving
+                )
                 pairs = averaged if is_averaged else constant
                 pairs[id(theirs)] = (ours[name].data, theirs.data)
-            self._pairs = (key, list(averaged.values()), list(constant.values()))
+            self._pairs = (
+                key,
+                list(averaged.values()),
+                list(constant.values()),
+            )
         return self._pairs[1:]
 
 
@@ -187,5 +195,7 @@ def _decay_of(horizon: int | None) -> float:
             "ModelEMA has neither a decay nor a horizon, expected one of them"
         )
     if horizon < 1:
-        raise ConfigError(f"ModelEMA.horizon is {horizon!r}, expected at least 1 step")
+        raise ConfigError(
+            f"ModelEMA.horizon is {horizon!r}, expected at least 1 step"
+        )
     return 1 - 1 / horizon

@@ -72,7 +72,9 @@ def build_param_groups(
         result += _split_by_learning(decayed, plan, named, settings, label, lr)
         settings["weight_decay"] = 0.0
         label += ", not decayed"
-        result += _split_by_learning(not_decayed, plan, named, settings, label, lr)
+        result += _split_by_learning(
+            not_decayed, plan, named, settings, label, lr
+        )
     return result
 
 
@@ -117,7 +119,9 @@ def _order(learning: Learning) -> tuple[bool, int, float]:
     return learning != FROM_THE_START, learning.thaw_epoch, -learning.factor
 
 
-def _learning_overrides(learning: Learning, lr: float) -> tuple[dict[str, Any], str]:
+def _learning_overrides(
+    learning: Learning, lr: float
+) -> tuple[dict[str, Any], str]:
     """Return the overrides of a late or differently scaled parameter group, and a label for it."""
     own: dict[str, Any] = {}
     remark = ""

@@ -44,7 +44,9 @@ class EpochSchedule:
         self._rates: list[list[float]] = []
         groups: list[dict[str, Any]] = []
         for lr in self._initial:
-            groups.append({"params": [torch.zeros(1, requires_grad=True)], "lr": lr})
+            groups.append(
+                {"params": [torch.zeros(1, requires_grad=True)], "lr": lr}
+            )
         self._shadow = torch.optim.SGD(groups)
         try:
             self._running = scheduler(self._shadow, **settings)
@@ -102,7 +104,9 @@ class FlatCosineLR:
             ConfigError: if the cosine ends before it starts, or if `lr_gamma` is out of range.
         """
         if not 0 <= lr_gamma <= 1:
-            raise ConfigError(f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1")
+            raise ConfigError(
+                f"FlatCosineLR.lr_gamma is {lr_gamma}, expected 0 to 1"
+            )
         if flat_epochs > end_epoch:
             raise ConfigError(
                 f"FlatCosineLR: the flat part ends in epoch {flat_epochs}, the cosine in epoch {end_epoch}, "
@@ -139,7 +143,9 @@ def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return rates
 
 
-def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> None:
+def _refuse_one_rate_for_many(
+    name: str, max_lr: float, rates: list[float]
+) -> None:
     """Raise if one rate would replace different rates of the parameter groups."""
     different = sorted(set(rates))
     if len(different) > 1:
@@ -152,10 +158,14 @@ def _refuse_one_rate_for_many(name: str, max_lr: float, rates: list[float]) -> N
 
 
 def _register_scheduler(scheduler: type[lr_scheduler.LRScheduler]) -> None:
-    def build(optimizer: torch.optim.Optimizer, **settings: Any) -> EpochSchedule:
+    def build(
+        optimizer: torch.optim.Optimizer, **settings: Any
+    ) -> EpochSchedule:
         if isinstance(settings.get("max_lr"), int | float):
             _refuse_one_rate_for_many(
-                scheduler.__name__, settings["max_lr"], _initial_rates(optimizer)
+                scheduler.__name__,
+                settings["max_lr"],
+                _initial_rates(optimizer),
             )
         return EpochSchedule(scheduler, optimizer, **settings)
 

@@ -36,7 +36,9 @@ def record_collectives(folder: Path, rank: int) -> None:
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if not any(name in os.environ for name in _FILE_NAMES):
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ[_FILE_NAMES[0]] = str(folder.absolute() / "flight_recorder.rank")
+        os.environ[_FILE_NAMES[0]] = str(
+            folder.absolute() / "flight_recorder.rank"
+        )
     Path(f"{_prefix()}{rank}").unlink(missing_ok=True)  # file of an earlier run
 
 

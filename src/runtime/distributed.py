@@ -20,7 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import ConfigError, RankError, first_line
-from .device_faults import describe_recordings, is_device_fault, record_collectives
+from .device_faults import (
+    describe_recordings,
+    is_device_fault,
+    record_collectives,
+)
 from .log import logger
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)

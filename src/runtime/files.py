@@ -70,7 +70,9 @@ def atomic_file(
     path = Path(path)
     temporary = temporary_path(path)
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = (
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
         with open(os.open(temporary, flags, 0o666), "wb") as file:
             with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +107,9 @@ def _remove(path: Path) -> int:
 class DiskFullError(ResourceError):
     """A disk is full, or a quota or file size limit is reached."""
 
-    def __init__(self, path: Path, written: int, needed: int | None = None) -> None:
+    def __init__(
+        self, path: Path, written: int, needed: int | None = None
+    ) -> None:
         """Make the message.
 
         Args:
@@ -144,7 +148,9 @@ def write_atomically(
             write(file)
     except DiskFullError as error:
         needed = _size_of(write)
-        raise DiskFullError(error.path, error.written, needed) from error.__cause__
+        raise DiskFullError(
+            error.path, error.written, needed
+        ) from error.__cause__
 
 
 def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
@@ -157,7 +163,9 @@ def json_bytes(content: Any, *, indent: int | None = None) -> bytes:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda file: file.write(json_bytes(content, indent=1)))
+    write_atomically(
+        path, lambda file: file.write(json_bytes(content, indent=1))
+    )
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -167,7 +175,13 @@ def append_line(path: Path, line: bytes) -> None:
         ResourceError: if it cannot be written.
     """
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = (
+            os.O_WRONLY
+            | os.O_CREAT
+            | os.O_APPEND
+            | os.O_NOFOLLOW
+            | os.O_CLOEXEC
+        )
         with open(os.open(path, flags, 0o666), "ab") as file:
             file.write(line + b"\n")
             file.flush()
@@ -243,7 +257,13 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = (
+            os.O_RDWR
+            | os.O_CREAT
+            | os.O_NOFOLLOW
+            | os.O_NONBLOCK
+            | os.O_CLOEXEC
+        )
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         reason: object = error.strerror or error
@@ -254,7 +274,9 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ConfigError(f"{path} is not a regular file; choose another --output-dir")
+        raise ConfigError(
+            f"{path} is not a regular file; choose another --output-dir"
+        )
     with open(descriptor, "r+", errors="replace") as file:
         holder = file.read(32).strip()
         if holder and not holder.isdecimal():
@@ -327,7 +349,11 @@ class _Counter(io.BytesIO):
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Set the position, as in any file."""
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}
+        starts = {
+            io.SEEK_SET: 0,
+            io.SEEK_CUR: self.position,
+            io.SEEK_END: self.size,
+        }
         self.position = starts[whence] + offset
         return self.position
 

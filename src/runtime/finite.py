@@ -27,7 +27,9 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_in(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from tensors_in(item, f"{name}.{index}" if name else str(index))
+            yield from tensors_in(
+                item, f"{name}.{index}" if name else str(index)
+            )
 
 
 @torch.no_grad()
@@ -40,7 +42,9 @@ def first_non_finite(content: Any) -> str | None:
             usual = tensor if tensor.dtype in _USUAL else tensor.float()
             by_device[tensor.device].append((name, usual))
     for found in by_device.values():
-        largest = torch._foreach_norm([tensor for _, tensor in found], float("inf"))
+        largest = torch._foreach_norm(
+            [tensor for _, tensor in found], float("inf")
+        )
         norms = torch.stack([value.double() for value in largest])
         finite = torch.isfinite(norms).tolist()
         if not all(finite):
@@ -48,7 +52,9 @@ def first_non_finite(content: Any) -> str | None:
     return None
 
 
-def refuse_non_finite_outputs(found: Mapping[str, Any], images: Sequence[str]) -> None:
+def refuse_non_finite_outputs(
+    found: Mapping[str, Any], images: Sequence[str]
+) -> None:
     """Check that the outputs of a model for a batch of images are finite.
 
     Logits are checked besides scores, because the sigmoid of an infinite logit is finite. The check

@@ -25,7 +25,10 @@ _NO_MEMORY = ("No space left", "insufficient", "Cannot allocate memory")
 def is_system_limit(error: BaseException) -> bool:
     """Return whether an error is about the process or the system and not about the file being read."""
     limits = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) in limits
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) in limits
+    )
 
 
 def explain_limit(error: BaseException) -> str | None:
@@ -69,14 +72,10 @@ def describe_limit(limit: int) -> str:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = max(4096, 4 * soft)
         if hard == resource.RLIM_INFINITY or hard >= wanted:
-            raised = (
-                f"raise it with ulimit -n {wanted} in the shell that starts the run"
-            )
+            raised = f"raise it with ulimit -n {wanted} in the shell that starts the run"
         else:
             docker = f"docker run --ulimit nofile={wanted}"
-            raised = (
-                f"ask an administrator to raise the hard limit of {hard} ({docker})"
-            )
+            raised = f"ask an administrator to raise the hard limit of {hard} ({docker})"
         return (
             f"too many open files: this process may have {soft} (ulimit -n); {raised}, or reduce num_workers "
             "and prefetch_factor of the data loaders"
@@ -86,9 +85,7 @@ def describe_limit(limit: int) -> str:
         usage = shutil.disk_usage(SHARED_MEMORY)
         total = usage.total / 1e6
         free = usage.free / 1e6
-        size = (
-            f" ({SHARED_MEMORY} has {total:.0f} MB, of which {free:.0f} are free now)"
-        )
+        size = f" ({SHARED_MEMORY} has {total:.0f} MB, of which {free:.0f} are free now)"
     return (
         f"shared memory is full{size}, and workers pass batches through it; start the container with "
         "--shm-size=8g, or reduce num_workers, prefetch_factor or total_batch_size"

@@ -23,7 +23,9 @@ def say(text: str) -> None:
 
 def silence() -> None:
     """Discard everything that is written to standard output from now on."""
-    with suppress(OSError, ValueError):  # the stream may have no file, as in tests
+    with suppress(
+        OSError, ValueError
+    ):  # the stream may have no file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -51,7 +53,9 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     handler = _Terminal(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    )
     handler.addFilter(_OneLine())
     logger.handlers[:] = [handler]
     logger.propagate = False
@@ -76,6 +80,8 @@ class _OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = printable(record.getMessage())
-        record.msg = f"warning: {text}" if record.levelno == logging.WARNING else text
+        record.msg = (
+            f"warning: {text}" if record.levelno == logging.WARNING else text
+        )
         record.args = ()
         return True

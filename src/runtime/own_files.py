@@ -36,7 +36,9 @@ YAML_HEADER = f"# Written by {WRITER}: the resolved configuration of a run.\n"
 LARGEST_READ = 1 << 20
 """Maximum bytes of a file that are read to recognize it."""
 
-_COCO_MARK = re.compile(rf'\{{\s*"info"\s*:\s*\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
+_COCO_MARK = re.compile(
+    rf'\{{\s*"info"\s*:\s*\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode()
+)
 """Start of COCO files with the mark."""
 
 _REPORT_MARK = re.compile(rf'\{{\s*"{MARK}"\s*:\s*"{WRITER}"'.encode())
@@ -122,7 +124,9 @@ def prepare_report(path: Path, flag: str) -> None:
         ConfigError: if the report cannot be written.
     """
     prepare_output_dir(path.parent)
-    refuse_foreign([path], f"name another file with {flag}", recognize=is_our_report)
+    refuse_foreign(
+        [path], f"name another file with {flag}", recognize=is_our_report
+    )
 
 
 def is_our_report(path: Path) -> bool:
@@ -202,12 +206,16 @@ def picture_names(names: Sequence[str]) -> list[str]:
     stems = Counter(os.path.splitext(name)[0].casefold() for name in names)
     taken: set[str] = set()
     for name in names:
-        taken.update(str(folder).casefold() for folder in PurePosixPath(name).parents)
+        taken.update(
+            str(folder).casefold() for folder in PurePosixPath(name).parents
+        )
     result = []
     for name in names:
         stem = os.path.splitext(name)[0]
         picture = f"{name if stems[stem.casefold()] > 1 else stem}.jpg"
-        while picture.casefold() in taken:  # an image a.jpg.jpg beside a.jpg and a.png
+        while (
+            picture.casefold() in taken
+        ):  # an image a.jpg.jpg beside a.jpg and a.png
             picture = f"{picture}.jpg"
         taken.add(picture.casefold())
         result.append(picture)
@@ -253,10 +261,14 @@ _EXPORT_KEYS = {
 def _is_our_json(path: Path) -> bool:
     """Return whether a JSON file has the mark, or the structure of a result of a version without marks."""
     head = _head(path)
-    is_prediction_list = head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
+    is_prediction_list = (
+        head.startswith(b'[\n{"image_id": ') or head == b"[\n\n]\n"
+    )
     if is_prediction_list:  # a list has no place for a mark
         return True
-    if len(head) == LARGEST_READ:  # only reports are so large; they begin with the mark
+    if (
+        len(head) == LARGEST_READ
+    ):  # only reports are so large; they begin with the mark
         return _REPORT_MARK.match(head) is not None
     content = json.loads(head)
     if not isinstance(content, dict):

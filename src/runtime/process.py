@@ -145,7 +145,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         )
     fault = explain_device_fault(error)
     if fault:
-        return (RankError if is_distributed() else ResourceError).exit_code, fault
+        return (
+            RankError if is_distributed() else ResourceError
+        ).exit_code, fault
     limit = explain_limit(error)
     if limit:
         return ResourceError.exit_code, limit
@@ -203,7 +205,11 @@ def _write_status(folder: Path | None, code: int, message: str) -> None:
                 "%s was not written by this project and is not changed", path
             )
             return
-        status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
-        write_json(path, {"status": status, "exit_code": code, "message": message})
+        status = {0: "done", Preempted.exit_code: "preempted"}.get(
+            code, "failed"
+        )
+        write_json(
+            path, {"status": status, "exit_code": code, "message": message}
+        )
     except (ResourceError, OSError) as error:
         logger.warning("%s", error)

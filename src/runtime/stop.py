@@ -29,7 +29,9 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Record signals to this process while the body runs; child processes end by a signal as usual."""
         self._process = os.getpid()
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        before = {
+            number: signal.signal(number, self._note) for number in SIGNALS
+        }
         try:
             yield
         finally:
@@ -70,7 +72,10 @@ def end_with_launcher() -> None:
 
 def warn_of_unheard_signal() -> None:
     """Log a warning on Slurm if torchrun would end on SIGUSR1 instead of forwarding it."""
-    if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if (
+        "SLURM_JOB_ID" not in os.environ
+        or "TORCHELASTIC_RUN_ID" not in os.environ
+    ):
         return
     command_line = Path(f"/proc/{os.getppid()}/cmdline")
     try:

@@ -30,7 +30,13 @@ class Watchdog:
             return
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = (
+                os.O_WRONLY
+                | os.O_CREAT
+                | os.O_TRUNC
+                | os.O_NOFOLLOW
+                | os.O_CLOEXEC
+            )
             descriptor = os.open(self.path, flags, 0o666)
             self._file = open(descriptor, "w", encoding="utf-8")  # noqa: SIM115  closed by `rest`
             tell_stacks(self.path)

@@ -55,8 +55,12 @@ def write_tensor_file(
         hashing = _HashingFile(file)
         marked = {MARK: WRITER, **content}
         try:
-            torch.save(marked, cast(BinaryIO, hashing))  # calls only write and flush
-        except RuntimeError as error:  # torch's writer hides the error of the file
+            torch.save(
+                marked, cast(BinaryIO, hashing)
+            )  # calls only write and flush
+        except (
+            RuntimeError
+        ) as error:  # torch's writer hides the error of the file
             raise hashing.failure or error from None
         comment = _DIGEST_PREFIX + hashing.sha256.hexdigest().encode()
         file.seek(-2, 2)  # the archive ends with the length of its comment
@@ -175,7 +179,9 @@ def checked_path(path: str | Path) -> Path:
     path = Path(refuse_address(path)).expanduser()
     if not path.exists():
         hint = did_you_mean_file(path)
-        raise CheckpointError(f"{path} does not exist (looked from {Path.cwd()}){hint}")
+        raise CheckpointError(
+            f"{path} does not exist (looked from {Path.cwd()}){hint}"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file")
     if path.stat().st_size == 0:

@@ -95,7 +95,9 @@ def build_run(
     rates = _build_rates(cfg, cfg.optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
     has_named_device = settings.device is not None
-    amp_dtype = amp_dtype_of_run(settings.use_amp, device, named=has_named_device)
+    amp_dtype = amp_dtype_of_run(
+        settings.use_amp, device, named=has_named_device
+    )
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
     step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
@@ -111,7 +113,9 @@ def build_run(
         state=state,
         step=step,
         rates=rates,
-        phases=Phases(step, find_unused_parameters=settings.find_unused_parameters),
+        phases=Phases(
+            step, find_unused_parameters=settings.find_unused_parameters
+        ),
         postprocessor=cfg.postprocessor.eval(),
         model_size=tuple(cfg.yaml_cfg.get("eval_spatial_size") or ()),
         num_classes=int(cfg.yaml_cfg.get("num_classes") or len(data.classes)),
@@ -247,7 +251,10 @@ def _build_rates(
         # raises now if the schedule ends before the run
         cfg.lr_scheduler.rates(plan.epochs - 1)
     return LearningRates(
-        optimizer, cfg.lr_scheduler, cfg.lr_warmup_scheduler, plan.steps_per_epoch
+        optimizer,
+        cfg.lr_scheduler,
+        cfg.lr_warmup_scheduler,
+        plan.steps_per_epoch,
     )
 
 
@@ -258,7 +265,9 @@ def _gather_facts(
     origin: dict[str, Any],
     plan: TrainingPlan,
 ) -> RunFacts:
-    size = data.val_loader.dataset.output_size or cfg.yaml_cfg.get("eval_spatial_size")
+    size = data.val_loader.dataset.output_size or cfg.yaml_cfg.get(
+        "eval_spatial_size"
+    )
     return RunFacts(
         seed=seed,
         classes=data.classes,

@@ -77,7 +77,11 @@ class CheckpointFolder:
     def set_damaged_best_aside(self) -> None:
         """Rename a `best.pth` that cannot be read, so that it is not overwritten."""
         path = self.folder / BEST
-        if path.is_file() and not path.is_symlink() and _content_of(path) is None:
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and _content_of(path) is None
+        ):
             self._rename_best("best.damaged")
 
     def _rename_best(self, stem: str) -> None:
@@ -107,7 +111,9 @@ class CheckpointFolder:
     @property
     def unsaved(self) -> str:
         """Files that could not be written, with reasons; empty if all are on disk."""
-        return "; ".join(f"{name}: {reason}" for name, reason in self._reasons.items())
+        return "; ".join(
+            f"{name}: {reason}" for name, reason in self._reasons.items()
+        )
 
     def finish(self) -> None:
         """Try once more to write the files that could not be written before.
@@ -253,7 +259,9 @@ def _advice(poisoned: Path) -> str:
     if previous != poisoned:
         with suppress(CheckpointError):
             if first_non_finite(_read_state(previous)) is None:
-                return f"; the previous file is valid: resume with -r {previous}"
+                return (
+                    f"; the previous file is valid: resume with -r {previous}"
+                )
     return "; start a new run from earlier weights with -t"
 
 

@@ -41,7 +41,10 @@ def settle_classes(
         for data in data_sets:
             categories = list(zip(data.category_ids, data.class_names))
             labels = find_labels(
-                categories, file.classes, ann_file=data.ann_file, weights=file.path
+                categories,
+                file.classes,
+                ann_file=data.ann_file,
+                weights=file.path,
             )
             data.use_labels(labels)
         if count is None:

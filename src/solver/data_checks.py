@@ -18,7 +18,9 @@ from ..runtime.distributed import barrier, is_main
 from ..runtime.log import logger
 
 
-def check_images(cfg: YAMLConfig, data_sets: list[DetectionData], folder: Path) -> None:
+def check_images(
+    cfg: YAMLConfig, data_sets: list[DetectionData], folder: Path
+) -> None:
     """Check all image files on all ranks without decoding them; rank 0 logs data warnings.
 
     Args:

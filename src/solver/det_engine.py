@@ -90,7 +90,9 @@ def evaluate(
     evaluator.reset()
     for images, targets in with_progress(loader, "evaluation", len(loader)):
         between()
-        sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
+        sizes = torch.stack([target["orig_size"] for target in targets]).to(
+            device
+        )
         image_ids = [int(target["image_id"]) for target in targets]
         outputs = model(images.to(device, non_blocking=True))
         image_names = [f"image {image_id}" for image_id in image_ids]

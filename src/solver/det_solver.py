@@ -39,7 +39,10 @@ class DetSolver:
     """Train and evaluate the model that a configuration describes."""
 
     def __init__(
-        self, cfg: YAMLConfig, device: torch.device, stop: StopRequest | None = None
+        self,
+        cfg: YAMLConfig,
+        device: torch.device,
+        stop: StopRequest | None = None,
     ) -> None:
         """Store the arguments; `fit` and `val` build the parts they need.
 
@@ -63,7 +66,9 @@ class DetSolver:
         """
         with ExitStack() as stack:
             checkpoints = stack.enter_context(claimed(self.settings))
-            run = build_run(self.cfg, self.device, checkpoints, lambda: self.stop.asked)
+            run = build_run(
+                self.cfg, self.device, checkpoints, lambda: self.stop.asked
+            )
             progress = run.state.progress
             if run.plan.is_over(progress):
                 logger.info(
@@ -77,7 +82,12 @@ class DetSolver:
             stack.callback(watchdog.rest)
             log = self._open_log(run)
             saver = Saver(
-                checkpoints, run.facts, run.state, run.plan, self.settings, self.stop
+                checkpoints,
+                run.facts,
+                run.state,
+                run.plan,
+                self.settings,
+                self.stop,
             )
             log_run(run)
             rehearse(run)
@@ -117,7 +127,9 @@ class DetSolver:
         )
         data.val_loader.report_images()
         if is_main():
-            weights = None if start.path is None or start.tunes else str(start.path)
+            weights = (
+                None if start.path is None or start.tunes else str(start.path)
+            )
             content = marked_json({"weights": weights, **plain(metrics)})
             write_json(self.output_dir / EVALUATION, content)
         for name, value in metrics.items():
@@ -132,4 +144,6 @@ class DetSolver:
             inputs = [self.settings.tuning, self.settings.resume]
             set_aside_earlier_run(self.output_dir, inputs)
         first_epoch = run.state.progress.epoch
-        return open_run_log(self.cfg, run.plan, first_epoch, run.facts.config_text)
+        return open_run_log(
+            self.cfg, run.plan, first_epoch, run.facts.config_text
+        )

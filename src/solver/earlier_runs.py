@@ -56,7 +56,9 @@ def set_aside_earlier_run(
     Returns:
         The new folder; None if nothing was moved.
     """
-    stay = [path for path in inputs if path is not None and os.path.exists(path)]
+    stay = [
+        path for path in inputs if path is not None and os.path.exists(path)
+    ]
     results: list[Path] = []
     for path in _results(folder):
         if not any(path.samefile(other) for other in stay):

@@ -33,7 +33,9 @@ class EpochMeter:
     boxes_lost: Counter[str] = field(default_factory=Counter)
     """Number of these boxes that did not reach the loss, by the transform that dropped them."""
 
-    def add(self, losses: dict[str, Tensor], images: int, waited: float) -> None:
+    def add(
+        self, losses: dict[str, Tensor], images: int, waited: float
+    ) -> None:
         """Add the values of one step. All ranks must call this together.
 
         Args:

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.coco_categories import COCO_NAMES, COCO_TO_OBJECTS365, OBJECTS365_SLOTS
+from ..core.coco_categories import (
+    COCO_NAMES,
+    COCO_TO_OBJECTS365,
+    OBJECTS365_SLOTS,
+)
 from ..core.errors import CheckpointError
 from ..detection.fitting import completed, describe_misfits, refuse_factors
 from ..detection.weight_file import WeightFile, class_count
@@ -75,7 +79,11 @@ def load_for_tuning(
             f"({', '.join(layers[:3])}, ...)"
         )
     logger.info(
-        "tuning from %s: loaded %d of %d tensors%s", file.path, loaded, len(own), reset
+        "tuning from %s: loaded %d of %d tensors%s",
+        file.path,
+        loaded,
+        len(own),
+        reset,
     )
 
 

@@ -44,15 +44,23 @@ class LearningRates:
         """Return the rate of each group before warm-up."""
         if self.schedule is None:
             groups = self.optimizer.param_groups
-            return [group.setdefault("initial_lr", group["lr"]) for group in groups]
-        return self.schedule.rates(progress.epoch, progress.step / self.steps_per_epoch)
+            return [
+                group.setdefault("initial_lr", group["lr"]) for group in groups
+            ]
+        return self.schedule.rates(
+            progress.epoch, progress.step / self.steps_per_epoch
+        )
 
     def set(self, progress: Progress) -> None:
         """Set the rate of each group for the next step; groups unfrozen later get their own warm-up."""
-        for group, rate in zip(self.optimizer.param_groups, self.scheduled(progress)):
+        for group, rate in zip(
+            self.optimizer.param_groups, self.scheduled(progress)
+        ):
             factor = 1.0
             if self.warmup:
-                factor = self.warmup.factor(self._steps_trained(group, progress))
+                factor = self.warmup.factor(
+                    self._steps_trained(group, progress)
+                )
             group["lr"] = rate * factor
 
     def _steps_trained(self, group: dict[str, Any], progress: Progress) -> int:
@@ -70,7 +78,10 @@ class LearningRates:
 
 
 def scale_to_batch(
-    optimizer: torch.optim.Optimizer, base: int, batch: int, scheduler: str | None
+    optimizer: torch.optim.Optimizer,
+    base: int,
+    batch: int,
+    scheduler: str | None,
 ) -> None:
     """Scale learning rates linearly with the batch size (Goyal et al., 2017, section 2.1).
 

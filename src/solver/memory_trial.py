@@ -51,7 +51,9 @@ def try_memory(
     """
     phases.apply(last_epoch)
     try:
-        return rehearse_largest_step(step, images, size_hw, objects, num_classes)
+        return rehearse_largest_step(
+            step, images, size_hw, objects, num_classes
+        )
     finally:
         phases.apply(epoch)
 
@@ -82,9 +84,7 @@ def rehearse_largest_step(
     """
     device = step.device
     height, width = size_hw
-    shown = (
-        f"{images} image(s) of {height} x {width} pixels with {objects} objects each"
-    )
+    shown = f"{images} image(s) of {height} x {width} pixels with {objects} objects each"
     devices_with_rng = []
     if device.type == "cuda":
         devices_with_rng.append(device)
@@ -92,7 +92,9 @@ def rehearse_largest_step(
     try:
         with torch.random.fork_rng(devices_with_rng):
             pixels = torch.rand(images, 3, height, width)
-            targets = [_noise_target(objects, num_classes) for _ in range(images)]
+            targets = [
+                _noise_target(objects, num_classes) for _ in range(images)
+            ]
             step.rehearse((pixels, targets))
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = first_line(error, without_text="out of memory")
@@ -106,10 +108,15 @@ def rehearse_largest_step(
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.empty_cache()
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states
+        peak = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states
+        )
     of_all = f" of {total / 1e9:.1f}" if total else ""
     logger.info(
-        "the largest batch, %s, takes %.1f%s GB at its peak", shown, peak / 1e9, of_all
+        "the largest batch, %s, takes %.1f%s GB at its peak",
+        shown,
+        peak / 1e9,
+        of_all,
     )
     if total and peak > total:
         raise ResourceError(

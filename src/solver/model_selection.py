@@ -49,7 +49,9 @@ class BestModel:
         self.stage_one_weights = {}
         if stage == 1:
             for name, weight in weights.items():
-                self.stage_one_weights[name] = weight.detach().to("cpu", copy=True)
+                self.stage_one_weights[name] = weight.detach().to(
+                    "cpu", copy=True
+                )
         return True
 
     def forget_score(self) -> None:

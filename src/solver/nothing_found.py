@@ -34,12 +34,17 @@ def explain_nothing_found(
     if state.first_loss is None:
         state.first_loss = loss
     has_decreased = loss < state.first_loss
-    if state.explained or state.progress.epoch < FIRST_EPOCH or not has_decreased:
+    if (
+        state.explained
+        or state.progress.epoch < FIRST_EPOCH
+        or not has_decreased
+    ):
         return
     if "AP50" not in metrics or (metrics["AP50"] or 0.0) > LARGEST_AP50:
         return
     state.explained = True
     if is_main() and isinstance(evaluator, Diagnoses):
         logger.warning(
-            "nothing is detected although the loss decreases: %s", evaluator.diagnose()
+            "nothing is detected although the loss decreases: %s",
+            evaluator.diagnose(),
         )

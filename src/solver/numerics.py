@@ -33,7 +33,9 @@ ADVICE_FOR_A_RUN = (
     "listed above; last.pth holds the latest state with finite values"
 )
 
-ADVICE_FOR_WEIGHTS = "try float32 instead of fp16, or the weights of an earlier epoch"
+ADVICE_FOR_WEIGHTS = (
+    "try float32 instead of fp16, or the weights of an earlier epoch"
+)
 """Advice for weights that give NaN in an evaluation without training."""
 
 
@@ -85,7 +87,11 @@ class NumericsGuard:
             if len(paths) > IMAGES_NAMED:
                 shown += " ..."
             logger.warning(
-                "step %d skipped: %s on rank %d; images: %s", step, why, number, shown
+                "step %d skipped: %s on rank %d; images: %s",
+                step,
+                why,
+                number,
+                shown,
             )
         tolerated = max(IN_A_ROW, SHARE_OF_EPOCH * self.steps_per_epoch)
         if self.in_a_row < IN_A_ROW and self.in_epoch <= tolerated:
@@ -199,7 +205,9 @@ def first_bad_tensor(
         *gradients.items(),
     )
     for name, tensor in computed:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(
+            torch.isfinite(tensor).all()
+        ):
             return f"{name} is not finite"
     return None
 

@@ -76,7 +76,10 @@ def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
             raise ConfigError(
                 f"{path} is not a folder, and this run would write into it; {ADVICE}"
             )
-    inputs = {"-t": settings.tuning, "-r": None if resumes_here else settings.resume}
+    inputs = {
+        "-t": settings.tuning,
+        "-r": None if resumes_here else settings.resume,
+    }
     refuse_replacing_inputs(checkpoints, inputs)
 
 

@@ -30,7 +30,9 @@ class Phases:
         self.step = step
         self.find_unused_parameters = find_unused_parameters
         modules = step.model.modules()
-        self._phased = [module for module in modules if isinstance(module, Phased)]
+        self._phased = [
+            module for module in modules if isinstance(module, Phased)
+        ]
         self._begun = False
 
     def apply(self, epoch: int) -> None:
@@ -54,7 +56,10 @@ class Phases:
         return True
 
     def _trainable(self) -> list[bool]:
-        return [parameter.requires_grad for parameter in self.step.model.parameters()]
+        return [
+            parameter.requires_grad
+            for parameter in self.step.model.parameters()
+        ]
 
     def _wrap(self) -> None:
         """Rebuild the DDP wrapper: it records the trainable parameters at construction."""
@@ -71,7 +76,10 @@ class Phases:
 
 
 def log_trainable_parameters(
-    epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float]
+    epoch: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: list[float],
 ) -> None:
     """Log the number of trainable parameters, and the rate, weight decay and size of each parameter group."""
     total = 0

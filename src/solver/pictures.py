@@ -11,7 +11,12 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ..core.contracts import DetectionData, Target
-from ..detection.drawing import DrawnObjects, draw_boxes, draw_pair, side_by_side
+from ..detection.drawing import (
+    DrawnObjects,
+    draw_boxes,
+    draw_pair,
+    side_by_side,
+)
 
 TRAINING_IMAGES = 9
 VALIDATION_IMAGES = 6
@@ -59,7 +64,9 @@ def training_grid(
 
 
 def validation_grid(
-    dataset: DetectionData, detections: Mapping[int, Any], threshold: float | None
+    dataset: DetectionData,
+    detections: Mapping[int, Any],
+    threshold: float | None,
 ) -> Tensor | None:
     """Draw ground truth (left) and detections (right) of a few fixed images of a data set.
 
@@ -93,7 +100,9 @@ def _fitted(picture: Tensor) -> Tensor:
     """Resize a picture to the width of a grid column."""
     height = max(1, round(picture.shape[1] * WIDTH / picture.shape[2]))
     size = (height, WIDTH)
-    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[
+        0
+    ]
 
 
 def _grid(pictures: list[Tensor], columns: int) -> Tensor:
@@ -103,4 +112,6 @@ def _grid(pictures: list[Tensor], columns: int) -> Tensor:
     for picture in pictures:
         missing = height - picture.shape[1]
         padded.append(F.pad(picture, (0, 0, 0, missing), value=255))
-    return make_grid(torch.stack(padded), nrow=columns, padding=4, pad_value=255)
+    return make_grid(
+        torch.stack(padded), nrow=columns, padding=4, pad_value=255
+    )

@@ -60,7 +60,9 @@ class TrainingPlan:
     @property
     def last_thaw(self) -> int:
         """First epoch of the last phase that this run reaches."""
-        return max((thaw for thaw in self.thaws if thaw < self.epochs), default=0)
+        return max(
+            (thaw for thaw in self.thaws if thaw < self.epochs), default=0
+        )
 
     @property
     def unreached_thaws(self) -> list[int]:
@@ -73,7 +75,9 @@ class TrainingPlan:
 
     def stage(self, epoch: int) -> int:
         """Return the stage of an epoch: 1 or 2."""
-        return 2 if self.stop_epoch is not None and epoch >= self.stop_epoch else 1
+        return (
+            2 if self.stop_epoch is not None and epoch >= self.stop_epoch else 1
+        )
 
     def restarts_at(self, epoch: int) -> bool:
         """Return whether the best weights of stage 1 are loaded at the start of an epoch."""
@@ -100,7 +104,10 @@ class TrainingPlan:
             since = max(since, best_epoch)
         if epoch < begin or epoch - since < self.patience:
             return epoch + 1
-        if self.stop_epoch is not None and epoch < self.stop_epoch < self.epochs:
+        if (
+            self.stop_epoch is not None
+            and epoch < self.stop_epoch < self.epochs
+        ):
             return self.stop_epoch
         return self.epochs
 

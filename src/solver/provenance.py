@@ -18,7 +18,9 @@ from ..detection.weight_file import WeightFile
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def provenance(model: nn.Module, start_file: WeightFile | None) -> dict[str, Any]:
+def provenance(
+    model: nn.Module, start_file: WeightFile | None
+) -> dict[str, Any]:
     """Return the provenance that a checkpoint stores.
 
     Args:

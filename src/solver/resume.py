@@ -61,7 +61,9 @@ NAMED = 20
 """Maximum number of changed settings in a message."""
 
 
-def check_same_run(saved: str, present: Mapping[str, Any], *, override: bool) -> None:
+def check_same_run(
+    saved: str, present: Mapping[str, Any], *, override: bool
+) -> None:
     """Compare the present configuration with the one the run started with.
 
     Args:
@@ -111,7 +113,9 @@ def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
     for argument in arguments:
         if kept and kept[-1] in ("-r", "--resume"):
             kept[-1] = ""  # drops the flag together with its value
-        elif not argument.startswith("--resume=") and not re.match(r"-r.", argument):
+        elif not argument.startswith("--resume=") and not re.match(
+            r"-r.", argument
+        ):
             kept.append(argument)
     kept = list(filter(None, kept))
     at = len(kept)

@@ -40,7 +40,9 @@ class RunData(EvaluationData):
     """Whether a resumed run has other data than it started with; this needs `--override`."""
 
 
-def open_run_data(cfg: YAMLConfig, start: Start, seed: int, folder: Path) -> RunData:
+def open_run_data(
+    cfg: YAMLConfig, start: Start, seed: int, folder: Path
+) -> RunData:
     """Read the labels, check the image files, and set the number of classes.
 
     Args:
@@ -146,5 +148,7 @@ def _check_resumed(
     if start.state is None:
         return False
     override = cfg.settings.override
-    check_same_run(start.state["meta"]["config"], cfg.yaml_cfg, override=override)
+    check_same_run(
+        start.state["meta"]["config"], cfg.yaml_cfg, override=override
+    )
     return check_same_data(start.state.get("data"), parts, override=override)

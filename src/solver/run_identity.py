@@ -98,7 +98,9 @@ def _changes(before: Identity, now: Identity, data: Any) -> Iterator[str]:
         yield f"{_images(removed)} removed"
     if changed:
         yield f"labels or size of {_images(len(changed))} changed ({_shown(changed, index_of, data)})"
-    if not (added or removed) and not torch.equal(before["names"], now["names"]):
+    if not (added or removed) and not torch.equal(
+        before["names"], now["names"]
+    ):
         yield "the order of the images has changed"
 
 

@@ -46,7 +46,11 @@ class RunLog:
     """Write the history of a run to the terminal, `log.txt`, TensorBoard and wandb; only rank 0 writes."""
 
     def __init__(
-        self, writers: Sequence[Writer], plan: TrainingPlan, *, pictures: bool = True
+        self,
+        writers: Sequence[Writer],
+        plan: TrainingPlan,
+        *,
+        pictures: bool = True,
     ) -> None:
         """Store the arguments.
 
@@ -60,7 +64,10 @@ class RunLog:
         self.pictures = pictures
 
     def step(
-        self, total_steps: int, losses: Mapping[str, float], rates: Sequence[float]
+        self,
+        total_steps: int,
+        losses: Mapping[str, float],
+        rates: Sequence[float],
     ) -> None:
         """Write the curves of a step.
 
@@ -148,7 +155,9 @@ def open_run_log(
         writers.append(board)
     if settings.use_wandb:
         project = settings.project_name
-        writers.append(WandbWriter(project, settings.exp_name, cfg.yaml_cfg, folder))
+        writers.append(
+            WandbWriter(project, settings.exp_name, cfg.yaml_cfg, folder)
+        )
     return RunLog(writers, plan, pictures=settings.pictures)
 
 
@@ -160,7 +169,9 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
         horizon: horizon of the EMA in steps; None if there is no EMA.
     """
     for name, steps in _horizons(plan, horizon):
-        logger.info("%s: %s of %s steps", name, f"{steps:,.0f}", f"{plan.steps:,}")
+        logger.info(
+            "%s: %s of %s steps", name, f"{steps:,.0f}", f"{plan.steps:,}"
+        )
         text = horizon_warning(steps, plan.steps)
         if text:
             logger.warning("%s", text)
@@ -185,7 +196,9 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
         )
 
 
-def _horizons(plan: TrainingPlan, horizon: float | None) -> Iterator[tuple[str, float]]:
+def _horizons(
+    plan: TrainingPlan, horizon: float | None
+) -> Iterator[tuple[str, float]]:
     """Yield the horizon of the EMA and, if stage 2 has another decay, its horizon there."""
     if horizon is None:
         return
@@ -286,7 +299,9 @@ def epoch_record(
     train_losses = {f"train_{name}": value for name, value in losses.items()}
     train_losses.setdefault("train_loss", float("nan"))
     parameters = list(model.parameters())
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    trainable = [
+        parameter for parameter in parameters if parameter.requires_grad
+    ]
     return {
         "epoch": epoch,
         "epochs": plan.epochs,
@@ -309,12 +324,16 @@ def epoch_record(
     }
 
 
-def boxes_record(epoch: int, read: int, lost: Mapping[str, int]) -> dict[str, Any]:
+def boxes_record(
+    epoch: int, read: int, lost: Mapping[str, int]
+) -> dict[str, Any]:
     """Return the boxes read and lost in an epoch, for `log.txt`; warn if most did not reach the loss."""
     total = sum(lost.values())
     if total > MOSTLY_LOST * read:
         by_count = sorted(lost.items(), key=lambda item: -item[1])
-        dropped = ", ".join(f"{name} dropped {count}" for name, count in by_count)
+        dropped = ", ".join(
+            f"{name} dropped {count}" for name, count in by_count
+        )
         logger.warning(
             "epoch %d: %d of %d boxes did not reach the loss: %s",
             epoch + 1,
@@ -326,7 +345,11 @@ def boxes_record(epoch: int, read: int, lost: Mapping[str, int]) -> dict[str, An
 
 
 def log_step(
-    progress: Progress, plan: TrainingPlan, loss: float, rate: float, meter: EpochMeter
+    progress: Progress,
+    plan: TrainingPlan,
+    loss: float,
+    rate: float,
+    meter: EpochMeter,
 ) -> None:
     """Log a line for a step, for terminals without a progress bar."""
     left = meter.seconds / meter.steps * (plan.steps_per_epoch - progress.step)

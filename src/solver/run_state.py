@@ -80,7 +80,10 @@ class RunState:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "guard": {"in_a_row": self.guard.in_a_row, "in_epoch": self.guard.in_epoch},
+            "guard": {
+                "in_a_row": self.guard.in_a_row,
+                "in_epoch": self.guard.in_epoch,
+            },
             "best": self.best.state_dict(),
             "first_loss": self.first_loss,
             "explained": self.explained,
@@ -109,7 +112,9 @@ class RunState:
         Raises:
             CheckpointError: if the state does not fit the model, its optimizer or its EMA.
         """
-        load_strictly(self.model, WeightFile(source, state["model"], state["meta"]))
+        load_strictly(
+            self.model, WeightFile(source, state["model"], state["meta"])
+        )
         self._load_average(state["ema"])
         _load_optimizer(self.optimizer, state["optimizer"], source)
         if self.scaler and state["scaler"]:
@@ -142,11 +147,15 @@ class RunState:
         self.meter = None
         self.best.forget()
 
-    def close_epoch(self, metrics: Mapping[str, Any], plan: TrainingPlan) -> bool:
+    def close_epoch(
+        self, metrics: Mapping[str, Any], plan: TrainingPlan
+    ) -> bool:
         """Complete an epoch; return whether its score is the best so far."""
         epoch = self.progress.epoch
         weights = self.scored.state_dict()
-        improved = self.best.consider(epoch, metrics, weights, plan.stage(epoch))
+        improved = self.best.consider(
+            epoch, metrics, weights, plan.stage(epoch)
+        )
         self.progress.epoch = plan.next_epoch(epoch, self.best.epoch)
         self.progress.step = 0
         if self.progress.epoch > epoch + 1:

@@ -54,7 +54,9 @@ class Saver:
         if by_steps or by_time:
             self.save_last()
 
-    def keep(self, epoch: int, metrics: Mapping[str, Any], *, improved: bool) -> None:
+    def keep(
+        self, epoch: int, metrics: Mapping[str, Any], *, improved: bool
+    ) -> None:
         """Write the checkpoints of a completed epoch. All ranks must call this together.
 
         `best.pth` is written first, because `last.pth` refers to it.
@@ -111,9 +113,13 @@ class Saver:
         )
         last = self.checkpoints.folder / LAST
         if saved:
-            return Preempted(f"{where}; the state is saved, {resume_hint(last)}")
+            return Preempted(
+                f"{where}; the state is saved, {resume_hint(last)}"
+            )
         older = f"there is no {last}"
         if last.exists():
             older = f"{last} is of an earlier step"
         why = f" ({self.checkpoints.unsaved})" if is_main() else ""
-        return ResourceError(f"{where}, but the state could not be saved{why}; {older}")
+        return ResourceError(
+            f"{where}, but the state could not be saved{why}; {older}"
+        )

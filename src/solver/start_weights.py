@@ -52,7 +52,9 @@ def read_start(settings: RunSettings, folder: CheckpointFolder) -> Start:
     """
     resume = _file_to_resume(settings, folder)
     if resume is not None and not settings.test_only:
-        state, found = folder.load_last(Path(refuse_address(resume)).expanduser())
+        state, found = folder.load_last(
+            Path(refuse_address(resume)).expanduser()
+        )
         return Start(WeightFile(found, state["model"], state["meta"]), state)
     if resume is not None:
         return Start(read_weights(resume))
@@ -61,7 +63,9 @@ def read_start(settings: RunSettings, folder: CheckpointFolder) -> Start:
     return Start()
 
 
-def _file_to_resume(settings: RunSettings, folder: CheckpointFolder) -> str | None:
+def _file_to_resume(
+    settings: RunSettings, folder: CheckpointFolder
+) -> str | None:
     """Return the file to resume from, the same on every rank; resolves `-r auto`."""
     if settings.resume != AUTO:
         return settings.resume
@@ -81,4 +85,7 @@ def resumes_in(folder: Path, resume: str | None) -> bool:
     if resume == AUTO:
         return any((folder / name).exists() for name in (LAST, PREVIOUS))
     path = Path(resume)
-    return path.name in (LAST, PREVIOUS) and path.parent.resolve() == folder.resolve()
+    return (
+        path.name in (LAST, PREVIOUS)
+        and path.parent.resolve() == folder.resolve()
+    )

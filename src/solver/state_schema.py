@@ -64,7 +64,9 @@ class OptimizerState(Struct):
         for values in self.state.values():
             for name, value in values.items():
                 if not isinstance(value, Tensor | float | int | None):
-                    raise ValueError(f"Expected `a tensor or a number` as {name}")
+                    raise ValueError(
+                        f"Expected `a tensor or a number` as {name}"
+                    )
 
 
 class ScalerState(Struct):
@@ -172,7 +174,9 @@ def check_state(path: str | Path, state: Mapping[str, Any]) -> None:
     checked(state, TrainingState, file=path, part="", advice=ADVICE)
     scaler = state.get("scaler")
     if scaler:
-        renamed = {key.removeprefix("_"): value for key, value in scaler.items()}
+        renamed = {
+            key.removeprefix("_"): value for key, value in scaler.items()
+        }
         checked(renamed, ScalerState, file=path, part="scaler", advice=ADVICE)
 
 

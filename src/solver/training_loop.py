@@ -27,7 +27,14 @@ from .memory_trial import try_memory
 from .nothing_found import explain_nothing_found
 from .numerics import ADVICE_FOR_A_RUN
 from .phases import log_trainable_parameters
-from .run_log import RunLog, boxes_record, epoch_record, log_data, log_plan, log_step
+from .run_log import (
+    RunLog,
+    boxes_record,
+    epoch_record,
+    log_data,
+    log_plan,
+    log_step,
+)
 from .saving import Saver
 
 
@@ -56,7 +63,9 @@ def log_run(run: Run) -> None:
         queries,
     )
     average = run.state.ema
-    log_plan(run.plan, average.horizon if isinstance(average, HasHorizon) else None)
+    log_plan(
+        run.plan, average.horizon if isinstance(average, HasHorizon) else None
+    )
 
 
 def rehearse(run: Run) -> None:
@@ -91,7 +100,9 @@ def begin_epoch(run: Run, epoch: int) -> None:
             part.set_epoch(epoch)
     if run.phases.begin(epoch):
         rates = run.rates.scheduled(progress)
-        log_trainable_parameters(epoch, run.state.model, run.state.optimizer, rates)
+        log_trainable_parameters(
+            epoch, run.state.model, run.state.optimizer, rates
+        )
     if progress.step:
         return
     run.state.guard.start_epoch()
@@ -117,7 +128,9 @@ def load_best_weights(run: Run) -> None:
     )
 
 
-def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> EpochMeter:
+def train_epoch(
+    run: Run, log: RunLog, saver: Saver, watchdog: Watchdog
+) -> EpochMeter:
     """Run the remaining steps of an epoch.
 
     Returns:
@@ -127,7 +140,9 @@ def train_epoch(run: Run, log: RunLog, saver: Saver, watchdog: Watchdog) -> Epoc
     progress = state.progress
     state.model.train()
     meter = state.meter = state.meter or EpochMeter()
-    names = {label: entry["name"] for label, entry in enumerate(run.data.classes)}
+    names = {
+        label: entry["name"] for label, entry in enumerate(run.data.classes)
+    }
     batches = windows(run.data.train_loader, run.settings.grad_accum_steps)
     title = f"epoch {progress.epoch + 1}/{run.plan.epochs}"
     bar = with_progress(batches, title, run.plan.steps_per_epoch, progress.step)
@@ -167,7 +182,11 @@ def take_step(
 
 
 def report_step(
-    run: Run, log: RunLog, losses: dict[str, Tensor], meter: EpochMeter, bar: Any
+    run: Run,
+    log: RunLog,
+    losses: dict[str, Tensor],
+    meter: EpochMeter,
+    bar: Any,
 ) -> None:
     """Write the curves of a step, and a log line without progress bar; synchronizes with the device."""
     values = {name: value.item() for name, value in losses.items()}
@@ -182,7 +201,9 @@ def report_step(
 def evaluate_run(run: Run, saver: Saver) -> dict[str, Any]:
     """Evaluate the EMA, or the model without EMA, with the batch statistics of rank 0 on every rank."""
     scored = run.state.scored
-    statistics = [buffer for buffer in scored.buffers() if buffer.is_floating_point()]
+    statistics = [
+        buffer for buffer in scored.buffers() if buffer.is_floating_point()
+    ]
     broadcast_tensors(statistics)
     return evaluate(
         scored,
@@ -208,13 +229,17 @@ def end_epoch(
     state = run.state
     state.meter = None
     losses = meter.means()
-    explain_nothing_found(state, losses.get("loss", 0.0), metrics, run.data.evaluator)
+    explain_nothing_found(
+        state, losses.get("loss", 0.0), metrics, run.data.evaluator
+    )
     evaluator = run.data.evaluator
     detections = None
     if isinstance(evaluator, KeepsDetections):
         detections = evaluator.detections
     val_data = run.data.val_loader.dataset
-    log.show_validation(epoch, val_data, detections, metrics.get("F1_threshold"))
+    log.show_validation(
+        epoch, val_data, detections, metrics.get("F1_threshold")
+    )
     improved = state.close_epoch(metrics, run.plan)
     run.data.train_loader.report_images()
     run.data.val_loader.report_images()

@@ -15,7 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.contracts import Batch, CountsObjects, Target, WeightAverage
 from ..core.errors import NumericsError
 from ..runtime.distributed import everywhere
-from .numerics import BatchStatistics, NumericsGuard, first_bad_tensor, poisoned_total
+from .numerics import (
+    BatchStatistics,
+    NumericsGuard,
+    first_bad_tensor,
+    poisoned_total,
+)
 
 
 class Part(NamedTuple):
@@ -29,7 +34,9 @@ class Part(NamedTuple):
 
     def is_finite(self) -> Tensor | bool:
         """Return whether there is a finite loss, as a tensor on the device if there is a loss."""
-        return self.failure is None and torch.isfinite(add_up(self.losses.values()))
+        return self.failure is None and torch.isfinite(
+            add_up(self.losses.values())
+        )
 
 
 @dataclass(kw_only=True)
@@ -63,7 +70,9 @@ class TrainStep:
         self.stopping = False
         """Whether any rank was asked to stop in the last step; the same on all ranks."""
 
-    def __call__(self, step: int, window: Sequence[Batch]) -> dict[str, Tensor] | None:
+    def __call__(
+        self, step: int, window: Sequence[Batch]
+    ) -> dict[str, Tensor] | None:
         """Run one training step.
 
         Args:
@@ -111,7 +120,9 @@ class TrainStep:
             self.statistics.restore()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _normalizers(self, window: Sequence[Batch], sizes: list[int]) -> list[Any]:
+    def _normalizers(
+        self, window: Sequence[Batch], sizes: list[int]
+    ) -> list[Any]:
         """Return the normalizers of the criterion for each batch; None lets a batch use its own counts."""
         criterion = self.criterion
         is_exact = self.exact and len(window) > 1
@@ -172,7 +183,9 @@ class TrainStep:
     ) -> dict[str, Any]:
         """Run the model in the precision of the run."""
         uses_amp = self.amp_dtype is not None
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=uses_amp):
+        with torch.autocast(
+            self.device.type, dtype=self.amp_dtype, enabled=uses_amp
+        ):
             return module(images, targets=targets)
 
     def _isolated_rng(self) -> AbstractContextManager:
@@ -213,7 +226,9 @@ class TrainStep:
         max_norm = self.clip_max_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         device = norm.device
-        finite = [torch.as_tensor(part.is_finite(), device=device) for part in parts]
+        finite = [
+            torch.as_tensor(part.is_finite(), device=device) for part in parts
+        ]
         all_finite = torch.stack(finite).all()
         continues = torch.tensor(not self.is_stop_asked(), device=device)
         checks = torch.stack([all_finite, torch.isfinite(norm), continues])
@@ -227,7 +242,9 @@ class TrainStep:
             self.optimizer.step()
         return finite_loss, finite_loss and finite_gradient
 
-    def _drop(self, step: int, window: Sequence[Batch], parts: list[Part]) -> None:
+    def _drop(
+        self, step: int, window: Sequence[Batch], parts: list[Part]
+    ) -> None:
         """Roll back a bad step and report the first bad batch, or all if only a gradient is not finite."""
         reported = slice(None)
         bad = -1
@@ -240,7 +257,9 @@ class TrainStep:
         images, _ = window[bad]
         reason = part.failure
         if not reason:
-            reason = first_bad_tensor(images, part.outputs, part.losses, self.model)
+            reason = first_bad_tensor(
+                images, part.outputs, part.losses, self.model
+            )
         self.statistics.restore()
         self.optimizer.zero_grad(set_to_none=True)
         losses = [part.losses for part in parts[reported]]

@@ -150,7 +150,13 @@ class TensorBoardWriter:
         points: dict[str, float | None] = {}
         for index, value in enumerate(record["test_coco_eval_bbox"]):
             points[f"Test/coco_eval_bbox_{index}"] = value
-        for name in ("AP", "AP50", "train_loss", "images_per_second", "data_wait"):
+        for name in (
+            "AP",
+            "AP50",
+            "train_loss",
+            "images_per_second",
+            "data_wait",
+        ):
             points[f"Epoch/{name}"] = record[name]
         for name, value in points.items():
             if value is not None and value != UNDEFINED:

@@ -62,13 +62,15 @@ def backbone(request) -> nn.Module:
 
 def test_forward_gives_a_list_with_a_map_for_each_stride(backbone):
     maps = backbone(torch.rand(2, 3, 64, 64))
-    assert isinstance(maps, list) and len(maps) == len(backbone.out_channels) == len(
-        backbone.out_strides
-    )
+    assert isinstance(maps, list) and len(maps) == len(
+        backbone.out_channels
+    ) == len(backbone.out_strides)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (32, 128)])
-def test_maps_have_the_channels_and_strides_that_the_attributes_say(backbone, size):
+def test_maps_have_the_channels_and_strides_that_the_attributes_say(
+    backbone, size
+):
     maps = backbone(torch.rand(2, 3, *size))
     assert [tuple(x.shape) for x in maps] == [
         (2, channels, size[0] // stride, size[1] // stride)
@@ -79,7 +81,9 @@ def test_maps_have_the_channels_and_strides_that_the_attributes_say(backbone, si
 def test_strides_go_from_fine_to_coarse_and_double(backbone):
     assert all(
         coarser == 2 * finer
-        for finer, coarser in zip(backbone.out_strides, backbone.out_strides[1:])
+        for finer, coarser in zip(
+            backbone.out_strides, backbone.out_strides[1:]
+        )
     )
 
 
@@ -107,7 +111,9 @@ def test_state_dict_loads_into_a_second_one(backbone):
     )
     other.load_state_dict(backbone.state_dict())
     x = torch.rand(1, 3, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(backbone.eval()(x), other.eval()(x)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone.eval()(x), other.eval()(x))
+    )
 
 
 @pytest.mark.parametrize("name", ["PlainBackbone", "AnnotatedBackbone"])

@@ -65,7 +65,9 @@ def test_a_chinese_page_has_the_headings_of_the_english_one(chinese, english):
 
 @pytest.mark.parametrize(("chinese", "english"), PAGES.items())
 def test_a_chinese_page_has_the_commands_of_the_english_one(chinese, english):
-    ours, theirs = (parse(without_file_tree(read(name))) for name in (chinese, english))
+    ours, theirs = (
+        parse(without_file_tree(read(name))) for name in (chinese, english)
+    )
     assert ours.code == theirs.code
 
 
@@ -80,7 +82,8 @@ def test_a_chinese_page_has_the_tables_of_the_english_one(chinese, english):
 
 def test_every_chinese_page_is_compared_and_linked_from_the_chinese_readme():
     pages = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*_cn.md")
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "docs").glob("*_cn.md")
     }
     assert pages == set(PAGES) - {"README_cn.md"}
     for page in pages:

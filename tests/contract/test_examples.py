@@ -28,7 +28,12 @@ PACKAGES = (
     "src/data/transforms",
 )
 
-COMPLETE = ("src/ops", "src/core/registry.py", "src/inference", "src/data/transforms")
+COMPLETE = (
+    "src/ops",
+    "src/core/registry.py",
+    "src/inference",
+    "src/data/transforms",
+)
 """Packages and modules in which every public function and every exported class has an example."""
 
 WITHOUT_EXAMPLE = {
@@ -79,7 +84,8 @@ def public_without_example(place: str) -> Iterator[str]:
     for file in files_of(place):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             is_public = (
-                isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+                isinstance(node, ast.FunctionDef)
+                and not node.name.startswith("_")
             ) or (isinstance(node, ast.ClassDef) and node.name in exported)
             if is_public and ">>> " not in docstrings(node):
                 yield f"{module_name(file)}.{node.name}"
@@ -123,7 +129,9 @@ def test_everything_public_has_an_example(place):
 
 
 def test_exceptions_are_still_needed():
-    missing = {name for place in COMPLETE for name in public_without_example(place)}
+    missing = {
+        name for place in COMPLETE for name in public_without_example(place)
+    }
     assert set(WITHOUT_EXAMPLE) <= missing
 
 
@@ -141,5 +149,7 @@ def test_packages_with_examples_are_found():
 def test_every_public_function_of_ops_has_an_example():
     for file in sorted((ROOT / "src/ops").glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith(
+                "_"
+            ):
                 assert ">>> " in (ast.get_docstring(node) or ""), node.name

@@ -40,14 +40,17 @@ def opened(module: str) -> set[str]:
     modes = set()
     for name, call in calls(module):
         if name == "open" or (
-            name.endswith(".open") and name.split(".")[0] not in ("Image", "os", "self")
+            name.endswith(".open")
+            and name.split(".")[0] not in ("Image", "os", "self")
         ):
             values = [
                 *call.args[1:2],
                 *(word.value for word in call.keywords if word.arg == "mode"),
             ]
             modes.update(
-                value.value for value in values if isinstance(value, ast.Constant)
+                value.value
+                for value in values
+                if isinstance(value, ast.Constant)
             )
             if not values:
                 modes.add("r")
@@ -59,7 +62,9 @@ def test_user_text_is_read_only_by_code_that_handles_byte_order_marks_and_encodi
     module,
 ):
     if module not in READ_BY_THEMSELVES:
-        assert not [name for name, _ in calls(module) if name.endswith(".read_text")]
+        assert not [
+            name for name, _ in calls(module) if name.endswith(".read_text")
+        ]
     assert not opened(module) & {"r", "rt"}
 
 
@@ -82,9 +87,13 @@ def test_files_are_written_where_half_written_files_and_files_of_others_are_know
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_yaml_of_users_is_read_by_one_loader_that_keeps_names_as_they_are(module):
+def test_yaml_of_users_is_read_by_one_loader_that_keeps_names_as_they_are(
+    module,
+):
     loads = {
-        name for name, _ in calls(module) if name.startswith("yaml.") and "load" in name
+        name
+        for name, _ in calls(module)
+        if name.startswith("yaml.") and "load" in name
     }
     allowed = {
         "src/core/config_file.py": {"yaml.load"},

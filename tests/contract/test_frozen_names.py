@@ -224,7 +224,9 @@ def test_component_keeps_its_name_and_arguments(name):
         ("DataLoader", "dataset collate_fn", ""),
     ],
 )
-def test_component_injects_and_shares_what_it_does_in_dfine(name, inject, share):
+def test_component_injects_and_shares_what_it_does_in_dfine(
+    name, inject, share
+):
     assert (find(name).inject, find(name).share) == (
         tuple(inject.split()),
         tuple(share.split()),
@@ -249,7 +251,10 @@ def test_train_keeps_its_flags():
         text=True,
         check=True,
     ).stdout
-    assert TRAIN_FLAGS - set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text)) == set()
+    assert (
+        TRAIN_FLAGS - set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
+        == set()
+    )
 
 
 def test_importing_the_configuration_alone_registers_every_class():

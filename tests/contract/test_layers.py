@@ -67,17 +67,22 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imported_modules(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
+def imported_modules(
+    tree: ast.AST, package: list[str]
+) -> Iterator[tuple[int, str]]:
     """Yield (line, absolute module) for every import in `tree`; `package` is the path of its package."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
+            base = (
+                package[: len(package) - node.level + 1] if node.level else []
+            )
             base = base + (node.module.split(".") if node.module else [])
             if node.module is None or base == ["src"]:  # from . import a, b
                 yield from (
-                    (node.lineno, ".".join([*base, alias.name])) for alias in node.names
+                    (node.lineno, ".".join([*base, alias.name]))
+                    for alias in node.names
                 )
             else:
                 yield node.lineno, ".".join(base)
@@ -121,19 +126,27 @@ def test_imports_stay_in_their_layer_or_go_down(path):
     ],
 )
 def test_an_upward_import_is_reported_with_file_line_and_allowed_imports(text):
-    (fault,) = layer_faults("src/nn/backbone/other.py", f"def later():\n    {text}\n")
+    (fault,) = layer_faults(
+        "src/nn/backbone/other.py", f"def later():\n    {text}\n"
+    )
     assert fault.startswith("src/nn/backbone/other.py:2 imports src.solver")
-    assert fault.endswith("; src/nn may import nn, core, ops, runtime, detection")
+    assert fault.endswith(
+        "; src/nn may import nn, core, ops, runtime, detection"
+    )
 
 
 def test_an_external_package_in_the_lowest_layers_is_reported():
-    assert layer_faults("src/ops/boxes.py", "import math\nimport numpy as np") == [
+    assert layer_faults(
+        "src/ops/boxes.py", "import math\nimport numpy as np"
+    ) == [
         "src/ops/boxes.py:2 imports numpy; src/ops may import the standard library, torch"
     ]
 
 
 def test_every_package_of_src_has_a_layer():
-    assert {path.relative_to(ROOT / "src").parts[0] for path in SOURCES} == set(ALLOWED)
+    assert {path.relative_to(ROOT / "src").parts[0] for path in SOURCES} == set(
+        ALLOWED
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +173,11 @@ def test_package_init_lists_names_and_holds_no_logic(path):
         is_all = isinstance(node, ast.Assign) and [
             target.id for target in node.targets
         ] == ["__all__"]
-        return is_docstring or is_all or isinstance(node, (ast.Import, ast.ImportFrom))
+        return (
+            is_docstring
+            or is_all
+            or isinstance(node, (ast.Import, ast.ImportFrom))
+        )
 
     assert [
         f"{name_of(path)}:{node.lineno}"
@@ -173,7 +190,11 @@ def test_package_init_lists_names_and_holds_no_logic(path):
 def test_heavy_packages_are_imported_where_they_are_used(path):
     tree = ast.parse(path.read_text())
     at_import = ast.Module(
-        [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))],
+        [
+            node
+            for node in tree.body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ],
         [],
     )
     package = name_of(path).split("/")[:-1]
@@ -197,7 +218,8 @@ def test_commands_parse_their_arguments_before_they_import_src_or_torch(path):
     early = [
         f"{name_of(path)}:{line} imports {module}"
         for line, module in imported_modules(at_import, [])
-        if module.split(".")[0] not in sys.stdlib_module_names | {"tools", "tests"}
+        if module.split(".")[0]
+        not in sys.stdlib_module_names | {"tools", "tests"}
     ]  # tools.common and tests.harness are held to the same
     assert early == []
 
@@ -221,7 +243,9 @@ def test_modules_do_not_import_each_other_in_a_circle():
         )
         needs[name] = {
             module
-            for _, module in imported_modules(at_import, name_of(path).split("/")[:-1])
+            for _, module in imported_modules(
+                at_import, name_of(path).split("/")[:-1]
+            )
             if module in modules
         }
 
@@ -250,7 +274,9 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def import_graph(sources: dict[str, tuple[list[str], str]]) -> dict[str, set[str]]:
+def import_graph(
+    sources: dict[str, tuple[list[str], str]],
+) -> dict[str, set[str]]:
     """Return which modules each module imports, within functions and for types alone included.
 
     Args:
@@ -258,7 +284,9 @@ def import_graph(sources: dict[str, tuple[list[str], str]]) -> dict[str, set[str
     """
     graph = {}
     for module, (package, text) in sources.items():
-        imported = {name for _, name in imported_modules(ast.parse(text), package)}
+        imported = {
+            name for _, name in imported_modules(ast.parse(text), package)
+        }
         graph[module] = {
             name for name in imported if name in sources and name != module
         }
@@ -267,7 +295,10 @@ def import_graph(sources: dict[str, tuple[list[str], str]]) -> dict[str, set[str
 
 def test_no_module_imports_itself_in_a_circle_not_even_for_types():
     sources = {
-        module_of(path): (list(path.relative_to(ROOT).parts[:-1]), path.read_text())
+        module_of(path): (
+            list(path.relative_to(ROOT).parts[:-1]),
+            path.read_text(),
+        )
         for path in SOURCES
     }
     list(

@@ -47,7 +47,9 @@ def anchor_of(heading: str) -> str:
 def anchors_of(text: str) -> set[str]:
     """Return the anchors of all headings; equal headings are numbered."""
     anchors: set[str] = set()
-    for match in re.finditer(r"^#{1,6} +(.+?)\s*$", without_code_blocks(text), re.M):
+    for match in re.finditer(
+        r"^#{1,6} +(.+?)\s*$", without_code_blocks(text), re.M
+    ):
         anchor = anchor_of(match[1])
         number = 0
         numbered = anchor
@@ -93,18 +95,24 @@ def test_the_pages_of_the_project_are_found():
     assert {"README.md", "docs/data.md", "weights/README.md"} <= names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_every_relative_link_leads_to_a_file_and_a_heading(page):
     assert not broken_links(page)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_a_page_that_is_named_is_linked(page):
     assert not pages_that_are_not_linked(page.read_text(encoding="utf-8"))
 
 
 def test_every_decision_is_linked_from_the_architecture():
-    linked = set(links_of((ROOT / "docs/architecture.md").read_text(encoding="utf-8")))
+    linked = set(
+        links_of((ROOT / "docs/architecture.md").read_text(encoding="utf-8"))
+    )
     for decision in (ROOT / "docs/decisions").glob("*.md"):
         assert f"decisions/{decision.name}" in linked
 
@@ -138,4 +146,7 @@ def test_broken_links_and_names_without_a_link_are_noticed(tmp_path):
         "gone.png",
     ]
     text = "See `docs/data.md`, docs/errors.md and [`data.md`](data.md).\n"
-    assert pages_that_are_not_linked(text) == ["`docs/data.md`", "docs/errors.md"]
+    assert pages_that_are_not_linked(text) == [
+        "`docs/data.md`",
+        "docs/errors.md",
+    ]

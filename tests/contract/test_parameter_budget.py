@@ -82,7 +82,8 @@ def test_the_parts_in_the_top_comment_are_what_is_built(size):
         )
     }
     assert claims == {
-        name: millions(size.parts[name], number) for name, number in claims.items()
+        name: millions(size.parts[name], number)
+        for name, number in claims.items()
     }
 
 
@@ -102,7 +103,8 @@ def test_the_parts_in_the_top_comment_are_what_is_built(size):
 def test_the_top_comment_of_a_dinov3_size_names_its_parts(file):
     assert set(
         re.findall(
-            r"M (ViT|adapter|encoder|decoder)", top_comment(f"configs/dfine/{file}")
+            r"M (ViT|adapter|encoder|decoder)",
+            top_comment(f"configs/dfine/{file}"),
         )
     ) == {
         "ViT",
@@ -124,14 +126,19 @@ def test_the_command_in_the_top_comment_names_the_file_itself(file):
 def small(request) -> YAMLConfig:
     """Size S trained in phases, and the variant whose whole ViT is fine-tuned."""
     return YAMLConfig(
-        ROOT / "configs/dfine" / request.param, DINOv3Backbone={"pretrained": False}
+        ROOT / "configs/dfine" / request.param,
+        DINOv3Backbone={"pretrained": False},
     )
 
 
 def trained(cfg: YAMLConfig) -> dict[str, nn.Parameter]:
     """Return the parameters that are ever trained, by name."""
-    grouped = {id(p) for group in cfg.optimizer.param_groups for p in group["params"]}
-    return {name: p for name, p in cfg.model.named_parameters() if id(p) in grouped}
+    grouped = {
+        id(p) for group in cfg.optimizer.param_groups for p in group["params"]
+    }
+    return {
+        name: p for name, p in cfg.model.named_parameters() if id(p) in grouped
+    }
 
 
 def test_dinov3_s_has_between_24_and_26_million_parameters(small):
@@ -155,7 +162,9 @@ def test_dinov3_s_learns_the_vit_at_1e_5_and_the_rest_at_25e_5(small):
     assert rates == pytest.approx(expected)
 
 
-def test_dinov3_s_decays_matrices_but_no_norms_biases_layer_scales_or_tokens(small):
+def test_dinov3_s_decays_matrices_but_no_norms_biases_layer_scales_or_tokens(
+    small,
+):
     decays = {
         id(p): group["weight_decay"]
         for group in small.optimizer.param_groups
@@ -184,7 +193,8 @@ def test_dinov3_s_thaws_the_last_four_blocks_and_the_final_norm_after_ten_epochs
         if any(p is q for q in group["params"])
     }
     assert {
-        name.split(".")[1] if name.startswith("blocks.") else name for name in thawing
+        name.split(".")[1] if name.startswith("blocks.") else name
+        for name in thawing
     } == {
         "8",
         "9",
@@ -205,4 +215,6 @@ def test_the_finetune_variant_of_dinov3_s_trains_the_whole_vit_from_the_start():
         for name, _ in cfg.model.named_parameters()
         if name.startswith("backbone.vit.")
     } <= trained(cfg).keys()
-    assert not any("thaw_epoch" in group for group in cfg.optimizer.param_groups)
+    assert not any(
+        "thaw_epoch" in group for group in cfg.optimizer.param_groups
+    )

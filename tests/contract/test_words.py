@@ -26,7 +26,16 @@ CHECKED = [
 ]
 """Files and folders that are checked, except this file, which quotes the expressions."""
 
-SUFFIXES = (".py", ".md", ".yml", ".yaml", ".txt", ".jinja", ".html", "Makefile")
+SUFFIXES = (
+    ".py",
+    ".md",
+    ".yml",
+    ".yaml",
+    ".txt",
+    ".jinja",
+    ".html",
+    "Makefile",
+)
 
 TO_BE = r"(?:is|are|was|were|be|been)"
 
@@ -77,7 +86,9 @@ def texts_of(path: Path) -> list[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         is_text = token.type in (tokenize.COMMENT, tokenize.STRING)
         if is_text or tokenize.tok_name[token.type] == "FSTRING_MIDDLE":
-            found += list(enumerate(token.string.splitlines(), start=token.start[0]))
+            found += list(
+                enumerate(token.string.splitlines(), start=token.start[0])
+            )
     return found
 
 
@@ -88,7 +99,8 @@ def docstring_starts(path: Path) -> list[tuple[int, str]]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(
-            node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            node,
+            (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef),
         ):
             text = ast.get_docstring(node)
             if text:
@@ -104,7 +116,9 @@ def findings_in(path: Path) -> list[str]:
         for pattern, replacement in PATTERNS.items():
             match = re.search(pattern, plain, re.IGNORECASE)
             if match:
-                found.append(f"line {number}: {match[0]!r}; write {replacement}")
+                found.append(
+                    f"line {number}: {match[0]!r}; write {replacement}"
+                )
     for number, line in docstring_starts(path):
         if BAD_START.match(line):
             found.append(
@@ -119,7 +133,9 @@ def checked_files() -> list[Path]:
         path = ROOT / name
         candidates = [path] if path.is_file() else sorted(path.rglob("*"))
         for file in candidates:
-            is_prose = file.name.endswith(SUFFIXES) and not file.stem.endswith("_cn")
+            is_prose = file.name.endswith(SUFFIXES) and not file.stem.endswith(
+                "_cn"
+            )
             if is_prose and file != Path(__file__).resolve():
                 files.append(file)
     return files
@@ -135,7 +151,8 @@ def test_no_file_uses_an_expression_that_readers_stumble_over():
     faults = []
     for file in checked_files():
         faults += [
-            f"{file.relative_to(ROOT)}: {finding}" for finding in findings_in(file)
+            f"{file.relative_to(ROOT)}: {finding}"
+            for finding in findings_in(file)
         ]
     assert not faults, "\n".join(faults)
 

@@ -56,7 +56,8 @@ class TestPart:
 
     def test_unknown_name_is_refused_with_the_nearest(self):
         with pytest.raises(
-            ConfigError, match="^'Prt' is not registered; did you mean 'Part'\\?$"
+            ConfigError,
+            match="^'Prt' is not registered; did you mean 'Part'\\?$",
         ):
             create("Prt")
 
@@ -116,7 +117,10 @@ class TestInjection:
         nested = create(
             {
                 "type": "Whole",
-                "part": {"type": "Whole", "parts": [{"type": "Whole", "part": "Part"}]},
+                "part": {
+                    "type": "Whole",
+                    "parts": [{"type": "Whole", "part": "Part"}],
+                },
             },
             {"Part": {"depth": 9}},
         )
@@ -174,12 +178,16 @@ def test_load_method_is_called_after_construction():
         AssertionError("7 is odd"),
     ],
 )
-def test_value_that_the_constructor_refuses_is_a_fault_of_the_configuration(error):
+def test_value_that_the_constructor_refuses_is_a_fault_of_the_configuration(
+    error,
+):
     @register()
     def build_odd():
         raise error
 
-    with pytest.raises(ConfigError, match="^build_odd cannot be built: 7 is odd$"):
+    with pytest.raises(
+        ConfigError, match="^build_odd cannot be built: 7 is odd$"
+    ):
         create("build_odd")
 
 
@@ -198,6 +206,7 @@ def test_size_that_cannot_be_is_a_fault_of_the_configuration():
         return torch.nn.Linear(width, 1)
 
     with pytest.raises(
-        ConfigError, match="^build_layer cannot be built: .*negative dimension -3"
+        ConfigError,
+        match="^build_layer cannot be built: .*negative dimension -3",
     ):
         create({"type": "build_layer", "width": -3})

@@ -43,5 +43,6 @@ def test_names_stand_at_the_labels_of_their_ids():
 def test_every_coco_label_has_an_objects365_class_of_its_own_with_a_slot():
     assert len(set(COCO_TO_OBJECTS365)) == len(COCO_TO_OBJECTS365) == 80
     assert (
-        min(COCO_TO_OBJECTS365) >= 0 and max(COCO_TO_OBJECTS365) + 1 < OBJECTS365_SLOTS
+        min(COCO_TO_OBJECTS365) >= 0
+        and max(COCO_TO_OBJECTS365) + 1 < OBJECTS365_SLOTS
     )

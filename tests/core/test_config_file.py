@@ -4,7 +4,13 @@ import pytest
 
 from src.core.config_file import ConfigTree, load_config_tree, parse_overrides
 from src.core.errors import ConfigError
-from src.core.yaml_text import MAX_BYTES, MAX_VALUES, dotted, dump_yaml, parse_yaml
+from src.core.yaml_text import (
+    MAX_BYTES,
+    MAX_VALUES,
+    dotted,
+    dump_yaml,
+    parse_yaml,
+)
 from tests.fixtures.config_files import write_configs
 
 
@@ -17,7 +23,9 @@ def refused(folder, text: str) -> str:
 # ---- includes and merging ----
 
 
-def test_later_include_wins_over_earlier_and_the_file_itself_over_both(tmp_path):
+def test_later_include_wins_over_earlier_and_the_file_itself_over_both(
+    tmp_path,
+):
     path = write_configs(
         tmp_path,
         one="a: 1\nb: 1\nc: 1\n",
@@ -34,12 +42,18 @@ def test_includes_are_read_depth_first(tmp_path):
         middle="__include__: [deep.yml]\ny: middle\nz: middle\n",
         main="__include__: [middle.yml]\nz: main\n",
     )
-    assert load_config_tree(path).values == {"x": "deep", "y": "middle", "z": "main"}
+    assert load_config_tree(path).values == {
+        "x": "deep",
+        "y": "middle",
+        "z": "main",
+    }
 
 
 def test_include_is_relative_to_the_including_file(tmp_path):
     (tmp_path / "parts").mkdir()
-    write_configs(tmp_path / "parts", a="__include__: [b.yml]\n", b="found: True\n")
+    write_configs(
+        tmp_path / "parts", a="__include__: [b.yml]\n", b="found: True\n"
+    )
     assert load_config_tree(
         write_configs(tmp_path, main="__include__: [parts/a.yml]\n")
     ).values == {"found": True}
@@ -59,7 +73,9 @@ def test_mappings_merge_at_every_depth(tmp_path):
         base="a: {b: {c: 1, d: 1}, e: 1}\n",
         main="__include__: [base.yml]\na: {b: {d: 2}}\n",
     )
-    assert load_config_tree(path).values == {"a": {"b": {"c": 1, "d": 2}, "e": 1}}
+    assert load_config_tree(path).values == {
+        "a": {"b": {"c": 1, "d": 2}, "e": 1}
+    }
 
 
 @pytest.mark.parametrize("new", ["[9]", "~", "5", "word"])
@@ -161,18 +177,23 @@ def test_missing_file_is_named(tmp_path):
 
 def test_folder_is_refused(tmp_path):
     (tmp_path / "folder.yml").mkdir()
-    with pytest.raises(ConfigError, match="folder.yml cannot be read: .*directory"):
+    with pytest.raises(
+        ConfigError, match="folder.yml cannot be read: .*directory"
+    ):
         load_config_tree(tmp_path / "folder.yml")
 
 
 def test_other_suffix_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"config.json is not a .yml or .yaml file"):
+    with pytest.raises(
+        ConfigError, match=r"config.json is not a .yml or .yaml file"
+    ):
         load_config_tree(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"), [("- 1\n- 2\n", "list"), ("word\n", "str"), ("3\n", "int")]
+    ("text", "kind"),
+    [("- 1\n- 2\n", "list"), ("word\n", "str"), ("3\n", "int")],
 )
 def test_file_without_a_mapping_is_refused(tmp_path, text, kind):
     assert (
@@ -182,7 +203,10 @@ def test_file_without_a_mapping_is_refused(tmp_path, text, kind):
 
 
 def test_empty_file_sets_nothing(tmp_path):
-    assert load_config_tree(write_configs(tmp_path, config="# nothing\n")).values == {}
+    assert (
+        load_config_tree(write_configs(tmp_path, config="# nothing\n")).values
+        == {}
+    )
 
 
 def test_byte_order_mark_is_accepted(tmp_path):
@@ -193,7 +217,8 @@ def test_byte_order_mark_is_accepted(tmp_path):
 def test_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "config.yml").write_bytes(b"name: \xff\xfe\n")
     with pytest.raises(
-        ConfigError, match="config.yml cannot be read: 'utf-8' codec can't decode"
+        ConfigError,
+        match="config.yml cannot be read: 'utf-8' codec can't decode",
     ):
         load_config_tree(tmp_path / "config.yml")
 
@@ -302,14 +327,20 @@ def test_duplicate_key_is_refused_with_both_lines(tmp_path):
 
 
 def test_duplicate_key_deep_inside_is_refused_with_its_path(tmp_path):
-    assert "config.yml:4 sets a.ops[1].p again; line 4 sets it already" in refused(
-        tmp_path, "a:\n  ops:\n    - {p: 1}\n    - {p: 1, p: 2}\n"
+    assert (
+        "config.yml:4 sets a.ops[1].p again; line 4 sets it already"
+        in refused(tmp_path, "a:\n  ops:\n    - {p: 1}\n    - {p: 1, p: 2}\n")
     )
 
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("5: x", "5"), ("~: x", "~"), ("a: {true: x}", "true"), ("a: [{1.5: x}]", "1.5")],
+    [
+        ("5: x", "5"),
+        ("~: x", "~"),
+        ("a: {true: x}", "true"),
+        ("a: [{1.5: x}]", "1.5"),
+    ],
 )
 def test_key_that_is_not_a_word_is_refused(tmp_path, text, key):
     assert (
@@ -344,13 +375,16 @@ def test_tag_that_would_build_an_object_is_refused_with_its_line(tmp_path, tag):
 
 def test_code_in_yaml_is_not_executed(tmp_path):
     canary = tmp_path / "canary"
-    refused(tmp_path, f"x: !!python/object/apply:os.system ['touch {canary}']\n")
+    refused(
+        tmp_path, f"x: !!python/object/apply:os.system ['touch {canary}']\n"
+    )
     assert not canary.exists()
 
 
 def test_aliases_that_explode_are_refused(tmp_path):
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n"
+        for i in range(1, 10)
     )
     assert (
         refused(tmp_path, bomb)
@@ -418,7 +452,10 @@ def test_date_that_does_not_exist_is_refused(tmp_path):
         (["a=x=y"], {"a": "x=y"}),
         (["a="], {"a": None}),
         (["a='1e-4'"], {"a": "1e-4"}),
-        (["output_dir=/some/path with space"], {"output_dir": "/some/path with space"}),
+        (
+            ["output_dir=/some/path with space"],
+            {"output_dir": "/some/path with space"},
+        ),
         ([], {}),
     ],
 )
@@ -430,11 +467,15 @@ def test_overrides_become_nested_settings(items, values):
 def test_override_without_key_or_value_is_refused(item):
     with pytest.raises(ConfigError) as caught:
         parse_overrides([item])
-    assert str(caught.value) == f"-u {item!r} is not of the form section.key=value"
+    assert (
+        str(caught.value) == f"-u {item!r} is not of the form section.key=value"
+    )
 
 
 def test_override_that_is_not_yaml_is_refused_with_its_key():
-    with pytest.raises(ConfigError, match=r"^-u a\.b:1 cannot be read as YAML: "):
+    with pytest.raises(
+        ConfigError, match=r"^-u a\.b:1 cannot be read as YAML: "
+    ):
         parse_overrides(["a.b=[1, 2"])
 
 
@@ -444,7 +485,9 @@ def test_code_in_an_override_is_refused_and_not_executed(tmp_path):
         ConfigError,
         match="^-u a:1 cannot be read as YAML: could not determine a constructor for the tag",
     ):
-        parse_overrides([f"a=!!python/object/apply:os.system ['touch {canary}']"])
+        parse_overrides(
+            [f"a=!!python/object/apply:os.system ['touch {canary}']"]
+        )
     assert not canary.exists()
 
 
@@ -460,7 +503,12 @@ def resolved(values):
 
 @pytest.mark.parametrize(
     ("reference", "value"),
-    [("${size}", [64, 96]), ("${size.0}", 64), ("${a.b}", 7), ("${a}", {"b": 7})],
+    [
+        ("${size}", [64, 96]),
+        ("${size.0}", 64),
+        ("${a.b}", 7),
+        ("${a}", {"b": 7}),
+    ],
 )
 def test_reference_takes_the_value_that_it_names(reference, value):
     assert resolved({"size": [64, 96], "a": {"b": 7}, "x": {"y": [reference]}})[
@@ -475,7 +523,9 @@ def test_referred_list_is_a_copy():
 
 
 def test_reference_sees_an_override(tmp_path):
-    tree = load_config_tree(write_configs(tmp_path, config="size: 64\nx: ${size}\n"))
+    tree = load_config_tree(
+        write_configs(tmp_path, config="size: 64\nx: ${size}\n")
+    )
     tree.merge({"size": 128}, "command line")
     tree.resolve_references()
     assert tree.values["x"] == 128
@@ -487,7 +537,8 @@ def test_reference_sees_an_override(tmp_path):
 def test_reference_to_nothing_is_refused_with_its_place(tmp_path, reference):
     tree = load_config_tree(
         write_configs(
-            tmp_path, config=f"size: [1, 2]\na: {{b: 1}}\nx:\n  y: {reference}\n"
+            tmp_path,
+            config=f"size: [1, 2]\na: {{b: 1}}\nx:\n  y: {reference}\n",
         )
     )
     with pytest.raises(ConfigError) as caught:
@@ -515,7 +566,10 @@ def test_reference_to_a_reference_is_refused(values):
 
 
 def test_dollar_in_the_middle_of_a_word_is_unchanged():
-    assert resolved({"a": "costs ${b} dollars", "b": 1})["a"] == "costs ${b} dollars"
+    assert (
+        resolved({"a": "costs ${b} dollars", "b": 1})["a"]
+        == "costs ${b} dollars"
+    )
 
 
 # ---- writing ----

@@ -60,7 +60,8 @@ def test_what_is_more_than_nothing_is_one_epoch_at_least(duration):
 
 def test_a_fraction_with_a_floating_point_error_is_not_rounded_to_the_epoch_before():
     assert [
-        RunLength(10, 1).in_epochs(share / 10, "stop_epoch") for share in range(1, 11)
+        RunLength(10, 1).in_epochs(share / 10, "stop_epoch")
+        for share in range(1, 11)
     ] == list(range(1, 11))
 
 
@@ -90,7 +91,9 @@ def test_epochs_need_no_number_of_steps(duration):
 def test_what_needs_the_number_of_steps_is_refused_as_long_as_it_is_not_known(
     unit, duration
 ):
-    with pytest.raises(StepsUnknownError, match="known only after the data are read"):
+    with pytest.raises(
+        StepsUnknownError, match="known only after the data are read"
+    ):
         RunLength(72).resolve(duration, unit, "length")
 
 

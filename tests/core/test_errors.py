@@ -40,7 +40,9 @@ def test_no_two_kinds_share_an_exit_code():
         (OSError(2, "No such file"), "[Errno 2] No such file"),
     ],
 )
-def test_first_line_of_an_error_is_its_text_or_the_name_of_its_class(error, line):
+def test_first_line_of_an_error_is_its_text_or_the_name_of_its_class(
+    error, line
+):
     assert errors.first_line(error) == line
 
 
@@ -50,5 +52,6 @@ def test_first_line_of_an_error_without_text_can_be_named():
         == "out of memory"
     )
     assert (
-        errors.first_line(RuntimeError("cuda"), without_text="out of memory") == "cuda"
+        errors.first_line(RuntimeError("cuda"), without_text="out of memory")
+        == "cuda"
     )

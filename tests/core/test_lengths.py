@@ -71,7 +71,9 @@ def parts(own_registry):
             settings: Mapping[str, Any], run: RunLength
         ) -> dict[str, Any]:
             return {
-                "ramp": min(run.in_steps(settings["ramp"], "ramp"), run.steps // 10)
+                "ramp": min(
+                    run.in_steps(settings["ramp"], "ramp"), run.steps // 10
+                )
             }
 
     @register()
@@ -87,7 +89,11 @@ def parts(own_registry):
     [
         (0.5, EpochLength, [((), 0.5)]),
         (None, EpochLength | None, []),
-        ([0.1, None, 3], Sequence[EpochLength | None], [((0,), 0.1), ((2,), 3)]),
+        (
+            [0.1, None, 3],
+            Sequence[EpochLength | None],
+            [((0,), 0.1), ((2,), 3)],
+        ),
         (
             [[0.1, 4], ["5 %", 6]],
             Sequence[tuple[EpochLength, int]],
@@ -104,7 +110,9 @@ def parts(own_registry):
         ([0.5], list[float], []),
     ],
 )
-def test_lengths_are_found_by_type_wherever_they_stand(value, annotation, found):
+def test_lengths_are_found_by_type_wherever_they_stand(
+    value, annotation, found
+):
     assert [
         (path, length) for path, length, _ in lengths_of(value, annotation)
     ] == found
@@ -132,33 +140,49 @@ def test_every_length_of_a_component_becomes_a_whole_number(parts):
     assert written["plan"] == [[0.1, 1], ["500 steps", 2]]
 
 
-def test_lengths_of_injected_parts_are_found_in_their_sections_and_in_place(parts):
+def test_lengths_of_injected_parts_are_found_in_their_sections_and_in_place(
+    parts,
+):
     values = {
         "Whole": {"part": "Part", "others": [{"type": "Part", "stop": 0.5}]},
         "Part": {"stop": 0.9},
         "block": {"type": "Limited", "ramp": 0.05},
     }
     resolved = with_lengths(values, resolve_lengths(values, RUN, ["block"]))
-    assert (resolved["Part"]["stop"], resolved["Whole"]["others"][0]["stop"]) == (
+    assert (
+        resolved["Part"]["stop"],
+        resolved["Whole"]["others"][0]["stop"],
+    ) == (
         18,
         10,
     )
     assert resolved["block"] == {"type": "Limited", "ramp": 100, "end": 20}
 
 
-def test_a_named_part_without_a_section_gets_the_lengths_that_follow_the_run(parts):
+def test_a_named_part_without_a_section_gets_the_lengths_that_follow_the_run(
+    parts,
+):
     values = {"Whole": {"part": "Part"}}
-    assert with_lengths(values, resolve_lengths(values, RUN))["Part"] == {"half": 10}
+    assert with_lengths(values, resolve_lengths(values, RUN))["Part"] == {
+        "half": 10
+    }
 
 
 def test_a_class_may_state_rules_about_its_lengths(parts):
-    assert resolve_specification({"type": "Limited", "ramp": 1000}, RUN)["ramp"] == 200
+    assert (
+        resolve_specification({"type": "Limited", "ramp": 1000}, RUN)["ramp"]
+        == 200
+    )
 
 
 @pytest.mark.parametrize("end", [None, 1.0, "20 epochs"])
-def test_null_stands_for_the_fraction_of_the_run_that_the_type_names(parts, end):
+def test_null_stands_for_the_fraction_of_the_run_that_the_type_names(
+    parts, end
+):
     assert (
-        resolve_specification({"type": "Limited", "ramp": 3, "end": end}, RUN)["end"]
+        resolve_specification({"type": "Limited", "ramp": 3, "end": end}, RUN)[
+            "end"
+        ]
         == 20
     )
 
@@ -201,7 +225,9 @@ def test_written_and_whole_number_stand_side_by_side(parts):
         "Part": {"stop": 0.9, "ramp": 3, "half": "1 epoch"},
         "block": {"type": "Limited", "ramp": 1000},
     }
-    assert [str(length) for length in resolve_lengths(values, RUN, ["block"])] == [
+    assert [
+        str(length) for length in resolve_lengths(values, RUN, ["block"])
+    ] == [
         "Part.stop: 0.9 -> 18 epochs",
         "Part.half: 1 epoch -> 1 epoch",
         "block.end: 1.0 -> 20 epochs",
@@ -228,7 +254,9 @@ def test_written_and_whole_number_stand_side_by_side(parts):
         ),
     ],
 )
-def test_an_invalid_length_is_a_fault_of_the_configuration(tmp_path, text, fault):
+def test_an_invalid_length_is_a_fault_of_the_configuration(
+    tmp_path, text, fault
+):
     with pytest.raises(ConfigError) as caught:
         config_from(tmp_path, text)
     assert fault in str(caught.value).replace(f"{tmp_path}/", "")

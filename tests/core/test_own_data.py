@@ -50,14 +50,23 @@ def test_a_sound_data_set_passes():
         (Objects([[1, 2, 5, 6]], LABEL), "boxes as a list"),
         (Objects(torch.rand(1, 5), LABEL), r"boxes of shape \[1, 5\]"),
         (Objects(torch.tensor([]), torch.tensor([])), r"boxes of shape \[0\]"),
-        (Objects(BOX, torch.tensor([0, 1])), r"labels of shape \[2\] for 1 boxes"),
+        (
+            Objects(BOX, torch.tensor([0, 1])),
+            r"labels of shape \[2\] for 1 boxes",
+        ),
         (Objects(BOX, torch.tensor([[0]])), r"labels of shape \[1, 1\]"),
         (
             Objects(BOX, torch.tensor([0.0])),
             "labels of type torch.float32, expected integers",
         ),
-        (Objects(BOX, torch.tensor([2])), "labels from 2 to 2, expected 0 to 1"),
-        (Objects(BOX, torch.tensor([-1])), "labels from -1 to -1, expected 0 to 1"),
+        (
+            Objects(BOX, torch.tensor([2])),
+            "labels from 2 to 2, expected 0 to 1",
+        ),
+        (
+            Objects(BOX, torch.tensor([-1])),
+            "labels from -1 to -1, expected 0 to 1",
+        ),
         (
             Objects(BOX, LABEL, ignored=torch.tensor([0])),
             "ignored of type torch.int64, expected torch.bool",
@@ -72,13 +81,19 @@ def test_a_sound_data_set_passes():
 )
 def test_wrong_objects_are_refused_with_what_is_expected(returned, found):
     with pytest.raises(
-        DataError, match=rf"^Shapes.objects\(0\) returned .*{found}.*docs/data.md"
+        DataError,
+        match=rf"^Shapes.objects\(0\) returned .*{found}.*docs/data.md",
     ):
         shapes(returned=returned).check()
 
 
 def test_boxes_of_any_number_type_and_images_without_objects_pass():
-    for boxes in (BOX.int(), BOX.half(), BOX.bfloat16(), BOX.clone().requires_grad_()):
+    for boxes in (
+        BOX.int(),
+        BOX.half(),
+        BOX.bfloat16(),
+        BOX.clone().requires_grad_(),
+    ):
         assert shapes(returned=Objects(boxes, LABEL)).check() == []
     for labels in (torch.zeros(0), torch.zeros(0, dtype=torch.int64)):
         assert shapes(returned=Objects(torch.zeros(0, 4), labels)).check() == []
@@ -110,7 +125,8 @@ def test_category_ids_are_an_integer_for_each_name(ids):
 
 def test_ids_and_names_of_images_are_checked():
     with pytest.raises(
-        DataError, match="2 images have the id 7; image_id must return another number"
+        DataError,
+        match="2 images have the id 7; image_id must return another number",
     ):
         shapes(image_id=lambda self, index: 7).check()
     with pytest.raises(
@@ -128,13 +144,16 @@ def test_ids_and_names_of_images_are_checked():
             DataError,
             match=f"Shapes.__len__ returned {count}, expected the number of images",
         ):
-            require_detection_data(shapes(__len__=lambda self, count=count: count))
+            require_detection_data(
+                shapes(__len__=lambda self, count=count: count)
+            )
 
 
 def test_integers_of_numpy_are_integers_too():
     """Tables read by numpy or pandas give them; a checkpoint must not hold them."""
     data = shapes(
-        category_ids=np.array([3, 7]), image_id=lambda self, index: np.int64(index + 5)
+        category_ids=np.array([3, 7]),
+        image_id=lambda self, index: np.int64(index + 5),
     )
     require_detection_data(data)
     assert data.check() == []
@@ -216,7 +235,10 @@ GOOD = {
     [
         (torch.rand(3, 8, 8), "expected an image and its target"),
         ((torch.rand(8, 8, 3), GOOD), r"an image \[8, 8, 3\]"),
-        ((torch.zeros(3, 8, 8, dtype=torch.uint8), GOOD), "of type torch.uint8"),
+        (
+            (torch.zeros(3, 8, 8, dtype=torch.uint8), GOOD),
+            "of type torch.uint8",
+        ),
         ((torch.rand(3, 8, 8) * 255, GOOD), "an image with values up to"),
         (
             (torch.rand(3, 8, 8), GOOD | {"boxes": BOX}),
@@ -226,7 +248,10 @@ GOOD = {
             (torch.rand(3, 8, 8), GOOD | {"labels": torch.tensor([5])}),
             "labels from 5 to 5",
         ),
-        ((torch.rand(3, 8, 8), {"labels": LABEL}), "a target whose boxes is NoneType"),
+        (
+            (torch.rand(3, 8, 8), {"labels": LABEL}),
+            "a target whose boxes is NoneType",
+        ),
     ],
 )
 def test_items_that_cannot_be_put_into_a_batch_are_refused(item, found):

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from src.core.paths import did_you_mean_file, read_text, similar_names, user_path
+from src.core.paths import (
+    did_you_mean_file,
+    read_text,
+    similar_names,
+    user_path,
+)
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch):
@@ -47,19 +52,28 @@ def test_bytes_that_are_not_utf8_are_read_as_asked(tmp_path):
 )
 def test_a_similar_file_name_is_suggested(tmp_path, monkeypatch, asked, meant):
     (tmp_path / "data").mkdir()
-    for name in ("train.json", "café.json", "my file.json", "set #2", "title: one"):
+    for name in (
+        "train.json",
+        "café.json",
+        "my file.json",
+        "set #2",
+        "title: one",
+    ):
         (tmp_path / "data" / name).touch()
     monkeypatch.chdir(tmp_path)
     assert did_you_mean_file(asked) == f"; did you mean '{meant}'?"
     assert (
-        did_you_mean_file(tmp_path / asked) == f"; did you mean '{tmp_path / meant}'?"
+        did_you_mean_file(tmp_path / asked)
+        == f"; did you mean '{tmp_path / meant}'?"
     )
 
 
 @pytest.mark.parametrize(
     "asked", ["data/other.bin", "nowhere/train.json", "data/train_002.json"]
 )
-def test_nothing_is_suggested_if_nothing_is_similar(tmp_path, monkeypatch, asked):
+def test_nothing_is_suggested_if_nothing_is_similar(
+    tmp_path, monkeypatch, asked
+):
     (tmp_path / "data").mkdir()
     for name in ("train.json", "train_001.json"):
         (tmp_path / "data" / name).touch()

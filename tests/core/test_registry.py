@@ -92,7 +92,9 @@ def test_name_may_be_taken_over_by_force():
 
 
 def test_same_class_may_be_registered_again_as_by_a_reloaded_module():
-    register("Shiny")(type("Same", (), {"__module__": "m", "__qualname__": "Same"}))
+    register("Shiny")(
+        type("Same", (), {"__module__": "m", "__qualname__": "Same"})
+    )
     again = register("Shiny")(
         type("Same", (), {"__module__": "m", "__qualname__": "Same"})
     )
@@ -126,7 +128,10 @@ def test_annotation_that_cannot_be_resolved_counts_as_anything():
         pass
 
     arguments = arguments_of(build)
-    assert (arguments["width"].annotation.__name__, arguments["height"].annotation) == (
+    assert (
+        arguments["width"].annotation.__name__,
+        arguments["height"].annotation,
+    ) == (
         "Any",
         int,
     )
@@ -154,7 +159,9 @@ def test_constructor_with_open_keywords_accepts_anything():
 
 
 def test_supplied_argument_can_be_left_out_of_the_list():
-    assert set(arguments_of(lambda model, width=1: None, skip="model")) == {"width"}
+    assert set(arguments_of(lambda model, width=1: None, skip="model")) == {
+        "width"
+    }
 
 
 def test_shared_argument_is_known_at_the_top_level():

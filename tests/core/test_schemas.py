@@ -8,7 +8,15 @@ from msgspec import Meta, Struct
 from torch import Tensor
 
 from src.core.errors import CheckpointError
-from src.core.schemas import MAX_SHOWN, Count, Finite, Fraction, Text, checked, shown
+from src.core.schemas import (
+    MAX_SHOWN,
+    Count,
+    Finite,
+    Fraction,
+    Text,
+    checked,
+    shown,
+)
 
 
 class Inner(Struct):
@@ -35,7 +43,9 @@ def check(value: Any) -> Outer:
 
 def test_values_that_fit_are_converted():
     tensor = torch.ones(2)
-    found = check({"fraction": 1, "tensors": {"w": tensor}, "items": [{"name": "a"}]})
+    found = check(
+        {"fraction": 1, "tensors": {"w": tensor}, "items": [{"name": "a"}]}
+    )
     assert found.fraction == 1.0 and found.tensors["w"] is tensor
     assert found.items == [Inner("a", 0)]
 
@@ -50,9 +60,15 @@ def test_unknown_keys_are_ignored():
         ([], "part is a list of 0, expected a mapping"),
         ({"fraction": 2}, "part.fraction is 2, expected a number <= 1.0"),
         ({"fraction": "x"}, "part.fraction is 'x', expected a number or null"),
-        ({"score": float("nan")}, "part.score is nan, expected a finite number"),
+        (
+            {"score": float("nan")},
+            "part.score is nan, expected a finite number",
+        ),
         ({"score": True}, "part.score is True, expected a number"),
-        ({"score": 13}, "part is a mapping of 1, expected another number than 13"),
+        (
+            {"score": 13},
+            "part is a mapping of 1, expected another number than 13",
+        ),
         ({"items": [{"name": "a"}, {}]}, "part.items[1] has no name"),
         (
             {"items": [{"name": "a", "number": -1}]},
@@ -84,10 +100,14 @@ def test_a_violation_is_named_by_its_key_and_value(value, message):
 
 
 def test_the_whole_content_has_a_name():
-    with pytest.raises(CheckpointError, match="^a.pth: the content is 3, expected"):
+    with pytest.raises(
+        CheckpointError, match="^a.pth: the content is 3, expected"
+    ):
         checked(3, Outer, file="a.pth", part="", advice="use a copy")
     with pytest.raises(CheckpointError, match="^a.pth: score is 'x', expected"):
-        checked({"score": "x"}, Outer, file="a.pth", part="", advice="use a copy")
+        checked(
+            {"score": "x"}, Outer, file="a.pth", part="", advice="use a copy"
+        )
 
 
 def test_large_values_are_shortened_in_messages():

@@ -82,9 +82,9 @@ def test_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
 
 
 def test_unknown_key_from_the_command_line_is_reported_as_such(tmp_path):
-    assert faults(tmp_path, "HGNetv2: {name: B0}\n", HGNetv2={"nme": "B1"}).endswith(
-        "unknown key 'HGNetv2.nme' (command line); did you mean 'name'?"
-    )
+    assert faults(
+        tmp_path, "HGNetv2: {name: B0}\n", HGNetv2={"nme": "B1"}
+    ).endswith("unknown key 'HGNetv2.nme' (command line); did you mean 'name'?")
 
 
 def test_unknown_key_from_an_include_names_that_file(tmp_path):
@@ -95,7 +95,9 @@ def test_unknown_key_from_an_include_names_that_file(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["path", "self", "cfg"])
-def test_override_is_not_treated_as_an_argument_of_the_constructor(tmp_path, key):
+def test_override_is_not_treated_as_an_argument_of_the_constructor(
+    tmp_path, key
+):
     assert f"unknown key '{key}' (command line)" in faults(
         tmp_path, "epochs: 3\n", **{key: 1}
     )
@@ -114,19 +116,34 @@ def test_all_faults_are_listed_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("epochs: abc\n", "epochs is 'abc', expected an integer (config.yml:1)"),
+        (
+            "epochs: abc\n",
+            "epochs is 'abc', expected an integer (config.yml:1)",
+        ),
         ("epochs: 2.5\n", "epochs is 2.5, expected an integer (config.yml:1)"),
-        ("epochs: True\n", "epochs is True, expected an integer (config.yml:1)"),
+        (
+            "epochs: True\n",
+            "epochs is True, expected an integer (config.yml:1)",
+        ),
         ("epochs: ~\n", "epochs is None, expected an integer (config.yml:1)"),
         ("epochs: [3]\n", "epochs is [3], expected an integer (config.yml:1)"),
         ("use_amp: 1\n", "use_amp is 1, expected true or false (config.yml:1)"),
-        ("use_amp: 'yes'\n", "use_amp is 'yes', expected true or false (config.yml:1)"),
-        ("seed: x\n", "seed is 'x', expected an integer or null (config.yml:1)"),
+        (
+            "use_amp: 'yes'\n",
+            "use_amp is 'yes', expected true or false (config.yml:1)",
+        ),
+        (
+            "seed: x\n",
+            "seed is 'x', expected an integer or null (config.yml:1)",
+        ),
         (
             "clip_max_norm: much\n",
             "clip_max_norm is 'much', expected a number (config.yml:1)",
         ),
-        ("output_dir: 3\n", "output_dir is 3, expected a string (config.yml:1)"),
+        (
+            "output_dir: 3\n",
+            "output_dir is 3, expected a string (config.yml:1)",
+        ),
         (
             "task: segmentation\n",
             "task is 'segmentation', expected one of 'detection' (config.yml:1)",
@@ -180,7 +197,9 @@ def test_all_faults_are_listed_at_once(tmp_path):
         ),
     ],
 )
-def test_value_of_a_wrong_type_is_named_with_what_was_expected(tmp_path, text, fault):
+def test_value_of_a_wrong_type_is_named_with_what_was_expected(
+    tmp_path, text, fault
+):
     assert faults(tmp_path, text) == f"the configuration has a fault: {fault}"
 
 
@@ -255,7 +274,8 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
             "lr_scheduler.milestones is missing, expected a list of lengths (config.yml:1)",
         ),
         (
-            DATASET + "    transforms:\n      type: Compose\n      ops: [Resize]\n",
+            DATASET
+            + "    transforms:\n      type: Compose\n      ops: [Resize]\n",
             (
                 "train_dataloader.dataset.transforms.ops[0].size is missing, "
                 "expected a list of integers (config.yml:9)"
@@ -295,7 +315,9 @@ def test_argument_that_the_program_supplies_is_refused(tmp_path, text, key):
     )
 
 
-def test_shared_value_that_contradicts_a_components_own_names_both_places(tmp_path):
+def test_shared_value_that_contradicts_a_components_own_names_both_places(
+    tmp_path,
+):
     assert faults(
         tmp_path, "num_classes: 3\nDFINETransformer:\n  num_classes: 4\n"
     ) == (

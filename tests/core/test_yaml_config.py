@@ -25,7 +25,9 @@ from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
 
 
 @pytest.mark.parametrize(
-    "path", model_configs(), ids=lambda path: str(path.relative_to(CONFIGS / "dfine"))
+    "path",
+    model_configs(),
+    ids=lambda path: str(path.relative_to(CONFIGS / "dfine")),
 )
 def test_every_configuration_of_the_project_is_valid_and_its_resolved_form_loads_to_the_same(
     path, tmp_path
@@ -41,7 +43,8 @@ def test_the_29_official_configurations_are_there():
             [
                 path
                 for path in model_configs()
-                if "hgnetv2" in path.name and not re.search("scratch|deim", path.name)
+                if "hgnetv2" in path.name
+                and not re.search("scratch|deim", path.name)
             ]
         )
         == 29
@@ -50,7 +53,12 @@ def test_the_29_official_configurations_are_there():
 
 def test_settings_have_defaults(tmp_path):
     settings = config_from(tmp_path, "").settings
-    assert (settings.epochs, settings.use_amp, settings.seed, settings.output_dir) == (
+    assert (
+        settings.epochs,
+        settings.use_amp,
+        settings.seed,
+        settings.output_dir,
+    ) == (
         72,
         False,
         None,
@@ -62,7 +70,11 @@ def test_settings_come_from_the_file(tmp_path):
     settings = config_from(
         tmp_path, "epochs: 7\nuse_ema: True\nclip_max_norm: 0.1\n"
     ).settings
-    assert (settings.epochs, settings.use_ema, settings.clip_max_norm) == (7, True, 0.1)
+    assert (settings.epochs, settings.use_ema, settings.clip_max_norm) == (
+        7,
+        True,
+        0.1,
+    )
 
 
 def test_overrides_win_over_the_file(tmp_path):
@@ -98,7 +110,9 @@ def test_override_of_the_input_size_reaches_every_place_that_refers_to_it():
 def test_loading_one_configuration_leaves_the_next_untouched():
     path = CONFIGS / "dfine/dfine_hgnetv2_l_coco.yml"
     alone = YAMLConfig(path).yaml_cfg
-    YAMLConfig(CONFIGS / "dfine/dfine_hgnetv2_n_coco.yml", epochs=3, num_classes=7)
+    YAMLConfig(
+        CONFIGS / "dfine/dfine_hgnetv2_n_coco.yml", epochs=3, num_classes=7
+    )
     assert YAMLConfig(path).yaml_cfg == alone
 
 
@@ -121,7 +135,8 @@ def test_nothing_is_built_while_loading(tmp_path):
     built = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "src.core.yaml_config.create", lambda *args, **kwargs: built.append(args)
+            "src.core.yaml_config.create",
+            lambda *args, **kwargs: built.append(args),
         )
         tiny_config()
     assert built == []
@@ -134,8 +149,12 @@ def test_parts_are_built_once():
 
 def test_optimizer_is_over_the_parameters_of_the_model():
     cfg = tiny_config()
-    learning = {id(p) for group in cfg.optimizer.param_groups for p in group["params"]}
-    assert learning == {id(p) for p in cfg.model.parameters() if p.requires_grad}
+    learning = {
+        id(p) for group in cfg.optimizer.param_groups for p in group["params"]
+    }
+    assert learning == {
+        id(p) for p in cfg.model.parameters() if p.requires_grad
+    }
 
 
 def test_average_is_left_out_by_default():
@@ -156,7 +175,9 @@ def test_a_loader_that_is_missing_is_named(tmp_path, key):
         getattr(config_from(tmp_path, "epochs: 3\n"), key)
 
 
-def test_a_checkpoint_with_a_data_set_that_is_not_imported_can_be_used(tmp_path):
+def test_a_checkpoint_with_a_data_set_that_is_not_imported_can_be_used(
+    tmp_path,
+):
     text = "train_dataloader: {type: DataLoader, dataset: {type: NotImported, table: a.csv}}\nepochs: 3\n"
     assert YAMLConfig.from_text(text, "best.pth").yaml_cfg == {"epochs": 3}
 
@@ -199,7 +220,10 @@ def test_value_found_by_the_program_is_set_with_its_reason(tmp_path):
 def test_start_weights_can_be_switched_off():
     cfg = YAMLConfig(CONFIGS / "dfine/dfine_hgnetv2_n_coco.yml")
     cfg.without_pretrained()
-    assert (cfg.yaml_cfg["HGNetv2"]["pretrained"], cfg.yaml_cfg["HGNetv2"]["name"]) == (
+    assert (
+        cfg.yaml_cfg["HGNetv2"]["pretrained"],
+        cfg.yaml_cfg["HGNetv2"]["name"],
+    ) == (
         False,
         "B0",
     )
@@ -213,13 +237,21 @@ def test_resolved_configuration_keeps_words_that_look_like_numbers(tmp_path):
 
 
 def test_resolved_configuration_holds_no_references():
-    assert "${" not in YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml").to_yaml()
+    assert (
+        "${"
+        not in YAMLConfig(CONFIGS / "dfine/dfine_dinov3_s_coco.yml").to_yaml()
+    )
 
 
 def test_every_class_is_registered_by_the_configuration_alone():
     code = "from src.core import YAMLConfig; import sys; YAMLConfig(sys.argv[1]); print('loaded')"
     run = subprocess.run(
-        [sys.executable, "-c", code, str(CONFIGS / "dfine/dfine_dinov3_s_coco.yml")],
+        [
+            sys.executable,
+            "-c",
+            code,
+            str(CONFIGS / "dfine/dfine_dinov3_s_coco.yml"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -238,7 +270,9 @@ class TestUsersOwnBackbone:
             __share__ = ["eval_spatial_size"]
 
             def __init__(
-                self, width: int = 16, eval_spatial_size: list[int] | None = None
+                self,
+                width: int = 16,
+                eval_spatial_size: list[int] | None = None,
             ) -> None:
                 super().__init__()
                 self.sizes = eval_spatial_size
@@ -365,7 +399,9 @@ HybridEncoder:
 def test_a_backbone_with_a_width_for_each_stride_takes_the_place_of_hgnetv2(
     tmp_path, channels
 ):
-    cfg = config_from(tmp_path, AS_ASKED_FOR.format(configs=CONFIGS, channels=channels))
+    cfg = config_from(
+        tmp_path, AS_ASKED_FOR.format(configs=CONFIGS, channels=channels)
+    )
     cfg.without_pretrained()
     small = {"embed_dim": 32, "depth": 2, "num_heads": 2}
     cfg.set("DINOv3Backbone", small, "a test")
@@ -377,9 +413,9 @@ def test_a_backbone_with_a_width_for_each_stride_takes_the_place_of_hgnetv2(
         targets=[{"labels": torch.tensor([3]), "boxes": torch.rand(1, 4)}],
     )
     assert outputs["pred_logits"].shape == (1, 300, 80)
-    assert sum(len(group["params"]) for group in cfg.optimizer.param_groups) == sum(
-        p.requires_grad for p in model.parameters()
-    )
+    assert sum(
+        len(group["params"]) for group in cfg.optimizer.param_groups
+    ) == sum(p.requires_grad for p in model.parameters())
 
 
 def test_the_task_of_official_files_is_accepted_with_a_note_that_it_has_no_effect(
@@ -405,7 +441,10 @@ def test_lengths_become_whole_numbers_and_the_configuration_keeps_what_was_writt
     )
     before = cfg.to_yaml()
     cfg.resolve_lengths(RunLength(epochs=12, steps_per_epoch=500))
-    assert (cfg.resolved_cfg["ema"]["horizon"], cfg.resolved_cfg["ema"]["warmups"]) == (
+    assert (
+        cfg.resolved_cfg["ema"]["horizon"],
+        cfg.resolved_cfg["ema"]["warmups"],
+    ) == (
         120,
         120,
     )
@@ -415,17 +454,23 @@ def test_lengths_become_whole_numbers_and_the_configuration_keeps_what_was_writt
 
 def test_a_model_needs_no_run_and_phases_in_steps_keep_the_default_of_their_argument():
     cfg = tiny_config(
-        DINOv3Backbone={"freeze_backbone_epochs": "500 steps", "unfreeze_blocks": 1}
+        DINOv3Backbone={
+            "freeze_backbone_epochs": "500 steps",
+            "unfreeze_blocks": 1,
+        }
     )
     assert cfg.model.backbone.ever_learns
-    assert cfg.yaml_cfg["DINOv3Backbone"]["freeze_backbone_epochs"] == "500 steps"
+    assert (
+        cfg.yaml_cfg["DINOv3Backbone"]["freeze_backbone_epochs"] == "500 steps"
+    )
 
 
 def test_lengths_are_resolved_before_the_model_is_built():
     cfg = tiny_config()
     _ = cfg.model
     with pytest.raises(
-        RuntimeError, match="the model was built before the lengths were resolved"
+        RuntimeError,
+        match="the model was built before the lengths were resolved",
     ):
         cfg.resolve_lengths(RunLength(12, 63))
 

@@ -39,7 +39,9 @@ def nested_maps(item) -> str:
 def nested_merges() -> str:
     lines = ["a: &a {x: 1}"]
     for name, before in LEVELS:
-        lines.append(f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}")
+        lines.append(
+            f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}"
+        )
     return "\n".join(lines)
 
 
@@ -58,7 +60,9 @@ BOMBS = {
     + "}",
     "many references": "a: 1\n"
     + "\n".join(f"k{number}: {reference('a')}" for number in range(12_000)),
-    "many anchors": "\n".join(f"k{number}: &a{number} x" for number in range(15_000)),
+    "many anchors": "\n".join(
+        f"k{number}: &a{number} x" for number in range(15_000)
+    ),
     "a number in base sixty": "a: " + ":".join(["59"] * 150_000),
     "a number of many digits": "a: " + "9" * 400_000,
     "a date of many digits": "a: 2026-01-01 10:00:00." + "1" * 400_000,
@@ -100,7 +104,9 @@ def test_includes_share_one_budget(tmp_path):
         (tmp_path / f"i{number}.yml").write_text(f"a{number}: [{items}]\n")
     included = ", ".join(f"i{number}.yml" for number in range(10))
     (tmp_path / "all.yml").write_text(f"__include__: [{included}]\n")
-    with pytest.raises(ConfigError, match="more than 20000 values with its includes"):
+    with pytest.raises(
+        ConfigError, match="more than 20000 values with its includes"
+    ):
         YAMLConfig(tmp_path / "all.yml")
 
 

@@ -14,11 +14,15 @@ from src.data.transforms import Compose, ConvertBoxes, ConvertPILImage, Resize
 from tests.fixtures.lengths import built_for
 from tests.fixtures.samples import drawn, plain_sample, sample_of
 
-TO_64 = Compose([Resize([64, 64]), ConvertPILImage(), ConvertBoxes("cxcywh", True)])
+TO_64 = Compose(
+    [Resize([64, 64]), ConvertPILImage(), ConvertBoxes("cxcywh", True)]
+)
 
 
 def batch(count: int = 3, seed: int = 0, transforms: Compose = TO_64):
-    return [transforms(sample_of(drawn(i), seed * 100 + i)) for i in range(count)]
+    return [
+        transforms(sample_of(drawn(i), seed * 100 + i)) for i in range(count)
+    ]
 
 
 def sizes(collate, draws: int = 300, transforms: Compose = TO_64) -> Counter:
@@ -35,14 +39,20 @@ def sizes(collate, draws: int = 300, transforms: Compose = TO_64) -> Counter:
 @pytest.mark.parametrize(
     ("base", "repeat", "scales"),
     [
-        (640, 3, [480, 512, 544, 576, 608, 640, 640, 640, 800, 768, 736, 704, 672]),
+        (
+            640,
+            3,
+            [480, 512, 544, 576, 608, 640, 640, 640, 800, 768, 736, 704, 672],
+        ),
         (640, 0, [480, 512, 544, 576, 608, 800, 768, 736, 704, 672]),
         (320, 1, [224, 256, 288, 320, 384, 352, 320]),
         (64, 2, [32, 64, 64, 64]),
         (32, 1, [32]),
     ],
 )
-def test_sizes_run_from_three_to_five_quarters_of_the_base(base, repeat, scales):
+def test_sizes_run_from_three_to_five_quarters_of_the_base(
+    base, repeat, scales
+):
     assert generate_scales(base, repeat) == scales
 
 
@@ -74,13 +84,17 @@ def test_images_in_8_bits_stay_so():
 
 
 def test_without_a_repeat_all_batches_have_the_size_of_the_canvas():
-    assert sizes(BatchImageCollateFunction(base_size=64), draws=30) == {(64, 64): 30}
+    assert sizes(BatchImageCollateFunction(base_size=64), draws=30) == {
+        (64, 64): 30
+    }
 
 
 def test_sizes_are_drawn_evenly_from_the_list():
     transforms = Compose([Resize([128, 128])])
     drawn_sizes = sizes(
-        BatchImageCollateFunction(base_size=128, base_size_repeat=3), 600, transforms
+        BatchImageCollateFunction(base_size=128, base_size_repeat=3),
+        600,
+        transforms,
     )
     assert generate_scales(128, 3) == [96, 128, 128, 128, 160]
     assert set(drawn_sizes) == {(96, 96), (128, 128), (160, 160)}
@@ -94,7 +108,9 @@ def test_boxes_of_a_resized_batch_stay_relative():
         images, targets = collate(batch(1, seed, transforms))
         assert images.shape[-1] in (96, 160)
         expected = sample_of(drawn(0)).boxes / [160, 120, 160, 120]
-        centres = torch.from_numpy((expected[:, :2] + expected[:, 2:]) / 2).float()
+        centres = torch.from_numpy(
+            (expected[:, :2] + expected[:, 2:]) / 2
+        ).float()
         assert (targets[0]["boxes"][:, :2] - centres).abs().max() < 1 / 96
 
 
@@ -109,7 +125,9 @@ def test_width_follows_the_height_in_proportion():
     transforms = Compose([Resize([128, 256])])
     assert set(
         sizes(
-            BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms
+            BatchImageCollateFunction(base_size=128, base_size_repeat=1),
+            60,
+            transforms,
         )
     ) == {
         (96, 192),
@@ -122,7 +140,9 @@ def test_width_is_rounded_to_the_stride():
     transforms = Compose([Resize([128, 160])])
     assert set(
         sizes(
-            BatchImageCollateFunction(base_size=128, base_size_repeat=1), 60, transforms
+            BatchImageCollateFunction(base_size=128, base_size_repeat=1),
+            60,
+            transforms,
         )
     ) == {
         (96, 128),
@@ -135,20 +155,25 @@ def test_width_is_rounded_to_the_stride():
     ("epoch", "several"), [(0, True), (4, True), (5, False), (9, False)]
 )
 def test_clean_stage_has_the_base_size_alone(epoch, several):
-    collate = BatchImageCollateFunction(stop_epoch=5, base_size=64, base_size_repeat=1)
+    collate = BatchImageCollateFunction(
+        stop_epoch=5, base_size=64, base_size_repeat=1
+    )
     collate.set_epoch(epoch)
     assert (len(sizes(collate, draws=40)) > 1) is several
 
 
 def test_base_size_in_the_clean_stage_is_that_of_the_canvas():
-    collate = BatchImageCollateFunction(stop_epoch=0, base_size=64, base_size_repeat=1)
+    collate = BatchImageCollateFunction(
+        stop_epoch=0, base_size=64, base_size_repeat=1
+    )
     assert sizes(collate, draws=20) == {(64, 64): 20}
 
 
 def test_clean_stage_may_begin_at_a_fraction_of_the_run():
     assert (
         built_for(
-            RunLength(72), {"type": "BatchImageCollateFunction", "stop_epoch": 0.9}
+            RunLength(72),
+            {"type": "BatchImageCollateFunction", "stop_epoch": 0.9},
         ).stop_epoch
         == 64
     )
@@ -180,7 +205,9 @@ def test_finished_images_are_stacked():
 
 def test_finished_images_are_resized_to_the_drawn_size():
     items = finished()
-    images, _ = BatchImageCollateFunction(base_size=128, base_size_repeat=0)(items)
+    images, _ = BatchImageCollateFunction(base_size=128, base_size_repeat=0)(
+        items
+    )
     assert torch.equal(
         images,
         F.interpolate(
@@ -233,11 +260,17 @@ def test_batch_is_mixed_as_it_is_set(settings, grown):
 def test_mixup_and_copies_have_their_fraction_of_the_batches():
     """Copies come where mixup did not: 0.5 and (1 - 0.5) * 0.4."""
     grown = Counter(
-        counts(BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.4), seeds=300)
+        counts(
+            BatchImageCollateFunction(mixup_prob=0.5, copyblend_prob=0.4),
+            seeds=300,
+        )
     )
     assert set(grown) == {0, OWN, 9}
     for value, share in ((OWN, 0.5), (9, 0.2)):
-        assert abs(grown[value] - 300 * share) < 4 * (300 * share * (1 - share)) ** 0.5
+        assert (
+            abs(grown[value] - 300 * share)
+            < 4 * (300 * share * (1 - share)) ** 0.5
+        )
 
 
 @pytest.mark.parametrize(
@@ -247,26 +280,34 @@ def test_mixup_and_copies_have_their_fraction_of_the_batches():
     "ends", [(34, 60), (0.34, 0.6), ("34 epochs", "60 %")], ids=str
 )
 def test_mixup_and_copies_act_in_their_epochs(ends, epoch, grown):
-    epochs = {"mixup_epochs": [4, ends[0]], "copyblend_epochs": ["4 epochs", ends[1]]}
+    epochs = {
+        "mixup_epochs": [4, ends[0]],
+        "copyblend_epochs": ["4 epochs", ends[1]],
+    }
     chances = {"mixup_prob": 1, "copyblend_prob": 1}
     collate = built_for(
-        RunLength(100), {"type": "BatchImageCollateFunction", **epochs, **chances}
+        RunLength(100),
+        {"type": "BatchImageCollateFunction", **epochs, **chances},
     )
     assert counts(collate, epoch) == [grown]
 
 
 @pytest.mark.parametrize(("epoch", "grown"), [(0, OWN), (4, OWN), (5, 0)])
-def test_without_epochs_of_their_own_they_act_up_to_the_clean_stage(epoch, grown):
-    assert counts(BatchImageCollateFunction(stop_epoch=5, mixup_prob=1), epoch) == [
-        grown
-    ]
+def test_without_epochs_of_their_own_they_act_up_to_the_clean_stage(
+    epoch, grown
+):
+    assert counts(
+        BatchImageCollateFunction(stop_epoch=5, mixup_prob=1), epoch
+    ) == [grown]
 
 
 @pytest.mark.parametrize("setting", ["mixup_prob", "copyblend_prob"])
 def test_mixed_batch_has_the_size_that_it_would_have_unmixed(setting):
     plain, mixed = (
         BatchImageCollateFunction(base_size=64, base_size_repeat=1),
-        BatchImageCollateFunction(base_size=64, base_size_repeat=1, **{setting: 0.5}),
+        BatchImageCollateFunction(
+            base_size=64, base_size_repeat=1, **{setting: 0.5}
+        ),
     )
     assert [plain(batch(2, seed))[0].shape for seed in range(8)] == [
         mixed(batch(2, seed))[0].shape for seed in range(8)
@@ -295,7 +336,9 @@ def test_same_random_state_gives_the_same_mix():
 @pytest.mark.parametrize("setting", ["mixup_prob", "copyblend_prob"])
 def test_all_fields_grow_with_the_boxes(setting):
     _, targets = BatchImageCollateFunction(**{setting: 1})(batch())
-    assert all(len(t["boxes"]) == len(t["labels"]) == len(t["index"]) for t in targets)
+    assert all(
+        len(t["boxes"]) == len(t["labels"]) == len(t["index"]) for t in targets
+    )
 
 
 @pytest.mark.parametrize("setting", ["mixup_prob", "copyblend_prob"])
@@ -305,7 +348,9 @@ def test_finished_images_are_mixed_too(setting):
         area_threshold=1e-3, num_objects=1, **{setting: 1}
     )(items)
     assert not torch.equal(images, torch.stack([image for image, _ in items]))
-    assert [(len(t["boxes"]), len(t["labels"]), len(t["idx"])) for t in targets] == [
+    assert [
+        (len(t["boxes"]), len(t["labels"]), len(t["idx"])) for t in targets
+    ] == [
         (2, 2, 1),
         (2, 2, 1),
     ]
@@ -316,10 +361,14 @@ def test_finished_images_are_mixed_too(setting):
     [
         Compose([Resize([64, 64])]),
         Compose([Resize([64, 64]), ConvertPILImage()]),
-        Compose([Resize([64, 64]), ConvertPILImage(), ConvertBoxes("xyxy", True)]),
+        Compose(
+            [Resize([64, 64]), ConvertPILImage(), ConvertBoxes("xyxy", True)]
+        ),
     ],
 )
-def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(transforms):
+def test_samples_that_cannot_be_mixed_are_refused_from_the_first_batch_on(
+    transforms,
+):
     with pytest.raises(
         ConfigError,
         match="^mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got torch.",

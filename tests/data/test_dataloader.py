@@ -81,7 +81,9 @@ def together(batches) -> list[set[int]]:
 
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_global_batches_are_the_same_for_any_number_of_ranks(shares, count, shuffle):
+def test_global_batches_are_the_same_for_any_number_of_ranks(
+    shares, count, shuffle
+):
     assert together(shares(32, count, 8, shuffle=shuffle)) == together(
         shares(32, 1, 8, shuffle=shuffle)
     )
@@ -100,22 +102,31 @@ def test_every_image_comes_once_in_an_epoch(shares, count):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 30, 31])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_training_gives_every_rank_equally_many_steps_and_images(shares, length, count):
+def test_training_gives_every_rank_equally_many_steps_and_images(
+    shares, length, count
+):
     batches = shares(length, count, 2 * count)
     assert len({len(b) for b in batches}) == 1
-    assert all(len({len(batch) for batch in step}) == 1 for step in zip(*batches))
+    assert all(
+        len({len(batch) for batch in step}) == 1 for step in zip(*batches)
+    )
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 31])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_training_repeats_only_as_many_images_as_fill_the_ranks(shares, length, count):
+def test_training_repeats_only_as_many_images_as_fill_the_ranks(
+    shares, length, count
+):
     seen = [
         index
         for batches in shares(length, count, 2 * count)
         for batch in batches
         for index in batch
     ]
-    assert (set(seen), len(seen)) == (set(range(length)), length + -length % count)
+    assert (set(seen), len(seen)) == (
+        set(range(length)),
+        length + -length % count,
+    )
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 31, 32])
@@ -135,7 +146,9 @@ def test_evaluation_keeps_the_order_of_the_file(shares):
 
 
 @pytest.mark.parametrize(("drop_last", "steps"), [(False, 4), (True, 3)])
-def test_last_batch_that_is_not_full_is_kept_or_left_out(shares, drop_last, steps):
+def test_last_batch_that_is_not_full_is_kept_or_left_out(
+    shares, drop_last, steps
+):
     (batches,) = shares(31, 1, 8, drop_last=drop_last)
     assert [len(batch) for batch in batches] == [8, 8, 8, 7][:steps]
 
@@ -161,7 +174,9 @@ def test_seeds_have_orders_of_their_own(shares):
 
 
 def test_same_seed_and_epoch_have_the_same_order(shares):
-    assert shares(64, 1, 8, seed=3, epoch=5) == shares(64, 1, 8, seed=3, epoch=5)
+    assert shares(64, 1, 8, seed=3, epoch=5) == shares(
+        64, 1, 8, seed=3, epoch=5
+    )
 
 
 def test_order_does_not_depend_on_torchs_random_state(shares):
@@ -226,7 +241,9 @@ def loader(data_folder):
     return make
 
 
-def epoch_of(loader: DataLoader, epoch: int = 0, seed: int = 0, start: int = 0) -> list:
+def epoch_of(
+    loader: DataLoader, epoch: int = 0, seed: int = 0, start: int = 0
+) -> list:
     loader.set_seed(seed)
     loader.set_epoch(epoch, start)
     return [
@@ -283,7 +300,9 @@ def test_another_epoch_or_seed_gives_other_batches(loader, workers, change):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_epoch_resumed_in_the_middle_continues_with_the_same_batches(loader, workers):
+def test_epoch_resumed_in_the_middle_continues_with_the_same_batches(
+    loader, workers
+):
     one = loader(num_workers=workers)
     assert equal(epoch_of(one, 2)[1:], epoch_of(one, 2, start=1))
 
@@ -291,7 +310,11 @@ def test_epoch_resumed_in_the_middle_continues_with_the_same_batches(loader, wor
 def test_epoch_reaches_data_set_and_collate_function(loader):
     one = loader()
     one.set_epoch(7)
-    assert (one.dataset.epoch, one.collate_fn.epoch, one.batch_sampler.epoch) == (
+    assert (
+        one.dataset.epoch,
+        one.collate_fn.epoch,
+        one.batch_sampler.epoch,
+    ) == (
         7,
         7,
         7,
@@ -328,11 +351,14 @@ def test_seed_reaches_data_set_and_sampler(loader):
 def test_two_ranks_together_load_what_one_loads(data_folder, loader):
     def work():
         return [
-            [int(t["image_id"]) for t in targets] for _, targets in epoch_of(loader())
+            [int(t["image_id"]) for t in targets]
+            for _, targets in epoch_of(loader())
         ]
 
     parts, alone = on_ranks(2, work), work()
-    assert [sorted(a + b) for a, b in zip(*parts)] == [sorted(batch) for batch in alone]
+    assert [sorted(a + b) for a, b in zip(*parts)] == [
+        sorted(batch) for batch in alone
+    ]
     assert [len(batch) for batch in parts[0]] == [2, 2, 2]
 
 
@@ -347,13 +373,18 @@ def test_data_set_with_the_required_members_alone_is_loaded_too():
             return 4
 
         def __getitem__(self, index):
-            return torch.full((3, 32, 32), float(index)), {"idx": torch.tensor([index])}
+            return torch.full((3, 32, 32), float(index)), {
+                "idx": torch.tensor([index])
+            }
 
     plain = DataLoader(Plain(), batch_size=2)
     plain.set_epoch(1)
     plain.set_seed(1)
     plain.report_images()
-    assert [batch[:, 0, 0, 0].tolist() for batch, _ in plain] == [[0, 1], [2, 3]]
+    assert [batch[:, 0, 0, 0].tolist() for batch, _ in plain] == [
+        [0, 1],
+        [2, 3],
+    ]
 
 
 def test_data_set_that_lacks_a_member_is_refused():
@@ -369,7 +400,9 @@ def test_data_set_that_lacks_a_member_is_refused():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_faulty_image_is_named_in_one_line_wherever_it_was_found(tmp_path, workers):
+def test_faulty_image_is_named_in_one_line_wherever_it_was_found(
+    tmp_path, workers
+):
     data = images(write_coco(tmp_path, sound_coco(4)).parent)
     (tmp_path / "3.png").unlink()
     with pytest.raises(DataError) as caught:
@@ -397,7 +430,10 @@ def test_batch_size_is_that_of_a_rank_or_of_all(
 ):
     ranks(0, count)
     made = loader(**{"total_batch_size": None, **settings})
-    assert (made.batch_sampler.batch_size, made.total_batch_size) == (size, total)
+    assert (made.batch_sampler.batch_size, made.total_batch_size) == (
+        size,
+        total,
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +481,9 @@ def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
     assert str(caught.value) == fault
 
 
-@pytest.mark.parametrize("settings", [{"total_batch_size": None}, {"batch_size": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"total_batch_size": None}, {"batch_size": 2}]
+)
 def test_batch_size_is_given_once(loader, settings):
     with pytest.raises(
         ConfigError,
@@ -491,7 +529,9 @@ def test_setting_out_of_range_is_refused(loader, settings, fault):
         loader(**settings)
 
 
-def test_setting_that_torch_refuses_is_a_fault_of_the_configuration(data_folder):
+def test_setting_that_torch_refuses_is_a_fault_of_the_configuration(
+    data_folder,
+):
     with pytest.raises(
         ConfigError,
         match="^DataLoader cannot be built: prefetch_factor option could only be "
@@ -508,7 +548,10 @@ def test_loader_is_built_from_a_configuration(data_folder):
         {
             "type": "DataLoader",
             "total_batch_size": 5,
-            "collate_fn": {"type": "BatchImageCollateFunction", "base_size": 64},
+            "collate_fn": {
+                "type": "BatchImageCollateFunction",
+                "base_size": 64,
+            },
             "dataset": {
                 "type": "CocoDetection",
                 "img_folder": str(data_folder),

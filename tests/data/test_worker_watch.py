@@ -52,7 +52,12 @@ def loaded(happen, **settings) -> list[list[int]]:
         DataLoader(
             Numbers(happen),
             list,
-            **{"batch_size": 2, "num_workers": 1, "pin_memory": False, **settings},
+            **{
+                "batch_size": 2,
+                "num_workers": 1,
+                "pin_memory": False,
+                **settings,
+            },
         )
     )
 
@@ -78,16 +83,22 @@ def fault(happen, **settings) -> str:
         (signal.SIGTERM, "was killed by SIGTERM; its last image: number 5;"),
     ],
 )
-def test_killed_worker_is_reported_with_its_signal_and_images(workers, number, text):
+def test_killed_worker_is_reported_with_its_signal_and_images(
+    workers, number, text
+):
     message = fault(lambda: os.kill(os.getpid(), number), num_workers=workers)
     assert message.startswith("loader worker 0 (pid ") and text in message
 
 
 def test_worker_that_ended_by_itself_is_reported_with_its_code():
-    assert "ended with code 3; its last image: number 5;" in fault(lambda: os._exit(3))
+    assert "ended with code 3; its last image: number 5;" in fault(
+        lambda: os._exit(3)
+    )
 
 
-def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(monkeypatch):
+def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(
+    monkeypatch,
+):
     inner, original = [], torch.utils.data.DataLoader.__iter__
 
     def remember(loader):
@@ -103,7 +114,9 @@ def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(monkeypa
         os._exit(1)
 
     batches = iter(
-        DataLoader(Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False)
+        DataLoader(
+            Numbers(happen), list, batch_size=2, num_workers=1, pin_memory=False
+        )
     )
     seen = [next(batches)]
     worker = inner[0]._workers[0]
@@ -113,7 +126,9 @@ def test_a_dead_worker_is_reported_by_the_next_batch_and_not_in_between(monkeypa
         lambda: "no second batch",
     )
     received.fill_(1)
-    wait_until(lambda: not worker.is_alive(), worker.pid, lambda: "the worker lives on")
+    wait_until(
+        lambda: not worker.is_alive(), worker.pid, lambda: "the worker lives on"
+    )
     seen.append(next(batches))
     with pytest.raises(ResourceError):
         next(batches)

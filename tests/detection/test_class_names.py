@@ -12,7 +12,9 @@ def known(*classes: tuple[int, str]) -> list[dict]:
     return [{"id": i, "name": n} for i, n in classes]
 
 
-def labels_in_best(classes: list[dict], categories: dict[int, str]) -> list[int]:
+def labels_in_best(
+    classes: list[dict], categories: dict[int, str]
+) -> list[int]:
     return find_labels(
         list(categories.items()),
         classes,
@@ -31,7 +33,9 @@ def test_classes_that_a_checkpoint_does_not_know_are_named():
 
 
 def test_duplicate_names_are_distinguished_by_id():
-    assert labels_in_best(known((3, "part"), (7, "part")), {3: "part", 7: "part"}) == [
+    assert labels_in_best(
+        known((3, "part"), (7, "part")), {3: "part", 7: "part"}
+    ) == [
         0,
         1,
     ]

@@ -21,14 +21,19 @@ def grey(height: int, width: int) -> torch.Tensor:
 def test_a_picture_without_boxes_stays_as_it_is():
     image = grey(400, 500)
     assert torch.equal(
-        draw_boxes(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), NAMES),
+        draw_boxes(
+            image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), NAMES
+        ),
         image,
     )
 
 
 def test_small_pictures_are_enlarged_so_that_names_can_be_read():
     drawn = draw_boxes(
-        grey(100, 200), torch.tensor([[10.0, 10, 50, 50]]), torch.tensor([0]), NAMES
+        grey(100, 200),
+        torch.tensor([[10.0, 10, 50, 50]]),
+        torch.tensor([0]),
+        NAMES,
     )
     assert drawn.shape == (3, 400, 800) and min(drawn.shape[1:]) >= LEAST_SIDE
 
@@ -99,13 +104,21 @@ def test_truth_and_predictions_are_drawn_on_pictures_of_their_own():
     truth = DrawnObjects.of_labels(
         np.array([[100.0, 150, 300, 350]]), np.array([1]), NAMES
     )
-    found = DrawnObjects.of_rows(np.array([[100.0, 150, 200, 200, 0.9, 1]]), NAMES)
+    found = DrawnObjects.of_rows(
+        np.array([[100.0, 150, 200, 200, 0.9, 1]]), NAMES
+    )
     assert torch.equal(found.boxes_xyxy, truth.boxes_xyxy)
     left, right = draw_pair(image, truth, found)
-    assert torch.equal(left, draw_boxes(image, truth.boxes_xyxy, truth.labels, NAMES))
+    assert torch.equal(
+        left, draw_boxes(image, truth.boxes_xyxy, truth.labels, NAMES)
+    )
     assert torch.equal(
         right,
         draw_boxes(
-            image, truth.boxes_xyxy, truth.labels, NAMES, torch.tensor([0.9]).double()
+            image,
+            truth.boxes_xyxy,
+            truth.labels,
+            NAMES,
+            torch.tensor([0.9]).double(),
         ),
     )

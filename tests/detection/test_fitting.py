@@ -53,4 +53,6 @@ def test_stored_tables_are_kept_at_their_size_and_left_out_at_another(path):
     same, other = Model(), Model(tokens=9)
     load_strictly(same, read_weights(path))
     load_strictly(other, read_weights(path))
-    assert (same.decoder.anchors == 1).all() and other.decoder.anchors.isinf().all()
+    assert (
+        same.decoder.anchors == 1
+    ).all() and other.decoder.anchors.isinf().all()

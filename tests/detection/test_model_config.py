@@ -58,7 +58,9 @@ def backbone(**settings) -> dict:
 
 
 HOSTILE = {
-    "a path in an inline backbone": backbone(pretrained=True, checkpoint_path=CANARY),
+    "a path in an inline backbone": backbone(
+        pretrained=True, checkpoint_path=CANARY
+    ),
     "an address in an inline backbone": backbone(
         pretrained=True, checkpoint_path="https://example.org/a.pth"
     ),
@@ -74,7 +76,9 @@ HOSTILE = {
         }
     },
     "a teacher as backbone": {
-        "DFINE": {"backbone": {"type": "GramAnchoring", "checkpoint_path": CANARY}}
+        "DFINE": {
+            "backbone": {"type": "GramAnchoring", "checkpoint_path": CANARY}
+        }
     },
     "a data set as backbone": {
         "DFINE": {
@@ -97,7 +101,9 @@ HOSTILE = {
     },
     "a decoder as encoder": {"DFINE": {"encoder": "DFINETransformer"}},
     "a backbone as decoder": {"DFINE": {"decoder": "DINOv3Backbone"}},
-    "an evaluator as decoder": {"DFINE": {"decoder": {"type": "CocoEvaluator"}}},
+    "an evaluator as decoder": {
+        "DFINE": {"decoder": {"type": "CocoEvaluator"}}
+    },
     "a class that does not exist": {"DFINE": {"backbone": "os.system"}},
     "a model of another hub": backbone(model_name="hf-hub:somebody/model"),
     "an imported file": {"__import__": [CANARY]},
@@ -128,7 +134,9 @@ def hostile(changes: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_configuration_opens_nothing_and_is_refused(name, tmp_path, opened):
+def test_a_hostile_configuration_opens_nothing_and_is_refused(
+    name, tmp_path, opened
+):
     path = checkpoint_with(tmp_path, hostile(HOSTILE[name]))
     opened.clear()
     began = time.process_time()
@@ -140,7 +148,9 @@ def test_a_hostile_configuration_opens_nothing_and_is_refused(name, tmp_path, op
 
 def test_pretrained_settings_of_sections_are_not_followed(tmp_path, opened):
     """The checkpoint is usable: its own weights fill the model."""
-    changes = {"DINOv3Backbone": {"pretrained": True, "checkpoint_path": CANARY}}
+    changes = {
+        "DINOv3Backbone": {"pretrained": True, "checkpoint_path": CANARY}
+    }
     path = checkpoint_with(tmp_path, hostile(changes))
     Detector.from_checkpoint(path, device="cpu")
     assert not [place for place in opened if CANARY in place]
@@ -148,11 +158,19 @@ def test_pretrained_settings_of_sections_are_not_followed(tmp_path, opened):
 
 @pytest.mark.parametrize(
     "part",
-    ["train_dataloader", "val_dataloader", "optimizer", "criterion", "evaluator"],
+    [
+        "train_dataloader",
+        "val_dataloader",
+        "optimizer",
+        "criterion",
+        "evaluator",
+    ],
 )
 def test_nothing_but_a_model_is_built_from_it(part):
     cfg = model_config(read_weights(TRAINED))
-    with pytest.raises(Exception, match=f"describes only a model, so {part} cannot be"):
+    with pytest.raises(
+        Exception, match=f"describes only a model, so {part} cannot be"
+    ):
         built = getattr(cfg, part)
         built(None)  # the evaluator is a function of the ground truth
 

@@ -70,7 +70,9 @@ def test_an_odd_note_is_refused_with_its_key(key, value):
 
 @pytest.mark.parametrize("notes", [0, "", [], "notes", False], ids=repr)
 def test_notes_of_another_type_are_refused(notes):
-    with pytest.raises(CheckpointError, match=r"^best.pth: meta is a .*expected a map"):
+    with pytest.raises(
+        CheckpointError, match=r"^best.pth: meta is a .*expected a map"
+    ):
         checked_notes("best.pth", notes)
 
 
@@ -88,7 +90,9 @@ def test_an_odd_note_is_refused_when_the_file_is_read(tmp_path):
     content = torch.load(TRAINED, weights_only=True)
     content["meta"]["threshold"] = "high"
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match=re.escape("meta.threshold is 'high'")):
+    with pytest.raises(
+        CheckpointError, match=re.escape("meta.threshold is 'high'")
+    ):
         read_weights(tmp_path / "odd.pth")
 
 
@@ -96,5 +100,7 @@ def test_more_classes_than_the_class_head_has_are_refused(tmp_path):
     content = torch.load(TRAINED, weights_only=True)
     content["meta"]["classes"].append({"id": 99, "name": "more"})
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="lists 5 classes, but the class head"):
+    with pytest.raises(
+        CheckpointError, match="lists 5 classes, but the class head"
+    ):
         _ = read_weights(tmp_path / "odd.pth").named_classes

@@ -94,14 +94,24 @@ def test_a_checkpoint_has_its_classes_configuration_and_input_size():
 
 def test_a_file_that_says_nothing_about_itself_has_numbered_classes():
     file = WeightFile(Path("plain.pth"), {HEAD: torch.zeros(2)}, {})
-    assert (file.classes, file.config_text, file.threshold, file.input_size) == (
+    assert (
+        file.classes,
+        file.config_text,
+        file.threshold,
+        file.input_size,
+    ) == (
         None,
         None,
         None,
         None,
     )
-    assert [entry["name"] for entry in file.named_classes] == ["class 0", "class 1"]
-    with pytest.raises(CheckpointError, match="plain.pth contains no configuration"):
+    assert [entry["name"] for entry in file.named_classes] == [
+        "class 0",
+        "class 1",
+    ]
+    with pytest.raises(
+        CheckpointError, match="plain.pth contains no configuration"
+    ):
         model_config(file)
 
 

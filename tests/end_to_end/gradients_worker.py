@@ -33,9 +33,9 @@ def main(config: str, output: str) -> None:
         cfg.train_dataloader,
     )
     freeze_batch_norms(model)
-    for (
-        parameter
-    ) in model.decoder.parameters():  # zero-initialised heads would hide differences
+    for parameter in (
+        model.decoder.parameters()
+    ):  # zero-initialised heads would hide differences
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     loader.set_seed(0)
@@ -51,7 +51,9 @@ def main(config: str, output: str) -> None:
             ]
         )
         if number == 0:
-            loss = sum(criterion(wrapped(images, targets=targets), targets).values())
+            loss = sum(
+                criterion(wrapped(images, targets=targets), targets).values()
+            )
             loss.backward()
             loss = mean_over_ranks(loss.detach()).item()
     if is_main():
@@ -60,7 +62,9 @@ def main(config: str, output: str) -> None:
                 "images": steps,
                 "loss": loss,
                 "gradients": {
-                    n: p.grad for n, p in model.named_parameters() if p.grad is not None
+                    n: p.grad
+                    for n, p in model.named_parameters()
+                    if p.grad is not None
                 },
             },
             output,

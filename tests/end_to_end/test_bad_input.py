@@ -61,7 +61,10 @@ CONFIG_FAULTS = {
             "[32, 32, 32]; set in_channels to match"
         ),
     ),
-    "a size that is not a multiple of 32": (["eval_spatial_size=[500, 500]"], "500"),
+    "a size that is not a multiple of 32": (
+        ["eval_spatial_size=[500, 500]"],
+        "500",
+    ),
     "code in an override": (
         ["DFINETransformer.num_layers=!!python/object/apply:os.getcwd []"],
         "could not determine a constructor",
@@ -72,7 +75,10 @@ CONFIG_FAULTS = {
         "total_batch_size is 0",
     ),
     "more images a batch than there are": (
-        ["train_dataloader.total_batch_size=64", "train_dataloader.drop_last=True"],
+        [
+            "train_dataloader.total_batch_size=64",
+            "train_dataloader.drop_last=True",
+        ],
         "0 steps per epoch: 24 images do not fill one batch of 64",
     ),
     "no epochs": (["epochs=0"], "epochs is 0, expected at least 1"),
@@ -102,7 +108,9 @@ CONFIG_FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("update", "text"), CONFIG_FAULTS.values(), ids=CONFIG_FAULTS)
+@pytest.mark.parametrize(
+    ("update", "text"), CONFIG_FAULTS.values(), ids=CONFIG_FAULTS
+)
 def test_a_fault_of_the_configuration_is_exit_code_2(
     run_train, tiny_data, tmp_path, update, text
 ):
@@ -124,7 +132,8 @@ def test_sizes_that_are_not_multiples_of_32_are_refused_with_the_nearest_valid_o
         "eval_spatial_size=[500, 640]",
     )
     assert (
-        "500 is not a multiple of 32; the nearest valid sizes are 480 or 512" in message
+        "500 is not a multiple of 32; the nearest valid sizes are 480 or 512"
+        in message
     )
 
 
@@ -143,7 +152,10 @@ def test_an_unknown_category_id_names_the_annotation(
         labels["annotations"][3]["category_id"] = 99
 
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        changed_labels(change),
     )
     assert code == 3
     assert (
@@ -159,7 +171,10 @@ def test_a_missing_image_is_named_before_training(
         labels["images"][5]["file_name"] = "lost.jpg"
 
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        changed_labels(change),
     )
     assert code == 3
     assert "1 of 24 images of" in message and "lost.jpg" in message
@@ -172,7 +187,10 @@ def test_categories_that_differ_between_training_and_validation_are_listed(
         labels["categories"][0]["name"] = "disk"
 
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "-u", changed_labels(change)
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "-u",
+        changed_labels(change),
     )
     assert code == 3
     assert "id 1: disk / disc" in message
@@ -248,11 +266,14 @@ def test_missing_start_weights_say_what_to_put_where_and_how_to_do_without(
     )
 
 
-def test_resuming_and_tuning_at_once_is_a_usage_error(run_train, tiny_data, tmp_path):
+def test_resuming_and_tuning_at_once_is_a_usage_error(
+    run_train, tiny_data, tmp_path
+):
     code, message = run_train("-c", "x.yml", "-r", "a.pth", "-t", "b.pth")
     assert (
         code == 2
-        and "-r resumes a run and -t starts a new one: pass only one of them" in message
+        and "-r resumes a run and -t starts a new one: pass only one of them"
+        in message
     )
 
 
@@ -261,6 +282,13 @@ def test_an_output_folder_that_is_a_file_is_reported_before_the_model_is_built(
 ):
     (tmp_path / "file").write_text("")
     code, message = run_train(
-        "-c", write_tiny_config(tmp_path, tiny_data), "--output-dir", tmp_path / "file"
+        "-c",
+        write_tiny_config(tmp_path, tiny_data),
+        "--output-dir",
+        tmp_path / "file",
     )
-    assert code == 2 and "output_dir" in message and "cannot be written to" in message
+    assert (
+        code == 2
+        and "output_dir" in message
+        and "cannot be written to" in message
+    )

@@ -9,7 +9,12 @@ from tests.fixtures.commands import run_python
 
 def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
     result = run_python(
-        "-W", "ignore", "tests/harness/soak.py", "--kills=2", "--bits=3", "--cuts=2"
+        "-W",
+        "ignore",
+        "tests/harness/soak.py",
+        "--kills=2",
+        "--bits=3",
+        "--cuts=2",
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("2 kills in ")
@@ -19,7 +24,8 @@ def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
         in result.stdout
     )
     assert (
-        "cuts of last.pth noticed, last.previous.pth taken: 2 of 2\n" in result.stdout
+        "cuts of last.pth noticed, last.previous.pth taken: 2 of 2\n"
+        in result.stdout
     )
 
 
@@ -34,8 +40,15 @@ def test_fuzz_finds_no_fault():
         "--images=15",
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    rows = re.findall(r"\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| 0 \|", result.stdout)
-    assert [row[0] for row in rows] == ["labels", "configs", "checkpoints", "images"]
+    rows = re.findall(
+        r"\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| 0 \|", result.stdout
+    )
+    assert [row[0] for row in rows] == [
+        "labels",
+        "configs",
+        "checkpoints",
+        "images",
+    ]
     assert all(
         int(n) == int(refused) + int(right) and int(refused) > 0
         for _, n, refused, right in rows
@@ -45,7 +58,13 @@ def test_fuzz_finds_no_fault():
 @pytest.mark.slow
 def test_soak_kills_one_long_run_and_looks_at_what_it_takes():
     result = run_python(
-        "-W", "ignore", "tests/harness/soak.py", "--minutes=0.03", "--wait", "1", "1"
+        "-W",
+        "ignore",
+        "tests/harness/soak.py",
+        "--minutes=0.03",
+        "--wait",
+        "1",
+        "1",
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
@@ -61,7 +80,9 @@ def test_a_series_of_faults_is_counted():
         "-W", "ignore", "tests/harness/fault_series.py", "numbers", "--repeat=2"
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.match(r"numbers: .*: 2 of 2; .*\nnumbers: \d+ s\n$", result.stdout)
+    assert re.match(
+        r"numbers: .*: 2 of 2; .*\nnumbers: \d+ s\n$", result.stdout
+    )
 
 
 @pytest.mark.slow

@@ -36,7 +36,8 @@ def config(tiny_data, output_dir, **overrides) -> YAMLConfig:
 def published(tmp_path_factory):
     """A checkpoint of the official trainer, 80 classes, 640 pixels: model and EMA, with the keys of DDP."""
     model = YAMLConfig(
-        ROOT / "configs/dfine/dfine_hgnetv2_n_coco.yml", HGNetv2={"pretrained": False}
+        ROOT / "configs/dfine/dfine_hgnetv2_n_coco.yml",
+        HGNetv2={"pretrained": False},
     ).model
     weights = filler.fill(model, 0).state_dict()
     path = tmp_path_factory.mktemp("official") / "dfine_n_coco.pth"
@@ -60,7 +61,13 @@ def test_evaluation_uses_the_average_of_an_official_file(
 ):
     path, weights = published
     solver = DetSolver(
-        config(tiny_data, tmp_path, num_classes=80, resume=str(path), test_only=True),
+        config(
+            tiny_data,
+            tmp_path,
+            num_classes=80,
+            resume=str(path),
+            test_only=True,
+        ),
         DEVICE,
     )
     metrics = solver.val()
@@ -70,7 +77,9 @@ def test_evaluation_uses_the_average_of_an_official_file(
         for k, v in weights.items()
         if k not in ("decoder.anchors", "decoder.valid_mask")
     )
-    assert json.loads((tmp_path / "eval.json").read_text())["AP"] == metrics["AP"]
+    assert (
+        json.loads((tmp_path / "eval.json").read_text())["AP"] == metrics["AP"]
+    )
 
 
 def test_its_labels_are_category_ids_where_it_has_spare_slots(
@@ -87,13 +96,24 @@ def test_its_labels_are_category_ids_where_it_has_spare_slots(
         DEVICE,
     )
     solver.val()
-    assert solver.cfg.val_dataloader.dataset.label_of_category.tolist() == [1, 3, 7, 8]
+    assert solver.cfg.val_dataloader.dataset.label_of_category.tolist() == [
+        1,
+        3,
+        7,
+        8,
+    ]
 
 
-def test_another_number_of_classes_cannot_be_evaluated(tiny_data, tmp_path, published):
+def test_another_number_of_classes_cannot_be_evaluated(
+    tiny_data, tmp_path, published
+):
     solver = DetSolver(
         config(
-            tiny_data, tmp_path, num_classes=4, resume=str(published[0]), test_only=True
+            tiny_data,
+            tmp_path,
+            num_classes=4,
+            resume=str(published[0]),
+            test_only=True,
         ),
         DEVICE,
     )
@@ -103,7 +123,9 @@ def test_another_number_of_classes_cannot_be_evaluated(tiny_data, tmp_path, publ
         solver.val()
 
 
-def test_tuning_keeps_everything_but_the_class_layers(tiny_data, tmp_path, published):
+def test_tuning_keeps_everything_but_the_class_layers(
+    tiny_data, tmp_path, published
+):
     path, weights = published
     cfg = config(tiny_data, tmp_path, num_classes=None, tuning=str(path))
     start = read_start(cfg.settings, CheckpointFolder(tmp_path))
@@ -112,11 +134,15 @@ def test_tuning_keeps_everything_but_the_class_layers(tiny_data, tmp_path, publi
     changed = {
         k
         for k in own
-        if own[k].shape != weights[k].shape or not torch.equal(own[k], weights[k])
+        if own[k].shape != weights[k].shape
+        or not torch.equal(own[k], weights[k])
     }
     heads = {
         f"decoder.{head}.{part}"
-        for head in ("enc_score_head", *(f"dec_score_head.{i}" for i in range(3)))
+        for head in (
+            "enc_score_head",
+            *(f"dec_score_head.{i}" for i in range(3)),
+        )
         for part in ("weight", "bias")
     }
     assert changed == heads | {

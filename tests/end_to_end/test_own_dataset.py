@@ -24,7 +24,10 @@ GUIDE = "A data set of your own"
 def blocks(page: str, language: str, heading: str = GUIDE) -> list[str]:
     """Return the code blocks of a section of a page."""
     section = (
-        (ROOT / page).read_text().split(f"## {heading}", 1)[1].split("\n## ", 1)[0]
+        (ROOT / page)
+        .read_text()
+        .split(f"## {heading}", 1)[1]
+        .split("\n## ", 1)[0]
     )
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
@@ -32,7 +35,9 @@ def blocks(page: str, language: str, heading: str = GUIDE) -> list[str]:
 def write_table(labels: Path, table: Path) -> None:
     """Write the boxes of a COCO file as the table that the page describes."""
     content = json.loads(labels.read_text())
-    names = {category["id"]: category["name"] for category in content["categories"]}
+    names = {
+        category["id"]: category["name"] for category in content["categories"]
+    }
     files = {image["id"]: image["file_name"] for image in content["images"]}
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -58,7 +63,9 @@ def own_run(tiny_data, tmp_path, monkeypatch) -> Path:
     (tmp_path / "DATA").mkdir()
     (tmp_path / "DATA/images").symlink_to(tiny_data.folder / "images")
     for part in ("train", "val"):
-        write_table(tiny_data.folder / f"{part}.json", tmp_path / f"DATA/{part}.csv")
+        write_table(
+            tiny_data.folder / f"{part}.json", tmp_path / f"DATA/{part}.csv"
+        )
     (tmp_path / "my_data.py").write_text(*blocks("docs/data.md", "python"))
     (tmp_path / "my_run.yml").write_text(*blocks("docs/data.md", "yaml"))
     small = {
@@ -71,7 +78,9 @@ def own_run(tiny_data, tmp_path, monkeypatch) -> Path:
         f"{part}_dataloader": {"total_batch_size": 4, "num_workers": 0}
         for part in ("train", "val")
     }
-    monkeypatch.delitem(sys.modules, "my_data", raising=False)  # of another test
+    monkeypatch.delitem(
+        sys.modules, "my_data", raising=False
+    )  # of another test
     monkeypatch.delitem(user_files._imported, "my_data", raising=False)
     monkeypatch.setattr(
         sys, "path", list(sys.path)
@@ -92,13 +101,17 @@ def test_the_data_set_of_the_page_trains_resumes_evaluates_and_is_saved(
     ended = train_here(
         "-c", own_run, "--seed=0", "-r", "auto", "--override", "-u", "epochs=2"
     )
-    assert ended.code == 0 and "resumed from" in ended.out + ended.err, ended.err
+    assert ended.code == 0 and "resumed from" in ended.out + ended.err, (
+        ended.err
+    )
     records = read_log(tmp_path / "run")
     assert [record["epoch"] for record in records] == [0, 1] and records[1][
         "AP"
     ] is not None
 
-    ended = train_here("-c", own_run, "--test-only", "-r", tmp_path / "run/best.pth")
+    ended = train_here(
+        "-c", own_run, "--test-only", "-r", tmp_path / "run/best.pth"
+    )
     assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "run/eval.json").read_text())["AP"] == max(
         r["AP"] for r in records
@@ -137,9 +150,13 @@ def test_the_data_of_a_resumed_run_is_recognized(own_run, tmp_path):
     )
 
 
-def test_a_member_that_is_missing_is_named_with_what_it_returns(own_run, tmp_path):
+def test_a_member_that_is_missing_is_named_with_what_it_returns(
+    own_run, tmp_path
+):
     source = (tmp_path / "my_data.py").read_text()
-    (tmp_path / "my_data.py").write_text(source.replace("def objects", "def boxes"))
+    (tmp_path / "my_data.py").write_text(
+        source.replace("def objects", "def boxes")
+    )
     ended = train_here("-c", own_run)
     assert ended.code == 2
     assert (
@@ -149,7 +166,9 @@ def test_a_member_that_is_missing_is_named_with_what_it_returns(own_run, tmp_pat
     ) in ended.err
 
 
-def test_a_plain_torch_data_set_is_refused_with_what_it_lacks(own_run, tmp_path):
+def test_a_plain_torch_data_set_is_refused_with_what_it_lacks(
+    own_run, tmp_path
+):
     (tmp_path / "my_data.py").write_text(
         "import torch\nfrom src.core import register\n\n\n@register()\n"
         "class TableDetection(torch.utils.data.Dataset):\n"
@@ -179,7 +198,11 @@ def test_a_file_that_cannot_be_imported_is_a_fault_of_the_configuration(
 ):
     (tmp_path / "my_data.py").write_text(source)
     ended = train_here("-c", own_run)
-    assert ended.code == 2 and expected in ended.err and "my_run.yml:2" in ended.err
+    assert (
+        ended.code == 2
+        and expected in ended.err
+        and "my_run.yml:2" in ended.err
+    )
 
 
 def test_the_chinese_page_has_the_same_code():
@@ -253,7 +276,10 @@ def test_a_file_that_ends_the_program_is_a_fault_of_the_configuration(
 ):
     (tmp_path / "my_data.py").write_text("raise SystemExit(0)")
     ended = train_here("-c", own_run)
-    assert ended.code == 2 and "my_data.py cannot be imported: SystemExit" in ended.err
+    assert (
+        ended.code == 2
+        and "my_data.py cannot be imported: SystemExit" in ended.err
+    )
 
 
 def test_two_files_of_one_name_are_refused(own_run, tmp_path):
@@ -261,10 +287,14 @@ def test_two_files_of_one_name_are_refused(own_run, tmp_path):
     (tmp_path / "sub/my_data.py").write_text("")
     config = tmp_path / "my_run.yml"
     config.write_text(
-        config.read_text().replace("[my_data.py]", "[my_data.py, sub/my_data.py]")
+        config.read_text().replace(
+            "[my_data.py]", "[my_data.py, sub/my_data.py]"
+        )
     )
     ended = train_here("-c", own_run)
-    assert ended.code == 2 and "has the same name; rename one of them" in ended.err
+    assert (
+        ended.code == 2 and "has the same name; rename one of them" in ended.err
+    )
 
 
 def test_a_mistake_in_a_data_set_ends_the_run_before_training_with_its_place(

@@ -12,7 +12,11 @@ from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 from tests.fixtures.vits import official_layout
 
-PHASES = {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1, "unfreeze_lr_factor": 0.1}
+PHASES = {
+    "freeze_backbone_epochs": 1,
+    "unfreeze_blocks": 1,
+    "unfreeze_lr_factor": 0.1,
+}
 
 
 def succeed(*arguments, ranks: int = 1) -> str:
@@ -24,7 +28,14 @@ def succeed(*arguments, ranks: int = 1) -> str:
 
 def evaluated(config, weights, folder, **options) -> dict:
     succeed(
-        "-c", config, "--test-only", "-r", weights, "--output-dir", folder, **options
+        "-c",
+        config,
+        "--test-only",
+        "-r",
+        weights,
+        "--output-dir",
+        folder,
+        **options,
     )
     return json.loads((folder / "eval.json").read_text())
 
@@ -33,7 +44,8 @@ def weights_of(checkpoint) -> dict[str, torch.Tensor]:
     """Return the trained and the averaged weights of a `last.pth`."""
     content = read_tensor_file(checkpoint)
     return content["model"] | {
-        f"average of {name}": value for name, value in content["ema"]["module"].items()
+        f"average of {name}": value
+        for name, value in content["ema"]["module"].items()
     }
 
 
@@ -80,7 +92,9 @@ def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     ] == pytest.approx(logged["AP"], abs=1e-6)
 
 
-@pytest.mark.parametrize("epochs_done", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "epochs_done", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(
     phased, tmp_path, epochs_done
 ):
@@ -105,15 +119,23 @@ def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(
         "--override",
         ranks=2,
     )
-    ours, theirs = weights_of(tmp_path / "last.pth"), weights_of(run / "last.pth")
+    ours, theirs = (
+        weights_of(tmp_path / "last.pth"),
+        weights_of(run / "last.pth"),
+    )
     assert ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
     )
 
 
-def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(tiny_data, tmp_path):
+def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
-        tmp_path, tiny_data, DINOv3Backbone={"lora_rank": 2}, optimizer={"lr": 2e-4}
+        tmp_path,
+        tiny_data,
+        DINOv3Backbone={"lora_rank": 2},
+        optimizer={"lr": 2e-4},
     )
     out = succeed("-c", config, "-t", TRAINED, "--seed=1")
     plain = tiny_config(tiny_data, num_classes=4).model.state_dict()
@@ -147,12 +169,18 @@ def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(
         ),
         tmp_path / "dinov3.pth",
     )
-    settings = {"pretrained": True, "checkpoint_path": str(tmp_path / "dinov3.pth")}
+    settings = {
+        "pretrained": True,
+        "checkpoint_path": str(tmp_path / "dinov3.pth"),
+    }
     config = write_tiny_config(
         tmp_path,
         tiny_data,
         DINOv3Backbone=settings,
-        gram_anchoring={"type": "GramAnchoring", "weight": [[0, 100], [1.0, 0]]},
+        gram_anchoring={
+            "type": "GramAnchoring",
+            "weight": [[0, 100], [1.0, 0]],
+        },
     )
     succeed("-c", config, "--seed=1", ranks=ranks)
     records = read_log(tmp_path / "run")
@@ -187,7 +215,9 @@ def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(
         "no better AR100 for 2 epochs: stage 2 begins early" in out
         and "no better AR100 for 2 epochs: the run ends early" in out
     )
-    assert read_tensor_file(tmp_path / "run/best.pth")["meta"]["metric"] == "AR100"
+    assert (
+        read_tensor_file(tmp_path / "run/best.pth")["meta"]["metric"] == "AR100"
+    )
     assert "this run is complete" in succeed(
         "-c", config, "-r", tmp_path / "run/last.pth"
     )
@@ -223,7 +253,8 @@ def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_logged(
     )
     out = succeed("-c", config)
     assert (
-        "learning rates are scaled by 0.5: chosen for a batch of 16, used with 8" in out
+        "learning rates are scaled by 0.5: chosen for a batch of 16, used with 8"
+        in out
     )
     assert "lr 0.004" in out
 
@@ -240,9 +271,17 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
         train_dataloader={"collate_fn": {"stop_epoch": 0.75}},
     )
     out = succeed("-c", config, "-u", "epochs=4")
-    assert "warm-up is limited to 2 steps, a tenth of the run, instead of 500" in out
+    assert (
+        "warm-up is limited to 2 steps, a tenth of the run, instead of 500"
+        in out
+    )
     assert "epoch 2: 0.12 M of 0.16 M parameters are trainable" in out
-    assert [record["stage"] for record in read_log(tmp_path / "run")] == [1, 1, 1, 2]
+    assert [record["stage"] for record in read_log(tmp_path / "run")] == [
+        1,
+        1,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("backbone", ["dinov3", "hgnetv2"])
@@ -296,9 +335,15 @@ def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(
     )
 
 
-def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(tiny_data, tmp_path):
+def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
-        tmp_path, tiny_data, epochs=1, lr_base_batch_size=48, grad_accum_steps=100
+        tmp_path,
+        tiny_data,
+        epochs=1,
+        lr_base_batch_size=48,
+        grad_accum_steps=100,
     )
     out = succeed("-c", config)
     assert (

@@ -16,7 +16,9 @@ from tests.fixtures.trained_tiny import TRAINED
 def trained(tiny_data, tmp_path_factory):
     """A finished run of two epochs, the second one clean, on one rank, from weights that find objects."""
     folder = tmp_path_factory.mktemp("trained")
-    config = write_tiny_config(folder, tiny_data, pictures=True, optimizer={"lr": 2e-4})
+    config = write_tiny_config(
+        folder, tiny_data, pictures=True, optimizer={"lr": 2e-4}
+    )
     result = run_python("train.py", "-c", config, "-t", TRAINED, "--seed=1")
     assert result.returncode == 0, result.stderr + result.stdout
     assert all(record["AP"] > 0.1 for record in read_log(folder / "run")), (
@@ -44,11 +46,15 @@ def test_a_run_leaves_what_its_users_need(trained):
 
 def test_a_run_shows_what_it_learns_from_and_what_it_finds(trained):
     assert {path.name for path in (trained[1] / "pictures").iterdir()} == {
-        f"{name}_epoch000{n}.jpg" for name in ("training", "validation") for n in (1, 2)
+        f"{name}_epoch000{n}.jpg"
+        for name in ("training", "validation")
+        for n in (1, 2)
     }
 
 
-def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(trained):
+def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(
+    trained,
+):
     records = read_log(trained[1])
     assert [(r["epoch"], r["stage"]) for r in records] == [(0, 1), (1, 2)]
     assert {
@@ -66,7 +72,10 @@ def test_the_log_has_a_record_for_each_epoch_with_every_loss_and_metric(trained)
 
 def test_the_terminal_has_one_line_an_epoch(trained):
     assert (
-        sum(" left 0:" in line and "AP50" in line for line in trained[2].splitlines())
+        sum(
+            " left 0:" in line and "AP50" in line
+            for line in trained[2].splitlines()
+        )
         == 2
     )
 
@@ -113,11 +122,17 @@ def test_best_pth_has_its_classes_and_score(trained):
     )
 
 
-def test_best_pth_is_enough_to_find_objects(trained, tiny_data, tmp_path, monkeypatch):
+def test_best_pth_is_enough_to_find_objects(
+    trained, tiny_data, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     detector = Detector.from_checkpoint(trained[1] / "best.pth", device="cpu")
     assert (
-        len(detector.predict(tiny_data.folder / "images/val_00000.jpg", threshold=0.0))
+        len(
+            detector.predict(
+                tiny_data.folder / "images/val_00000.jpg", threshold=0.0
+            )
+        )
         == 20
     )
     meta = detector.meta
@@ -177,7 +192,9 @@ def test_evaluation_matches_classes_by_name_whatever_their_ids(
         f"val_dataloader.dataset.ann_file={tmp_path / 'val.json'}",
     )
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "eval.json").read_text())["AP50"] == pytest.approx(
+    assert json.loads((tmp_path / "eval.json").read_text())[
+        "AP50"
+    ] == pytest.approx(
         max(read_log(run), key=lambda r: r["AP"])["AP50"], abs=1e-6
     )
 
@@ -199,7 +216,9 @@ def test_what_the_command_line_names_counts_and_not_the_start_weights_of_the_con
         "--output-dir",
         tmp_path,
     )
-    assert result.returncode == 0 and f"from {run / 'best.pth'}" in result.stdout
+    assert (
+        result.returncode == 0 and f"from {run / 'best.pth'}" in result.stdout
+    )
     assert json.loads((tmp_path / "eval.json").read_text())["weights"] == str(
         run / "best.pth"
     )
@@ -261,7 +280,9 @@ def test_a_complete_run_is_unchanged(trained):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_two_ranks_train_through_the_stage_switch_and_agree(tiny_data, tmp_path):
+def test_two_ranks_train_through_the_stage_switch_and_agree(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(tmp_path, tiny_data)
     result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
     assert result.returncode == 0, result.stderr
@@ -269,15 +290,21 @@ def test_two_ranks_train_through_the_stage_switch_and_agree(tiny_data, tmp_path)
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == [0, 1]
 
 
-def test_ranks_without_any_object_in_their_batch_train_along(tiny_data, tmp_path):
+def test_ranks_without_any_object_in_their_batch_train_along(
+    tiny_data, tmp_path
+):
     labels = json.loads((tiny_data.folder / "train.json").read_text())
-    labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] <= 3]
+    labels["annotations"] = [
+        a for a in labels["annotations"] if a["image_id"] <= 3
+    ]
     (tmp_path / "sparse.json").write_text(json.dumps(labels))
     config = write_tiny_config(
         tmp_path,
         tiny_data,
         epochs=1,
-        train_dataloader={"dataset": {"ann_file": str(tmp_path / "sparse.json")}},
+        train_dataloader={
+            "dataset": {"ann_file": str(tmp_path / "sparse.json")}
+        },
     )
     result = run_python("train.py", "-c", config, "--seed=1", ranks=2)
     assert result.returncode == 0, result.stderr
@@ -289,7 +316,9 @@ def test_ranks_without_any_object_in_their_batch_train_along(tiny_data, tmp_path
 
 
 @pytest.mark.slow
-def test_eight_ranks_train_through_the_stage_switch_and_evaluate(tiny_data, tmp_path):
+def test_eight_ranks_train_through_the_stage_switch_and_evaluate(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(
         tmp_path,
         tiny_data,

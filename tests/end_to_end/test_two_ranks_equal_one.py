@@ -21,7 +21,9 @@ def gradients(tiny_data, tmp_path_factory):
     )
     results = {}
     for ranks in (1, 2):
-        result = run_python(WORKER, config, folder / f"{ranks}.pth", ranks=ranks)
+        result = run_python(
+            WORKER, config, folder / f"{ranks}.pth", ranks=ranks
+        )
         assert result.returncode == 0, result.stderr
         results[ranks] = torch.load(folder / f"{ranks}.pth", weights_only=True)
     return results

@@ -29,7 +29,9 @@ def test_a_metric_that_the_validation_data_does_not_define_is_refused_before_tra
     assert not (tmp_path / "run/log.txt").exists()
 
 
-def test_metrics_without_a_meaning_are_never_written_as_numbers(tiny_data, tmp_path):
+def test_metrics_without_a_meaning_are_never_written_as_numbers(
+    tiny_data, tmp_path
+):
     config = write_tiny_config(tmp_path, tiny_data, epochs=1)
     assert train_here("-c", config).code == 0
     (record,) = read_log(tmp_path / "run")
@@ -52,10 +54,16 @@ def test_validation_categories_may_have_the_same_names_under_other_ids(
     data = private_copy(tiny_data, tmp_path / "data")
     change_labels(data, other_ids, "val")
     scores = []
-    for one, folder in ((tiny_data, tmp_path / "same"), (data, tmp_path / "other")):
+    for one, folder in (
+        (tiny_data, tmp_path / "same"),
+        (data, tmp_path / "other"),
+    ):
         folder.mkdir()
         config = write_tiny_config(folder, one, epochs=1, seed=1)
-        assert train_here("-c", config, "-t", TRAINED, "-u", "num_classes=4").code == 0
+        assert (
+            train_here("-c", config, "-t", TRAINED, "-u", "num_classes=4").code
+            == 0
+        )
         scores.append(read_log(folder / "run")[0]["AP"])
     assert scores[0] == scores[1] > 0.1
 
@@ -88,7 +96,10 @@ def test_paths_of_any_kind_are_given_on_the_command_line(
 def test_the_command_that_a_stop_prints_resumes_the_run(
     tiny_data, tmp_path, monkeypatch
 ):
-    config, questions = write_tiny_config(tmp_path, tiny_data, epochs=2), count()
+    config, questions = (
+        write_tiny_config(tmp_path, tiny_data, epochs=2),
+        count(),
+    )
 
     def asked(request):
         if next(questions) >= 8:
@@ -99,11 +110,18 @@ def test_the_command_that_a_stop_prints_resumes_the_run(
         patch.setattr(StopRequest, "asked", property(asked))
         output = tmp_path / "out put #1"
         ended = train_here(
-            "-c", config, f"--output-dir={output}", "--seed=3", "-u", "print_freq=1"
+            "-c",
+            config,
+            f"--output-dir={output}",
+            "--seed=3",
+            "-u",
+            "print_freq=1",
         )
     assert ended.code == 75, ended.err
     command = shlex.split(ended.err.rpartition("resume with: ")[2])
     assert command[:2] == ["python", "train.py"]
     ended = train_here(*command[2:])
-    assert ended.code == 0 and "resumed from" in ended.out + ended.err, ended.err
+    assert ended.code == 0 and "resumed from" in ended.out + ended.err, (
+        ended.err
+    )
     assert [record["epoch"] for record in read_log(output)] == [0, 1]

@@ -117,7 +117,9 @@ class Training:
                 fields = stat.read_text().rpartition(")")[2].split()
                 environment = dict(
                     item.partition("=")[::2]
-                    for item in (stat.parent / "environ").read_text().split("\0")
+                    for item in (stat.parent / "environ")
+                    .read_text()
+                    .split("\0")
                 )
             except (OSError, ValueError):
                 continue
@@ -127,7 +129,9 @@ class Training:
 
     def end(self) -> int:
         """Wait for the end and return the exit code."""
-        wait_until(lambda: self.process.poll() is not None, self.process.pid, self.said)
+        wait_until(
+            lambda: self.process.poll() is not None, self.process.pid, self.said
+        )
         return self.process.returncode
 
     def status(self) -> dict:
@@ -139,7 +143,11 @@ def wait_for_any(trainings: tuple[Training, ...], pattern: str) -> Training:
 
     def first() -> Training | None:
         return next(
-            (training for training in trainings if re.search(pattern, training.said())),
+            (
+                training
+                for training in trainings
+                if re.search(pattern, training.said())
+            ),
             None,
         )
 
@@ -157,7 +165,10 @@ def wait_until_gone(pid: int, describe: Callable[[], str]) -> None:
     def is_gone() -> bool:
         try:
             return (
-                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                Path(f"/proc/{pid}/stat")
+                .read_text()
+                .rpartition(")")[2]
+                .split()[0]
                 == "Z"
             )
         except OSError:

@@ -105,7 +105,9 @@ def run(
 
     def train() -> bool:
         torch.set_num_threads(1)
-        cfg = tiny_config(data, folder, **merged(RUN, {"resume": "auto"}, overrides))
+        cfg = tiny_config(
+            data, folder, **merged(RUN, {"resume": "auto"}, overrides)
+        )
         try:
             fit(cfg, StopAfter(stop_after, in_evaluation))
         except Preempted:

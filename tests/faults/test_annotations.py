@@ -29,7 +29,9 @@ def own_data(tiny_data, tmp_path) -> SyntheticData:
 def fault(own_data, tmp_path, monkeypatch):
     """Return a function that changes labels, trains, and returns the error line; no model is built before."""
     monkeypatch.setattr(
-        YAMLConfig, "model", property(lambda _: pytest.fail("the model was built"))
+        YAMLConfig,
+        "model",
+        property(lambda _: pytest.fail("the model was built")),
     )
 
     def of(change, part: str = "train") -> str:
@@ -52,7 +54,10 @@ def evaluation(own_data, tmp_path):
     def of(change) -> str:
         change_labels(own_data, change, "val")
         ended = train_here(
-            "-c", write_tiny_config(tmp_path, own_data), "--test-only", "--seed=0"
+            "-c",
+            write_tiny_config(tmp_path, own_data),
+            "--test-only",
+            "--seed=0",
         )
         assert (ended.code, ended.err) == (0, "")
         return ended.out
@@ -92,7 +97,10 @@ def test_f38_first_evaluation_counts_as_the_best_even_with_a_score_of_zero():
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        (b'{"images": [', "is not valid JSON: Expecting value, line 1 column 13"),
+        (
+            b'{"images": [',
+            "is not valid JSON: Expecting value, line 1 column 13",
+        ),
         (b"", "is not valid JSON: the file is empty"),
         (b'{"a": "\xff"}', "is not valid JSON: not UTF-8 at byte 7"),
         (b"null", "contains a NoneType"),
@@ -115,7 +123,9 @@ def test_f55_byte_order_mark_is_accepted(own_data):
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_f56_missing_list_is_named(fault, key):
-    assert f'train.json: "{key}" is missing' in fault(lambda labels: labels.pop(key))
+    assert f'train.json: "{key}" is missing' in fault(
+        lambda labels: labels.pop(key)
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,7 +143,9 @@ def test_f56_missing_list_is_named(fault, key):
 )
 def test_f57_record_without_a_key_is_named(fault, part, key):
     known = "" if key == "id" else r" (id "
-    assert f"{part}[2]{known}" in (message := fault(set_values(part, 2, **{key: ...})))
+    assert f"{part}[2]{known}" in (
+        message := fault(set_values(part, 2, **{key: ...}))
+    )
     assert f'no "{key}"' in message
 
 
@@ -153,22 +165,29 @@ def test_f59_image_id_used_twice_is_refused(fault):
     )
 
 
-def test_f59_annotation_ids_used_twice_are_counted_and_all_scored(evaluation, own_data):
+def test_f59_annotation_ids_used_twice_are_counted_and_all_scored(
+    evaluation, own_data
+):
     before = len(
-        tiny_config(own_data).val_dataloader.dataset.ground_truth()["annotations"]
+        tiny_config(own_data).val_dataloader.dataset.ground_truth()[
+            "annotations"
+        ]
     )
     assert (
         "annotation ids used more than once: 1 (first: annotations[2] (id 1))"
         in evaluation(set_values("annotations", 2, id=1))
     )
-    truth = tiny_config(own_data).val_dataloader.dataset.ground_truth()["annotations"]
+    truth = tiny_config(own_data).val_dataloader.dataset.ground_truth()[
+        "annotations"
+    ]
     assert len({a["id"] for a in truth}) == before
 
 
 def test_f60_orphans_are_refused_with_their_count_and_the_first(fault):
     message = fault(
         lambda labels: [
-            a.update(image_id=1000 + a["id"]) for a in labels["annotations"][:25]
+            a.update(image_id=1000 + a["id"])
+            for a in labels["annotations"][:25]
         ]
     )
     assert (
@@ -190,7 +209,13 @@ def test_f60_id_of_another_type_is_refused(fault):
 
 @pytest.mark.parametrize(
     "box",
-    [[1, 2, float("nan"), 4], [1, 2, float("inf"), 4], [1, 2, 3], [1, 2, "3", 4], None],
+    [
+        [1, 2, float("nan"), 4],
+        [1, 2, float("inf"), 4],
+        [1, 2, 3],
+        [1, 2, "3", 4],
+        None,
+    ],
     ids=str,
 )
 def test_f61_malformed_box_is_refused_with_its_record(fault, box):
@@ -205,13 +230,20 @@ def test_f61_box_without_area_is_dropped_counted_and_not_scored(
     evaluation, own_data, box
 ):
     before = len(
-        tiny_config(own_data).val_dataloader.dataset.ground_truth()["annotations"]
-    )
-    assert "boxes without area, dropped: 1 (first: annotations[2] (id 3)" in evaluation(
-        set_values("annotations", 2, bbox=box)
+        tiny_config(own_data).val_dataloader.dataset.ground_truth()[
+            "annotations"
+        ]
     )
     assert (
-        len(tiny_config(own_data).val_dataloader.dataset.ground_truth()["annotations"])
+        "boxes without area, dropped: 1 (first: annotations[2] (id 3)"
+        in evaluation(set_values("annotations", 2, bbox=box))
+    )
+    assert (
+        len(
+            tiny_config(own_data).val_dataloader.dataset.ground_truth()[
+                "annotations"
+            ]
+        )
         == before - 1
     )
 
@@ -274,12 +306,19 @@ def test_f63_malformed_category_is_refused_with_its_record(fault, value, text):
     )
 
 
-def test_f63_ids_with_gaps_are_labels_by_a_table_that_the_checkpoint_keeps(own_data):
+def test_f63_ids_with_gaps_are_labels_by_a_table_that_the_checkpoint_keeps(
+    own_data,
+):
     dataset = tiny_config(own_data).train_dataloader.dataset
     assert dataset.label_of_category.tolist() == [0, 1, 2, 3]
     assert class_table(dataset) == [
         {"id": i, "name": name}
-        for i, name in ((1, "disc"), (3, "square"), (7, "triangle"), (8, "ring"))
+        for i, name in (
+            (1, "disc"),
+            (3, "square"),
+            (7, "triangle"),
+            (8, "ring"),
+        )
     ]
 
 
@@ -343,7 +382,9 @@ def test_f66_with_trust_files_sizes_come_from_the_files_and_boxes_stay(
     before = tiny_config(own_data).train_dataloader.dataset.labels
     change_labels(
         own_data,
-        lambda labels: [image.update(width=40, height=7) for image in labels["images"]],
+        lambda labels: [
+            image.update(width=40, height=7) for image in labels["images"]
+        ],
     )
     data = tiny_config(
         own_data, train_dataloader={"dataset": {"trust_files": True}}
@@ -372,7 +413,9 @@ def test_f66_labels_may_be_made_for_either_way_that_a_turned_image_can_be_seen(
     Image.new("RGB", (64, 48)).save(image_path(own_data, 3), exif=exif)
     change_labels(
         own_data,
-        set_values("images", 3, width=48 if noted else 64, height=64 if noted else 48),
+        set_values(
+            "images", 3, width=48 if noted else 64, height=64 if noted else 48
+        ),
     )
     tiny_config(own_data).train_dataloader.dataset.scan_images()
 
@@ -382,7 +425,9 @@ def test_f66_labels_may_be_made_for_either_way_that_a_turned_image_can_be_seen(
     [
         (set_values("categories", 0, name="disk"), "id 1: disc / disk"),
         (
-            lambda labels: labels["categories"].append({"id": 9, "name": "star"}),
+            lambda labels: labels["categories"].append(
+                {"id": 9, "name": "star"}
+            ),
             "id 9: none / star",
         ),
     ],

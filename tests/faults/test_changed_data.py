@@ -45,7 +45,9 @@ def own(stopped, tmp_path) -> tuple[SyntheticData, Path]:
     return data, Path(shutil.copytree(stopped[1], tmp_path / "run"))
 
 
-def resume(data: SyntheticData, folder: Path, **overrides: Any) -> tuple[int, str]:
+def resume(
+    data: SyntheticData, folder: Path, **overrides: Any
+) -> tuple[int, str]:
     try:
         run(data, folder, **{**SHORT, **overrides})
     except BaseException as error:
@@ -65,7 +67,9 @@ def other_image(labels: Labels) -> None:
 
 def without_image(labels: Labels) -> None:
     gone = labels["images"].pop()["id"]
-    labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] != gone]
+    labels["annotations"] = [
+        a for a in labels["annotations"] if a["image_id"] != gone
+    ]
 
 
 def other_order(labels: Labels) -> None:
@@ -116,25 +120,38 @@ CHANGES: dict[str, tuple[dict[str, Callable[[Labels], Any]], str]] = {
     ),
     "images added": ({"train": more_images}, "1 image added (val_00000.jpg)"),
     "images removed": ({"train": without_image}, "1 image removed"),
-    "another image": ({"train": other_image}, "1 image added (val_00003.jpg); "),
+    "another image": (
+        {"train": other_image},
+        "1 image added (val_00003.jpg); ",
+    ),
     "images in another order": (
         {"train": other_order},
         "the order of the images has changed",
     ),
     "boxes of all images": (
-        {"train": lambda x: [a.update(bbox=[3, 3, 20, 20]) for a in x["annotations"]]},
+        {
+            "train": lambda x: [
+                a.update(bbox=[3, 3, 20, 20]) for a in x["annotations"]
+            ]
+        },
         "changed (train_",
     ),
     "a class renamed": (
         {"train": renamed_class, "val": renamed_class},
         "has classes that",
     ),
-    "names swapped": ({"train": swapped_names, "val": swapped_names}, "classes were "),
+    "names swapped": (
+        {"train": swapped_names, "val": swapped_names},
+        "classes were ",
+    ),
     "a validation box removed": (
         {"val": lambda x: x["annotations"].pop(0)},
         "val.json: labels or size of 1 image changed (val_",
     ),
-    "validation images removed": ({"val": without_image}, "val.json: 1 image removed"),
+    "validation images removed": (
+        {"val": without_image},
+        "val.json: 1 image removed",
+    ),
 }
 
 
@@ -158,7 +175,9 @@ def test_changed_data_is_refused_with_what_changed(own, name):
 
 
 UNCHANGED: dict[str, Callable[[Labels], Any]] = {
-    "annotation ids": lambda x: [a.update(id=a["id"] + 500) for a in x["annotations"]],
+    "annotation ids": lambda x: [
+        a.update(id=a["id"] + 500) for a in x["annotations"]
+    ],
     "keys that nobody reads": lambda x: [
         a.update(note="x", segmentation=[[1, 2, 3]]) for a in x["annotations"]
     ],
@@ -175,7 +194,9 @@ def test_what_is_not_learned_may_change(own, name):
 
 def test_data_may_move_to_another_folder(own, tmp_path):
     data, folder = own
-    moved = SyntheticData(Path(shutil.move(data.folder, tmp_path / "elsewhere")))
+    moved = SyntheticData(
+        Path(shutil.move(data.folder, tmp_path / "elsewhere"))
+    )
     assert resume(moved, folder) == (0, "done")
 
 
@@ -186,7 +207,9 @@ def test_changed_data_that_is_accepted_restarts_the_epoch_and_forgets_the_best_s
     caplog.set_level("INFO", "dfine")
     old_best = (folder / "best.pth").read_bytes()
     change(data, "a box removed")
-    assert not run(data, folder, stop_after=STOPPED_AFTER, override=True, **SHORT)
+    assert not run(
+        data, folder, stop_after=STOPPED_AFTER, override=True, **SHORT
+    )
     assert (
         "resuming with changed data: " in caplog.text
         and "labels or size of 1 image changed" in caplog.text
@@ -196,7 +219,10 @@ def test_changed_data_that_is_accepted_restarts_the_epoch_and_forgets_the_best_s
         and "epoch 2, step 0 of it, best AP None" in caplog.text
     )
     state = read_tensor_file(folder / "last.pth")
-    assert (state["progress"]["step"], state["progress"]["total_steps"]) == (3, 9)
+    assert (state["progress"]["step"], state["progress"]["total_steps"]) == (
+        3,
+        9,
+    )
     assert state["best"]["score"] is None
     assert (folder / f"{SET_ASIDE}.pth").read_bytes() == old_best and not (
         folder / "best.pth"
@@ -208,7 +234,9 @@ def test_changed_data_that_is_accepted_restarts_the_epoch_and_forgets_the_best_s
     assert read_tensor_file(folder / "best.pth")["meta"]["epoch"] >= 1
 
 
-def test_a_state_of_before_data_were_noted_is_resumed_with_a_warning(own, caplog):
+def test_a_state_of_before_data_were_noted_is_resumed_with_a_warning(
+    own, caplog
+):
     data, folder = own
     state = read_tensor_file(folder / "last.pth")
     for key in ("data", "first_loss", "explained", "unreadable"):
@@ -227,7 +255,11 @@ def test_what_decides_about_later_epochs_is_part_of_the_state(own):
         and state["explained"] is False
         and state["unreadable"] == []
     )
-    state["explained"], state["first_loss"], state["unreadable"] = True, 123.0, [5]
+    state["explained"], state["first_loss"], state["unreadable"] = (
+        True,
+        123.0,
+        [5],
+    )
     write_tensor_file(folder / "last.pth", state)
     code, message = resume(data, folder)
     assert (
@@ -245,7 +277,8 @@ def test_another_input_size_is_resumed_on_request(own):
     )
     anchors = read_tensor_file(folder / "last.pth")["model"]["decoder.anchors"]
     assert (
-        anchors.shape[1] == 12 * 12 + 6 * 6 + 3 * 3 and not torch.isnan(anchors).any()
+        anchors.shape[1] == 12 * 12 + 6 * 6 + 3 * 3
+        and not torch.isnan(anchors).any()
     )
 
 
@@ -255,7 +288,9 @@ def test_a_resumed_run_has_the_licences_of_the_run_and_no_others(own):
     assert read_tensor_file(folder / "last.pth")["meta"]["licences"] == []
     assert (
         json.loads(
-            json.dumps(read_tensor_file(folder / "best.pth")["meta"]["licences"])
+            json.dumps(
+                read_tensor_file(folder / "best.pth")["meta"]["licences"]
+            )
         )
         == []
     )

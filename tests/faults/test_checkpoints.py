@@ -18,7 +18,11 @@ from src.core import YAMLConfig
 from src.core.errors import ResourceError, RunError
 from src.runtime.files import locked
 from src.runtime.process import explain
-from src.runtime.weight_files import file_sha256, read_tensor_file, write_tensor_file
+from src.runtime.weight_files import (
+    file_sha256,
+    read_tensor_file,
+    write_tensor_file,
+)
 from src.solver import DetSolver, checkpoint, training_loop
 from tests.faults.runs import final_state, run, same
 from tests.fixtures.processes import run_forked
@@ -63,7 +67,9 @@ def folder(stopped, tmp_path):
 @pytest.fixture
 def other_classes(tiny_data, tmp_path):
     """The same images with an additional class, whose name comes first, and other ids."""
-    data = SyntheticData(Path(shutil.copytree(tiny_data.folder, tmp_path / "other")))
+    data = SyntheticData(
+        Path(shutil.copytree(tiny_data.folder, tmp_path / "other"))
+    )
     for part in ("train.json", "val.json"):
         labels = json.loads((data.folder / part).read_text())
         for record in labels["categories"]:
@@ -151,13 +157,17 @@ def test_f02_a_crash_in_the_middle_of_writing_leaves_the_file_before_it_and_the_
 
 
 @pytest.mark.parametrize(
-    "share", [0, 1e-9, 0.5, 0.99], ids=["empty", "one byte", "half", "almost whole"]
+    "share",
+    [0, 1e-9, 0.5, 0.99],
+    ids=["empty", "one byte", "half", "almost whole"],
 )
 def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     straight, tiny_data, folder, caplog, share
 ):
     raw = (folder / "last.pth").read_bytes()
-    (folder / "last.pth").write_bytes(raw[: -(-int(len(raw) * share * 1e9) // 10**9)])
+    (folder / "last.pth").write_bytes(
+        raw[: -(-int(len(raw) * share * 1e9) // 10**9)]
+    )
     assert run(tiny_data, folder, **SHORT)
     assert (
         "last.pth" in caplog.text
@@ -167,14 +177,17 @@ def test_f03_a_truncated_last_is_reported_and_the_previous_one_is_resumed(
     assert same(final_state(folder), final_state(straight))
 
 
-def test_f03_without_any_intact_file_each_is_named_with_its_reason(tiny_data, folder):
+def test_f03_without_any_intact_file_each_is_named_with_its_reason(
+    tiny_data, folder
+):
     (folder / "last.pth").write_bytes(b"")
     (folder / "last.previous.pth").write_bytes(b"x")
     code, message = ended(tiny_data, folder)
     assert code == 4
     assert (
         "last.pth is empty (0 bytes)" in message
-        and f"{folder / 'last.previous.pth'} is not a file of plain tensors" in message
+        and f"{folder / 'last.previous.pth'} is not a file of plain tensors"
+        in message
     )
 
 
@@ -204,8 +217,12 @@ def test_f04_every_flipped_bit_is_detected_or_means_nothing(tiny_data, folder):
 
 
 @pytest.mark.parametrize("flag", ["resume", "tuning"])
-def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(tiny_data, tmp_path, flag):
-    torch.save({"model": {"w": torch.zeros(50_000_000)}}, tmp_path / "honest.pth")
+def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(
+    tiny_data, tmp_path, flag
+):
+    torch.save(
+        {"model": {"w": torch.zeros(50_000_000)}}, tmp_path / "honest.pth"
+    )
     with (
         zipfile.ZipFile(tmp_path / "honest.pth") as honest,
         zipfile.ZipFile(
@@ -223,7 +240,9 @@ def test_f05_a_zip_bomb_is_refused_before_it_takes_memory(tiny_data, tmp_path, f
             **{"resume": None, flag: str(tmp_path / "bomb.pth")},
         )
         assert code == 4 and "unpacks to" in message, message
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+        assert (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+        )
 
     child = run_forked(opened, tmp_path)
     assert child.code == 0, child.err
@@ -247,7 +266,10 @@ def test_f06_code_in_a_file_does_not_run_and_no_second_attempt_is_made(
     tiny_data, tmp_path, flag, save
 ):
     save(
-        {"first": _Touches(tmp_path / "first"), "model": _Touches(tmp_path / "second")},
+        {
+            "first": _Touches(tmp_path / "first"),
+            "model": _Touches(tmp_path / "second"),
+        },
         tmp_path / "evil.pth",
     )
     code, message = ended(
@@ -261,7 +283,9 @@ def test_f06_code_in_a_file_does_not_run_and_no_second_attempt_is_made(
         and "it was not loaded" in message
         and "weights_only" not in message
     )
-    assert not (tmp_path / "first").exists() and not (tmp_path / "second").exists()
+    assert (
+        not (tmp_path / "first").exists() and not (tmp_path / "second").exists()
+    )
 
 
 # ---- other classes, other contents ----
@@ -273,7 +297,8 @@ def test_f07_resuming_with_other_classes_is_refused_with_the_way_to_start_from_t
     code, message = ended(other_classes, folder)
     assert code == 4
     assert (
-        "anvil" in message and "use -t to start a new run from its weights" in message
+        "anvil" in message
+        and "use -t to start a new run from its weights" in message
     )
     code, message = ended(tiny_data, folder, num_classes=9, override=True)
     assert code == 4
@@ -294,10 +319,13 @@ def test_f08_starting_from_weights_with_other_classes_takes_rows_by_name_and_log
         )
     assert "re-initialised: 1 of 5 classes" in caplog.text
     old, new = (
-        read_tensor_file(folder / "best.pth") for folder in (stopped, tmp_path / "new")
+        read_tensor_file(folder / "best.pth")
+        for folder in (stopped, tmp_path / "new")
     )
     key = "decoder.enc_score_head.bias"
-    rows = {entry["name"]: row for row, entry in enumerate(old["meta"]["classes"])}
+    rows = {
+        entry["name"]: row for row, entry in enumerate(old["meta"]["classes"])
+    }
     for row, entry in enumerate(new["meta"]["classes"]):
         if entry["name"] in rows:
             assert torch.equal(
@@ -385,7 +413,10 @@ def test_f14_a_disk_that_is_emptied_in_time_costs_nothing(
 
     monkeypatch.setattr(checkpoint, "write_tensor_file", write)
     assert run(tiny_data, folder, save_every_steps=1, **SHORT)
-    assert caplog.text.count("training continues and tries again at the next save") == 2
+    assert (
+        caplog.text.count("training continues and tries again at the next save")
+        == 2
+    )
     assert same(final_state(folder), final_state(straight))
 
 
@@ -406,9 +437,13 @@ def test_f15_an_output_folder_that_is_a_file_is_reported_before_the_model_is_bui
 def test_f15_a_read_only_output_folder_is_reported_before_the_model_is_built(
     tiny_data, tmp_path
 ):
-    with tempfile.TemporaryDirectory() as name:  # under /tmp: others may go through it
+    with (
+        tempfile.TemporaryDirectory() as name
+    ):  # under /tmp: others may go through it
         os.chmod(name, 0o555)
-        solver = DetSolver(tiny_config(tiny_data, Path(name)), torch.device("cpu"))
+        solver = DetSolver(
+            tiny_config(tiny_data, Path(name)), torch.device("cpu")
+        )
 
         def without_rights() -> None:
             if os.getuid() == 0:
@@ -504,7 +539,8 @@ def test_f20_with_a_sha256_nothing_is_fetched(tiny_data, tmp_path):
     )
     assert (
         code == 4
-        and f"there is no file {tmp_path}/none.pth with the sha256 01234567" in message
+        and f"there is no file {tmp_path}/none.pth with the sha256 01234567"
+        in message
     )
 
 

@@ -17,9 +17,13 @@ def refused(monkeypatch, capsys, tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data)
 
     def run(text: str = "", *arguments: str, code: int = 2) -> str:
-        (tmp_path / "changed.yml").write_text(f"__include__: [{config}]\n{text}")
+        (tmp_path / "changed.yml").write_text(
+            f"__include__: [{config}]\n{text}"
+        )
         monkeypatch.setattr(
-            sys, "argv", ["train.py", "-c", str(tmp_path / "changed.yml"), *arguments]
+            sys,
+            "argv",
+            ["train.py", "-c", str(tmp_path / "changed.yml"), *arguments],
         )
         with pytest.raises(SystemExit) as end:
             train.main()
@@ -40,7 +44,10 @@ def refused(monkeypatch, capsys, tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("epoches: 3\n", "unknown key 'epoches'|did you mean 'epochs'?|changed.yml:2"),
+        (
+            "epoches: 3\n",
+            "unknown key 'epoches'|did you mean 'epochs'?|changed.yml:2",
+        ),
         (
             "DFINETransformer:\n  num_layer: 3\n",
             "unknown key 'DFINETransformer.num_layer'|did you mean 'num_layers'?|changed.yml:3",
@@ -69,7 +76,9 @@ def test_f68_an_unknown_key_is_named_with_its_line_and_the_nearest(
         ("optimizer: {lr: '1e-4'}\n", "optimizer.lr is '1e-4'"),
     ],
 )
-def test_f69_a_wrong_value_is_named_with_what_was_expected(refused, text, expected):
+def test_f69_a_wrong_value_is_named_with_what_was_expected(
+    refused, text, expected
+):
     assert expected in refused(text)
 
 
@@ -85,9 +94,13 @@ def test_f70_a_circle_of_includes_shows_the_chain(refused, tmp_path):
     a.write_text("__include__: [a.yml]\n")
     assert f"{a} -> {a}" in refused("", "-c", str(a))
     a.write_text("__include__: [none.yml]\n")
-    assert f"not found: {a} -> {tmp_path / 'none.yml'}" in refused("", "-c", str(a))
+    assert f"not found: {a} -> {tmp_path / 'none.yml'}" in refused(
+        "", "-c", str(a)
+    )
     a.write_text("__include__: {b.yml: 1}\n")
-    assert "__include__ must be a list of file names" in refused("", "-c", str(a))
+    assert "__include__ must be a list of file names" in refused(
+        "", "-c", str(a)
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,8 +156,12 @@ def test_f72_a_run_without_steps_is_refused(refused, text, expected):
 def test_f73_code_in_yaml_does_not_run(refused, tmp_path, tag):
     canary = tmp_path / "canary"
     value = tag.format(canary)
-    assert "could not determine a constructor" in refused(f"exp_name: {value}\n")
-    assert "could not determine a constructor" in refused("", "-u", f"exp_name={value}")
+    assert "could not determine a constructor" in refused(
+        f"exp_name: {value}\n"
+    )
+    assert "could not determine a constructor" in refused(
+        "", "-u", f"exp_name={value}"
+    )
     assert not canary.exists()
 
 

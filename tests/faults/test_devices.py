@@ -36,16 +36,20 @@ def collective_fails(tmp_path, monkeypatch):
     def run(words: str, recorded: bool = True):
         def command() -> None:
             os.environ.update(RANK="0", WORLD_SIZE="1")
-            monkeypatch.setattr("src.runtime.process.is_distributed", lambda: True)
-            monkeypatch.setattr("src.runtime.distributed.is_distributed", lambda: True)
+            monkeypatch.setattr(
+                "src.runtime.process.is_distributed", lambda: True
+            )
+            monkeypatch.setattr(
+                "src.runtime.distributed.is_distributed", lambda: True
+            )
             monkeypatch.setattr("src.runtime.distributed.world_size", lambda: 2)
             monkeypatch.setattr(dist, "get_rank", lambda *_: 0)
 
             def all_reduce(*_, **__):
                 if recorded:
-                    Path(f"{os.environ['TORCH_FR_DUMP_TEMP_FILE']}0").write_bytes(
-                        b"..."
-                    )
+                    Path(
+                        f"{os.environ['TORCH_FR_DUMP_TEMP_FILE']}0"
+                    ).write_bytes(b"...")
                 raise dist.DistBackendError(words)
 
             monkeypatch.setattr(dist, "all_reduce", all_reduce)
@@ -79,7 +83,10 @@ def test_f34_fault_in_a_collective_is_exit_7_in_one_line_with_what_was_recorded(
 ):
     ended = collective_fails(words)
     assert ended.code == 7
-    assert ended.err.startswith(f"error[7]: {expected}") and ended.err.count("\n") == 1
+    assert (
+        ended.err.startswith(f"error[7]: {expected}")
+        and ended.err.count("\n") == 1
+    )
     assert (
         f"flight recorder (torchfrtrace reads it): {tmp_path}/run/flight_recorder.rank0"
         in ended.err
@@ -93,7 +100,9 @@ def test_f34_without_a_recording_none_is_named(collective_fails):
 def test_f34_device_of_a_single_process_is_a_resource_and_a_kernels_own_fault_is_not():
     assert explain(torch.AcceleratorError(ECC))[0] == 6
     assert (
-        explain(torch.AcceleratorError("CUDA error: device-side assert triggered"))[0]
+        explain(
+            torch.AcceleratorError("CUDA error: device-side assert triggered")
+        )[0]
         == 1
     )
 

@@ -52,7 +52,10 @@ def fit(own_data, tmp_path):
                 tmp_path,
                 own_data,
                 epochs=1,
-                train_dataloader={"dataset": settings, "num_workers": num_workers},
+                train_dataloader={
+                    "dataset": settings,
+                    "num_workers": num_workers,
+                },
             ),
             "--seed=0",
         )
@@ -88,7 +91,9 @@ def logged_flags(data: SyntheticData, caplog) -> str:
 # ---- files that cannot be read ----
 
 
-def test_f43_missing_images_are_counted_and_named_before_training(own_data, fit):
+def test_f43_missing_images_are_counted_and_named_before_training(
+    own_data, fit
+):
     image_path(own_data, 3).unlink()
     image_path(own_data, 9).unlink()
     ended = fit()
@@ -144,7 +149,10 @@ def test_f44_unreadable_images_within_the_limit_are_skipped_counted_and_named(
         f"warning: image {image_path(own_data, i)} {REASONS[kind]}" in ended.out
         for i, kind in enumerate(UNREADABLE)
     )
-    assert "images that cannot be read: 4, allowed: 4 (bad_images: 0.2)" in ended.out
+    assert (
+        "images that cannot be read: 4, allowed: 4 (bad_images: 0.2)"
+        in ended.out
+    )
     assert len(read_log(tmp_path / "run")) == 1
 
 
@@ -165,8 +173,9 @@ def test_f45_truncated_image_of_the_evaluation_is_named_and_ends_the_run(
 def test_f46_cmyk_images_keep_their_colours_and_are_counted(own_data, caplog):
     saved(own_data, Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=95)
     assert abs(grey_levels(own_data) - SMOOTH).max() <= 3
-    assert "CMYK images, converted to RGB: 1 (first: val_00000.jpg)" in logged_flags(
-        own_data, caplog
+    assert (
+        "CMYK images, converted to RGB: 1 (first: val_00000.jpg)"
+        in logged_flags(own_data, caplog)
     )
 
 
@@ -198,7 +207,9 @@ def test_f48_images_with_an_orientation_tag_are_turned_if_their_labels_are_uprig
     ) is (orientation > 1)
 
 
-def test_f48_rotation_note_that_contradicts_the_labels_ends_the_run(own_data, fit):
+def test_f48_rotation_note_that_contradicts_the_labels_ends_the_run(
+    own_data, fit
+):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = image_path(own_data, 3)
@@ -213,7 +224,8 @@ def test_f49_of_several_frames_the_first_is_used_with_one_warning(
     own_data, caplog, form
 ):
     frames = [
-        Image.new("RGB", (64, 64), colour) for colour in ((255, 0, 0), (0, 255, 0))
+        Image.new("RGB", (64, 64), colour)
+        for colour in ((255, 0, 0), (0, 255, 0))
     ]
     saved(
         own_data,
@@ -274,7 +286,9 @@ def test_f44_with_strict_the_first_image_that_cannot_be_read_ends_the_run(
     ended = train_here(
         "-c",
         write_tiny_config(
-            tmp_path, own_data, train_dataloader={"dataset": {"bad_images": 0.9}}
+            tmp_path,
+            own_data,
+            train_dataloader={"dataset": {"bad_images": 0.9}},
         ),
         "--seed=0",
         "--strict",
@@ -315,7 +329,8 @@ def test_f50_values_without_a_defined_range_end_the_run(own_data, fit):
     ended = fit()
     assert ended.code == 3
     assert (
-        f"image {path} has floating-point values without a defined range" in ended.err
+        f"image {path} has floating-point values without a defined range"
+        in ended.err
     )
 
 
@@ -353,7 +368,13 @@ def test_f52_tiny_and_narrow_images_train(own_data, fit, tmp_path):
         for i, (w, h) in enumerate(sizes)
     ]
     boxes = [
-        {"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, w, h], "iscrowd": 0}
+        {
+            "id": i,
+            "image_id": i,
+            "category_id": 1,
+            "bbox": [0, 0, w, h],
+            "iscrowd": 0,
+        }
         for i, (w, h) in enumerate(sizes)
     ]
     for index, size in enumerate(sizes):
@@ -410,7 +431,9 @@ def saved_as_png(path: Path) -> None:
     Image.open(path).save(path, "PNG")
 
 
-def test_f53_without_watching_files_may_be_rewritten(own_data, fit, monkeypatch):
+def test_f53_without_watching_files_may_be_rewritten(
+    own_data, fit, monkeypatch
+):
     ordinary = det_solver.begin_epoch
     monkeypatch.setattr(
         det_solver,
@@ -467,15 +490,24 @@ def test_f44_replacement_follows_from_seed_epoch_and_index(own_data, workers):
     image_path(own_data, 3).write_bytes(b"")
     loader = tiny_config(
         own_data,
-        train_dataloader={"num_workers": workers, "dataset": {"bad_images": 0.1}},
+        train_dataloader={
+            "num_workers": workers,
+            "dataset": {"bad_images": 0.1},
+        },
     ).train_dataloader
     runs = []
     for seed in (0, 0, 1):
         loader.set_seed(seed)
         loader.set_epoch(0)
         runs.append(
-            [(int(t["image_id"]), t["boxes"]) for _, targets in loader for t in targets]
+            [
+                (int(t["image_id"]), t["boxes"])
+                for _, targets in loader
+                for t in targets
+            ]
         )
     assert len(runs[0]) == 24 and 4 not in [image_id for image_id, _ in runs[0]]
-    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in zip(runs[0], runs[1]))
+    assert all(
+        a == b and torch.equal(x, y) for (a, x), (b, y) in zip(runs[0], runs[1])
+    )
     assert sorted(a for a, _ in runs[0]) != sorted(a for a, _ in runs[2])

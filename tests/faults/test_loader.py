@@ -55,19 +55,25 @@ def in_a_worker(monkeypatch):
 
 def first_annotated(labels, count: int) -> None:
     """Keep only the objects of the first images."""
-    labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] <= count]
+    labels["annotations"] = [
+        a for a in labels["annotations"] if a["image_id"] <= count
+    ]
 
 
 # ---- ranks ----
 
 
-def test_f31_ranks_without_boxes_in_their_batches_train_along(own_data, tmp_path):
+def test_f31_ranks_without_boxes_in_their_batches_train_along(
+    own_data, tmp_path
+):
     change_labels(own_data, lambda labels: first_annotated(labels, 6))
     config = write_tiny_config(tmp_path, own_data, epochs=1, seed=1)
 
     def trained():
         state = fit(YAMLConfig(config)).state
-        weights = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        weights = torch.cat(
+            [p.detach().flatten() for p in state.model.parameters()]
+        )
         return state.progress.total_steps, state.guard.in_epoch, weights
 
     (steps, dropped, weights), (_, _, others) = on_ranks(2, trained)
@@ -76,7 +82,9 @@ def test_f31_ranks_without_boxes_in_their_batches_train_along(own_data, tmp_path
 
 
 @pytest.mark.parametrize("images", [7, 1])
-def test_f33_ranks_score_every_image_once_and_train_equally_long(own_data, images):
+def test_f33_ranks_score_every_image_once_and_train_equally_long(
+    own_data, images
+):
     for part in ("train", "val"):
         change_labels(
             own_data,
@@ -91,7 +99,11 @@ def test_f33_ranks_score_every_image_once_and_train_equally_long(own_data, image
         cfg = tiny_config(own_data, train_dataloader={"drop_last": False})
         cfg.train_dataloader.batch_sampler.equal_shares = True
         return (
-            [int(t["image_id"]) for _, targets in cfg.val_dataloader for t in targets],
+            [
+                int(t["image_id"])
+                for _, targets in cfg.val_dataloader
+                for t in targets
+            ],
             [len(targets) for _, targets in cfg.train_dataloader],
         )
 
@@ -165,12 +177,15 @@ def test_f42_too_few_open_files_are_named_with_the_limit_and_what_to_set(
 ):
     monkeypatch.setattr("src.data.dataloader.POLL_SECONDS", 0.5)
     config = write_tiny_config(
-        tmp_path, own_data, train_dataloader={"num_workers": 1, "total_batch_size": 8}
+        tmp_path,
+        own_data,
+        train_dataloader={"num_workers": 1, "total_batch_size": 8},
     )
 
     def train() -> None:
         resource.setrlimit(
-            resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            resource.RLIMIT_NOFILE,
+            (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
         train_here_and_exit("-c", config, "--seed=0")
 
@@ -179,7 +194,10 @@ def test_f42_too_few_open_files_are_named_with_the_limit_and_what_to_set(
     assert (
         "error[6]: " in ended.err
     )  # of the worker that hands over a batch, or of the run itself
-    assert "too many open files: this process may have 64 (ulimit -n); " in ended.err
+    assert (
+        "too many open files: this process may have 64 (ulimit -n); "
+        in ended.err
+    )
     assert (
         "4096" in ended.err
         and "num_workers" in ended.err
@@ -216,7 +234,9 @@ def test_f42_full_shared_memory_is_named_with_its_size_and_what_to_set(
         match=r"^loader worker 0 could not hand over a batch: shared memory is full \(/dev/shm has \d+ MB, ",
     ) as caught:
         next(iter(loader))
-    assert "--shm-size=8g" in str(caught.value) and "num_workers" in str(caught.value)
+    assert "--shm-size=8g" in str(caught.value) and "num_workers" in str(
+        caught.value
+    )
 
 
 def test_f42_worker_killed_by_sigbus_points_to_shared_memory(
@@ -272,7 +292,9 @@ def test_f42_an_image_is_not_called_unreadable_when_files_cannot_be_opened(
     data = tiny_config(tiny_data).val_dataloader.dataset
     monkeypatch.setattr(
         "builtins.open",
-        lambda *_, **__: (_ for _ in ()).throw(OSError(24, "Too many open files")),
+        lambda *_, **__: (_ for _ in ()).throw(
+            OSError(24, "Too many open files")
+        ),
     )
     with pytest.raises(OSError, match="Too many open files"):
         data[0]
@@ -295,10 +317,14 @@ def test_f42_an_image_is_not_called_unreadable_when_files_cannot_be_opened(
 def test_f74_name_that_leaves_the_image_folder_is_refused_with_its_record(
     own_data, tmp_path, name, reason
 ):
-    change_labels(own_data, lambda labels: labels["images"][5].update(file_name=name))
+    change_labels(
+        own_data, lambda labels: labels["images"][5].update(file_name=name)
+    )
     ended = train_here("-c", write_tiny_config(tmp_path, own_data))
     assert ended.code == 3
-    assert "images[5] (id 6): file_name is " in ended.err and reason in ended.err
+    assert (
+        "images[5] (id 6): file_name is " in ended.err and reason in ended.err
+    )
 
 
 @pytest.mark.parametrize("linked", ["file", "folder"])
@@ -315,7 +341,9 @@ def test_f74_link_out_of_the_image_folder_is_refused_with_its_record(
         (image.parent / "sub").symlink_to(outside)
         change_labels(
             own_data,
-            lambda labels: labels["images"][5].update(file_name=f"sub/{image.name}"),
+            lambda labels: labels["images"][5].update(
+                file_name=f"sub/{image.name}"
+            ),
         )
     ended = train_here("-c", write_tiny_config(tmp_path, own_data))
     assert ended.code == 3
@@ -326,7 +354,9 @@ def test_f74_link_out_of_the_image_folder_is_refused_with_its_record(
     )
 
 
-def test_f76_hostile_class_names_stay_on_one_line_of_bounded_length(own_data, tmp_path):
+def test_f76_hostile_class_names_stay_on_one_line_of_bounded_length(
+    own_data, tmp_path
+):
     names = [
         "\x1b[2J\x1b]0;x\x07",
         "=cmd()\n\rerror[0]: done",
@@ -344,6 +374,12 @@ def test_f76_hostile_class_names_stay_on_one_line_of_bounded_length(own_data, tm
     status = (tmp_path / "run/run_status.json").read_text()
     assert ended.code == 3
     assert (
-        ended.err.count("\n") == 1 and len(ended.err) < 25_000 and len(status) < 30_000
+        ended.err.count("\n") == 1
+        and len(ended.err) < 25_000
+        and len(status) < 30_000
     )
-    assert not {"\x1b", "\x07", "\r", "\u202e"} & {*ended.err, *ended.out, *status}
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & {
+        *ended.err,
+        *ended.out,
+        *status,
+    }

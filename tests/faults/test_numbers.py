@@ -54,7 +54,8 @@ def bad_loss(patch: pytest.MonkeyPatch, step: TrainStep) -> None:
         step.criterion,
         "forward",
         lambda *a, **k: {
-            name: value * float("nan") for name, value in ordinary(*a, **k).items()
+            name: value * float("nan")
+            for name, value in ordinary(*a, **k).items()
         },
     )
 
@@ -120,7 +121,9 @@ def test_f35_f37_ten_bad_steps_in_a_row_end_the_run_and_the_last_good_state_and_
     assert (kept["step"], kept["rank"]) == (11, 0) and kept["reason"].endswith(
         "is not finite"
     )
-    assert batch["images"].shape == (4, 3, 64, 64) and len(batch["targets"]) == 4
+    assert (
+        batch["images"].shape == (4, 3, 64, 64) and len(batch["targets"]) == 4
+    )
     assert (
         target["boxes"].shape[1] == 4
         and target["image_path"].endswith(".jpg")
@@ -148,9 +151,13 @@ def test_f37_a_learning_rate_that_diverges_ends_the_run_with_finite_weights_and_
         and f"its batch is saved in {tmp_path}/bad_batch.pth" in message
         and "a lower learning rate" in message
     )
-    assert read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] > 0
+    assert (
+        read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] > 0
+    )
     kept = read_tensor_file(tmp_path / "bad_batch.pth")
-    assert kept["reason"] in message and kept["batches"][0]["images"].shape[1] == 3
+    assert (
+        kept["reason"] in message and kept["batches"][0]["images"].shape[1] == 3
+    )
 
 
 def test_f37_of_several_ranks_the_one_to_blame_keeps_its_batch(tmp_path):
@@ -170,9 +177,9 @@ def test_f37_of_several_ranks_the_one_to_blame_keeps_its_batch(tmp_path):
         f"the batch of rank 1 is in {tmp_path}/bad_batch.pth" in ours
         and f"its batch is saved in {tmp_path}/bad_batch.pth" in theirs
     )
-    assert read_tensor_file(tmp_path / "bad_batch.pth")["batches"][0]["targets"] == [
-        {"image_path": "1.jpg"}
-    ]
+    assert read_tensor_file(tmp_path / "bad_batch.pth")["batches"][0][
+        "targets"
+    ] == [{"image_path": "1.jpg"}]
 
 
 def test_f37_a_disk_without_room_for_the_batch_changes_nothing_but_the_message(
@@ -190,7 +197,9 @@ def test_f41_lack_of_memory_in_a_step_is_exit_6_with_what_takes_less_and_the_sta
     before = (tmp_path / "last.pth").read_bytes()
 
     def out_of_memory(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB."
+        )
 
     monkeypatch.setattr(TrainStep, "_forward", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError) as caught:
@@ -199,6 +208,10 @@ def test_f41_lack_of_memory_in_a_step_is_exit_6_with_what_takes_less_and_the_sta
     assert code == 6 and "Tried to allocate 2.00 GiB" in message
     assert all(
         name in message
-        for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing")
+        for name in (
+            "total_batch_size",
+            "grad_accum_steps",
+            "gradient_checkpointing",
+        )
     )
     assert (tmp_path / "last.pth").read_bytes() == before

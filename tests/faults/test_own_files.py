@@ -81,7 +81,9 @@ def test_a_file_of_somebody_else_in_the_output_folder_is_not_replaced(
 
 
 @pytest.mark.parametrize("name", ["config.yml", "log.txt", "best.pth"])
-def test_a_link_is_neither_followed_nor_replaced(config, folder, tmp_path, name):
+def test_a_link_is_neither_followed_nor_replaced(
+    config, folder, tmp_path, name
+):
     target = tmp_path / "elsewhere"
     target.write_bytes(b"")
     (folder / name).symlink_to(target)
@@ -94,13 +96,17 @@ def test_a_lock_that_is_a_link_is_not_followed(config, folder, tmp_path):
     target.write_text("precious")
     (folder / ".dfine.lock").symlink_to(target)
     refused(
-        "-c", config, text=".dfine.lock cannot be used as a lock: it is a symbolic link"
+        "-c",
+        config,
+        text=".dfine.lock cannot be used as a lock: it is a symbolic link",
     )
     assert target.read_text() == "precious"
 
 
 @pytest.mark.parametrize(
-    "link", [Path.hardlink_to, Path.symlink_to, None], ids=["hard", "symbolic", "same"]
+    "link",
+    [Path.hardlink_to, Path.symlink_to, None],
+    ids=["hard", "symbolic", "same"],
 )
 def test_the_weights_that_a_run_starts_from_are_not_replaced_by_its_own(
     config, folder, tmp_path, link
@@ -156,12 +162,15 @@ def test_a_status_file_of_somebody_else_is_left_as_it_is(config, folder):
     ended = train_here("-c", config, "--test-only", "-r", TRAINED)
     assert (
         ended.code == 0
-        and "run_status.json was not written by this project" in ended.out + ended.err
+        and "run_status.json was not written by this project"
+        in ended.out + ended.err
     )
     assert (folder / "run_status.json").read_text() == '{"mine": 1}'
 
 
-def test_temporary_files_of_others_stay_and_our_own_leftovers_go(config, folder):
+def test_temporary_files_of_others_stay_and_our_own_leftovers_go(
+    config, folder
+):
     theirs = [
         "best.pth.tmp.1",
         ".best.pth.tmp.1234",
@@ -180,11 +189,15 @@ def test_temporary_files_of_others_stay_and_our_own_leftovers_go(config, folder)
     assert not leftover.exists() and linked.is_symlink()
 
 
-def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(config, folder):
+def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(
+    config, folder
+):
     assert train_here("-c", config, "--seed=1").code == 0
     names = {"best.pth", "last.pth", "log.txt", "config.yml"}
     before = {
-        name: content for name, content in contents(folder).items() if name in names
+        name: content
+        for name, content in contents(folder).items()
+        if name in names
     }
     assert set(before) == names
     ended = train_here("-c", config, "--seed=2")
@@ -197,7 +210,10 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(config, f
     assert {name: earlier[name] for name in names} == before
     assert (folder / "best.pth").read_bytes() != before["best.pth"]
     assert (
-        train_here("-c", config, "--seed=2", "-r", "auto", "-u", "epochs=1").code == 0
+        train_here(
+            "-c", config, "--seed=2", "-r", "auto", "-u", "epochs=1"
+        ).code
+        == 0
     )
     assert os.listdir(folder / "earlier") == [
         "1"
@@ -245,19 +261,25 @@ def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(
 
 @pytest.mark.parametrize("name", ["checkpoints", "pictures", "earlier"])
 @pytest.mark.parametrize(
-    "make", [Path.touch, lambda path: path.symlink_to("/tmp")], ids=["file", "link"]
+    "make",
+    [Path.touch, lambda path: path.symlink_to("/tmp")],
+    ids=["file", "link"],
 )
 def test_a_file_under_the_name_of_a_folder_is_refused_at_the_start(
     config, folder, name, make
 ):
     make(folder / name)
     refused(
-        "-c", config, text=f"{name} is not a folder, and this run would write into it"
+        "-c",
+        config,
+        text=f"{name} is not a folder, and this run would write into it",
     )
     assert not (folder / "log.txt").exists()
 
 
-def test_a_file_that_a_new_run_starts_from_stays_where_it_is(config, folder, tmp_path):
+def test_a_file_that_a_new_run_starts_from_stays_where_it_is(
+    config, folder, tmp_path
+):
     assert train_here("-c", config, "--seed=1").code == 0
     kept = folder / "best.other_data.pth"
     (folder / "best.pth").rename(kept)
@@ -313,5 +335,8 @@ def test_a_lock_that_is_not_a_file_is_refused(config, folder):
 
 def test_a_path_that_is_too_long_is_named_in_one_line(config, tmp_path):
     refused(
-        "-c", config, f"--output-dir={tmp_path}/{'x' * 300}", text="File name too long"
+        "-c",
+        config,
+        f"--output-dir={tmp_path}/{'x' * 300}",
+        text="File name too long",
     )

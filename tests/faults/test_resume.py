@@ -16,13 +16,17 @@ from tests.fixtures.processes import run_forked
 @pytest.fixture(scope="module")
 def straight(tiny_data, tmp_path_factory):
     """The final states of uninterrupted runs on one rank and on two."""
-    folders = {ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)}
+    folders = {
+        ranks: tmp_path_factory.mktemp(f"straight{ranks}") for ranks in (1, 2)
+    }
     for ranks, folder in folders.items():
         assert run(tiny_data, folder, ranks=ranks)
         assert all(record["AP"] > 0.1 for record in read_log(folder)), (
             "nothing is found: scores say nothing"
         )
-    return {ranks: final_state(folder) for ranks, folder in folders.items()}, folders
+    return {
+        ranks: final_state(folder) for ranks, folder in folders.items()
+    }, folders
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
@@ -35,7 +39,8 @@ def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(
 
 
 @pytest.mark.parametrize(
-    "step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))]
+    "step",
+    [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))],
 )
 def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(
     straight, tiny_data, tmp_path, step
@@ -122,7 +127,9 @@ def test_f12_a_changed_configuration_is_refused_with_the_keys_that_differ(
     assert (tmp_path / "last.pth").read_bytes() == before
 
 
-def test_f12_a_changed_configuration_resumes_on_request(tiny_data, tmp_path, caplog):
+def test_f12_a_changed_configuration_resumes_on_request(
+    tiny_data, tmp_path, caplog
+):
     assert not run(tiny_data, tmp_path, stop_after=1)
     assert run(tiny_data, tmp_path, override=True, optimizer={"lr": 0.0005})
     assert (
@@ -189,7 +196,10 @@ def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(
     assert not run(tiny_data, tmp_path, ranks=ranks, stop_after=5)
     assert run(tiny_data, tmp_path, ranks=ranks)
     assert timeless(tmp_path) == timeless(straight[1][ranks])
-    assert json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["epoch"] == 0
+    assert (
+        json.loads((tmp_path / "log.txt").read_text().splitlines()[0])["epoch"]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(

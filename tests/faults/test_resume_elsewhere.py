@@ -31,7 +31,10 @@ def half(trained, tmp_path) -> tuple[Path, Path]:
 
 
 def resume(
-    config: Path, output: Path, *arguments: str | Path, updates: list[str] | None = None
+    config: Path,
+    output: Path,
+    *arguments: str | Path,
+    updates: list[str] | None = None,
 ) -> Ended:
     rates = [
         "epochs=2",
@@ -55,15 +58,21 @@ def said(ended: Ended) -> str:
     return ended.out + ended.err
 
 
-def test_best_weights_beside_the_file_are_copied_to_the_new_folder(half, tmp_path):
+def test_best_weights_beside_the_file_are_copied_to_the_new_folder(
+    half, tmp_path
+):
     config, folder = half
     ended = resume(config, tmp_path / "new", "-r", folder / "last.pth")
     assert ended.code == 0 and "best.pth is copied to" in said(ended)
-    assert read_tensor_file(tmp_path / "new/best.pth")["meta"]["epoch"] in (0, 1)
+    assert read_tensor_file(tmp_path / "new/best.pth")["meta"]["epoch"] in (
+        0,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
-    "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:1000])]
+    "damage",
+    [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:1000])],
 )
 def test_best_weights_that_are_gone_are_replaced_by_those_of_the_next_evaluation(
     half, damage
@@ -83,14 +92,20 @@ def test_a_complete_run_without_its_best_weights_is_not_done(half):
     assert resume(config, folder, "-r", "auto").code == 0
     (folder / "best.pth").unlink()
     ended = resume(config, folder, "-r", "auto")
-    assert ended.code == 4 and "this run is complete, but the best weights" in ended.err
+    assert (
+        ended.code == 4
+        and "this run is complete, but the best weights" in ended.err
+    )
     assert "--test-only -r" in ended.err
 
 
 def test_the_score_of_another_metric_is_forgotten(half):
     config, folder = half
     before = read_log(folder)[0]
-    assert resume(config, folder, "-r", "auto", updates=["best_metric=F1"]).code == 0
+    assert (
+        resume(config, folder, "-r", "auto", updates=["best_metric=F1"]).code
+        == 0
+    )
     record = read_log(folder)[1]
     assert (record["best_metric"], record["best_score"]) == (
         "F1",
@@ -103,7 +118,8 @@ def test_a_resumed_run_keeps_its_seed(half):
     ended = resume(config, folder, "-r", "auto", "--seed=77")
     assert (
         ended.code == 2
-        and "seed was 1, is 77: a resumed run keeps its random seed" in ended.err
+        and "seed was 1, is 77: a resumed run keeps its random seed"
+        in ended.err
     )
 
 
@@ -124,10 +140,16 @@ def test_a_damaged_copy_gives_way_to_no_file_of_another_run(half, tmp_path):
     copy = folder / "backup.pth"
     copy.write_bytes((folder / "last.pth").read_bytes()[:-200])
     ended = resume(config, tmp_path / "new", "-r", copy)
-    assert ended.code == 4 and "backup.pth" in ended.err and "previous" not in ended.err
+    assert (
+        ended.code == 4
+        and "backup.pth" in ended.err
+        and "previous" not in ended.err
+    )
 
 
-def test_a_state_under_another_name_is_not_the_run_of_its_folder(half, tmp_path):
+def test_a_state_under_another_name_is_not_the_run_of_its_folder(
+    half, tmp_path
+):
     config, folder = half
     (tmp_path / "other").mkdir()
     shutil.copy(folder / "last.pth", folder / "other.pth")

@@ -31,7 +31,9 @@ def disk(monkeypatch):
     """Return a function that makes writes of a file fail: their numbers from 0 per file; None means all."""
     written: dict[str, int] = {}
 
-    def fail(name: str, numbers: tuple[int, ...] | None = None) -> dict[str, int]:
+    def fail(
+        name: str, numbers: tuple[int, ...] | None = None
+    ) -> dict[str, int]:
         def write(path: Path, content: Any, **keywords: Any) -> None:
             number = written[path.name] = written.get(path.name, -1) + 1
             if path.name == name and (numbers is None or number in numbers):
@@ -108,7 +110,8 @@ def test_the_best_model_that_is_written_late_is_that_of_its_epoch(
     )
     assert one["meta"]["epoch"] == two["meta"]["epoch"]
     assert all(
-        torch.equal(value, two["model"][name]) for name, value in one["model"].items()
+        torch.equal(value, two["model"][name])
+        for name, value in one["model"].items()
     )
 
 
@@ -143,7 +146,9 @@ def test_failures_of_one_file_are_not_forgiven_by_the_success_of_another(
 # ---- a run that is stopped ----
 
 
-@pytest.mark.parametrize("step", [3, 8], ids=["before the first save", "after it"])
+@pytest.mark.parametrize(
+    "step", [3, 8], ids=["before the first save", "after it"]
+)
 def test_a_stop_that_could_not_save_is_reported_and_ends_with_code_6(
     tiny_data, tmp_path, disk, step
 ):
@@ -164,20 +169,27 @@ def test_a_stop_in_an_evaluation_that_could_not_save_is_reported(
     assert code == 6 and "but the state could not be saved" in message
 
 
-def test_on_two_ranks_neither_says_that_the_state_is_saved(tiny_data, tmp_path, disk):
+def test_on_two_ranks_neither_says_that_the_state_is_saved(
+    tiny_data, tmp_path, disk
+):
     disk("last.pth")
     with pytest.raises(
-        AssertionError, match="ResourceError: .*but the state could not be saved"
+        AssertionError,
+        match="ResourceError: .*but the state could not be saved",
     ) as caught:
         run(tiny_data, tmp_path, ranks=2, stop_after=3, **SHORT)
     assert "the state is saved" not in str(caught.value)
 
 
 def test_a_stop_that_saved_says_how_to_resume(tiny_data, tmp_path):
-    with pytest.raises(Preempted, match=r"the state is saved, resume with") as caught:
+    with pytest.raises(
+        Preempted, match=r"the state is saved, resume with"
+    ) as caught:
         raise _stopped(tiny_data, tmp_path)
     assert explain(caught.value)[0] == 75
-    assert read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] == 3
+    assert (
+        read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] == 3
+    )
 
 
 def _stopped(data, folder: Path) -> BaseException:
@@ -185,7 +197,9 @@ def _stopped(data, folder: Path) -> BaseException:
     from tests.fixtures.tiny import merged, tiny_config
 
     try:
-        fit(tiny_config(data, folder, **merged(RUN, SHORT)), StopAfter(3, False))
+        fit(
+            tiny_config(data, folder, **merged(RUN, SHORT)), StopAfter(3, False)
+        )
     except BaseException as error:
         return error
     raise AssertionError("the run was not stopped")
@@ -209,7 +223,8 @@ def test_a_state_with_a_number_that_is_not_finite_does_not_replace_a_good_one(
     code, message = _outcome(lambda: folder.save_last(bad))
     assert (
         code == 5
-        and f"{place}.state.0.exp_avg contains values that are not finite" in message
+        and f"{place}.state.0.exp_avg contains values that are not finite"
+        in message
     )
     assert (tmp_path / "last.pth").read_bytes() == before
 

@@ -8,7 +8,12 @@ import time
 import pytest
 
 from src.core.errors import RankError
-from src.runtime.distributed import barrier, check_ranks_agree, explain_lost_rank, rank
+from src.runtime.distributed import (
+    barrier,
+    check_ranks_agree,
+    explain_lost_rank,
+    rank,
+)
 from src.runtime.watchdog import Watchdog
 from src.runtime.weight_files import read_tensor_file
 from tests.faults.commands import Training, wait_for_any, wait_until_gone
@@ -42,7 +47,9 @@ def errors_of(training) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(config, tmp_path, name):
+def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(
+    config, tmp_path, name
+):
     with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
         training.wait_for(UNDERWAY)
         training.send(signal.Signals[name])
@@ -70,11 +77,17 @@ def test_f21_a_run_resumes_after_a_signal(tiny_data, tmp_path):
         "train.py", "-c", config, "-r", "auto", "--output-dir", tmp_path / "run"
     )
     assert result.returncode == 0, result.stderr
-    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(6))
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(
+        range(6)
+    )
 
 
-def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(config, tmp_path):
-    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2) as training:
+def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(
+    config, tmp_path
+):
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", ranks=2
+    ) as training:
         training.wait_for(UNDERWAY)
         training.send(signal.SIGTERM)
         assert training.end() != 0
@@ -114,11 +127,15 @@ def test_f23_on_slurm_a_torchrun_that_would_die_of_sigusr1_is_warned_of(
     with Training(
         tmp_path / "run", "-c", config, "--seed=1", ranks=2, SLURM_JOB_ID="1"
     ) as training:
-        training.wait_for("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+        training.wait_for(
+            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        )
 
 
 def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
-    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2) as training:
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", ranks=2
+    ) as training:
         training.wait_for(UNDERWAY)
         training.send(signal.SIGTERM, training.workers()[1])
         training.end()
@@ -174,7 +191,9 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_resumes(
         training.send(signal.SIGKILL, training.workers()[1])
         training.wait_for("-r auto: resuming from")
         assert training.end() == 0
-    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(8))
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(
+        range(8)
+    )
 
 
 def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_line(
@@ -199,9 +218,17 @@ def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_line(
     assert training.status()["exit_code"] == 3
 
 
-def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp_path):
+def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(
+    config, tmp_path
+):
     with Training(
-        tmp_path / "run", "-c", config, "--seed=1", "-u", "rank_timeout=10", ranks=2
+        tmp_path / "run",
+        "-c",
+        config,
+        "--seed=1",
+        "-u",
+        "rank_timeout=10",
+        ranks=2,
     ) as training:
         training.wait_for(UNDERWAY)
         hung = training.workers()[1]
@@ -211,7 +238,8 @@ def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(config, tmp
         training.send(signal.SIGKILL, hung)
     assert (
         re.search(
-            r"rank 1 did not (reach|finish) step (\d+) \(last seen at step \d+\)", said
+            r"rank 1 did not (reach|finish) step (\d+) \(last seen at step \d+\)",
+            said,
         )
         and "does not respond" in said
     )
@@ -254,11 +282,16 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
         said == "rank 1 did not reach step 123 (last seen at step 122); "
         f"it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}"
     )
-    assert "barrier" in stacks[0].read_text() and "hangs_here" in stacks[1].read_text()
+    assert (
+        "barrier" in stacks[0].read_text()
+        and "hangs_here" in stacks[1].read_text()
+    )
 
 
 def test_f29_ranks_end_with_a_launcher_that_was_killed(config, tmp_path):
-    with Training(tmp_path / "run", "-c", config, "--seed=1", ranks=2) as training:
+    with Training(
+        tmp_path / "run", "-c", config, "--seed=1", ranks=2
+    ) as training:
         training.wait_for(UNDERWAY)
         workers = training.workers()
         training.send(signal.SIGKILL)
@@ -268,10 +301,14 @@ def test_f29_ranks_end_with_a_launcher_that_was_killed(config, tmp_path):
     assert saved_step(tmp_path / "run") > 0
 
 
-def test_f32_ranks_with_different_configurations_do_not_start(tiny_data, tmp_path):
+def test_f32_ranks_with_different_configurations_do_not_start(
+    tiny_data, tmp_path
+):
     def known() -> str:
         try:
-            check_ranks_agree({"configuration": "a" if rank() else "b", "seed": 1})
+            check_ranks_agree(
+                {"configuration": "a" if rank() else "b", "seed": 1}
+            )
         except RankError as error:
             return str(error)
         return ""
@@ -344,10 +381,14 @@ def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_
         ) as second,
     ):
         main = (
-            first if wait_for_any((first, second), r"epoch 2 \[") is first else second
+            first
+            if wait_for_any((first, second), r"epoch 2 \[") is first
+            else second
         )
         other = second if main is first else first
         other.send(signal.SIGKILL, other.workers()[0])
         wait_for_any((first, second), "-r auto: resuming from")
         assert [first.end(), second.end()] == [0, 0]
-    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(range(20))
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == list(
+        range(20)
+    )

@@ -32,7 +32,12 @@ def sound() -> Labels:
     """Return labels without a fault: boxes of 40 x 30 pixels and more, in a few places."""
     return {
         "images": [
-            {"id": i, "file_name": f"{i:03}.png", "width": WIDTH, "height": HEIGHT}
+            {
+                "id": i,
+                "file_name": f"{i:03}.png",
+                "width": WIDTH,
+                "height": HEIGHT,
+            }
             for i in range(IMAGES)
         ],
         "annotations": [
@@ -122,7 +127,10 @@ RUNS = {
 }
 _MASK = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
 _MASK[30:90, 20:60] = 1
-COMPRESSED = {"size": [HEIGHT, WIDTH], "counts": masks.encode(_MASK)["counts"].decode()}
+COMPRESSED = {
+    "size": [HEIGHT, WIDTH],
+    "counts": masks.encode(_MASK)["counts"].decode(),
+}
 
 
 class Counted(NamedTuple):
@@ -160,9 +168,13 @@ COUNTED = {
     "before the corner": Counted(
         update(5, bbox=[-3, -2, 25, 9]), {"clipped to their image, changed": 5}
     ),
-    "over the border by rounding": Counted(update(7, bbox=[380, 5, 20.4, 9]), {}),
+    "over the border by rounding": Counted(
+        update(7, bbox=[380, 5, 20.4, 9]), {}
+    ),
     "crowds": Counted(update(4, iscrowd=1), {"crowd regions, left out": 4}),
-    "ignore 1": Counted(update(5, ignore=1), {"flagged to be ignored, left out": 5}),
+    "ignore 1": Counted(
+        update(5, ignore=1), {"flagged to be ignored, left out": 5}
+    ),
     "ignore true": Counted(
         update(2, ignore=True), {"flagged to be ignored, left out": 2}
     ),
@@ -195,13 +207,17 @@ COUNTED = {
         BOXES + 4,
     ),
     "the same box as another class": Counted(
-        again(4, category_id=2), {"listed more than once, changed": 2}, BOXES + 4
+        again(4, category_id=2),
+        {"listed more than once, changed": 2},
+        BOXES + 4,
     ),
     "ten tiny boxes": Counted(
-        update(10, bbox=[5, 5, 3, 3]), {"smaller than 1 pixel at 64 x 64, lost": 10}
+        update(10, bbox=[5, 5, 3, 3]),
+        {"smaller than 1 pixel at 64 x 64, lost": 10},
     ),
     "thin boxes": Counted(
-        update(8, bbox=[5, 5, 200, 2]), {"smaller than 1 pixel at 64 x 64, lost": 8}
+        update(8, bbox=[5, 5, 200, 2]),
+        {"smaller than 1 pixel at 64 x 64, lost": 8},
     ),
     "tiny, reversed and outside": Counted(
         both(
@@ -216,7 +232,9 @@ COUNTED = {
         },
     ),
     "no area in the file": Counted(
-        without("area", 5), {}, findings=("missing areas, computed from the box: 5",)
+        without("area", 5),
+        {},
+        findings=("missing areas, computed from the box: 5",),
     ),
     "ids twice": Counted(
         update(3, id=7), {}, findings=("annotation ids used more than once: 3",)
@@ -236,10 +254,13 @@ REFUSED = {
         update(4, bbox=[500, 5, 9, 9]), "4 of 300 boxes lie entirely outside"
     ),
     "empty box, no polygon": Refused(
-        update(1, bbox=[]), "annotations[0] (id 0): bbox is [], expected four numbers"
+        update(1, bbox=[]),
+        "annotations[0] (id 0): bbox is [], expected four numbers",
     ),
     "fractions": Refused(
-        boxes(lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]),
+        boxes(
+            lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+        ),
         "all 300 boxes have numbers from 0 to 1, expected pixels, nearly all would fit as",
     ),
     "fractions of the centre": Refused(
@@ -294,7 +315,9 @@ REFUSED = {
     "not a number": Refused(
         update(1, bbox=[math.nan, 1, 2, 3]), "expected four numbers"
     ),
-    "text": Refused(update(1, bbox=["1", "2", "3", "4"]), "expected four numbers"),
+    "text": Refused(
+        update(1, bbox=["1", "2", "3", "4"]), "expected four numbers"
+    ),
     "ignore 2": Refused(update(1, ignore=2), "ignore is 2, expected 0 or 1"),
     "a box of no image": Refused(
         update(1, image_id=999), "image_id 999 is not among the images"
@@ -326,16 +349,22 @@ def spoiled(change: Callable[[Labels], None], folder) -> str:
 
 
 def opened(path: str, images) -> CocoDetection:
-    transforms = Compose([Resize(TRAINED_AT), SanitizeBoundingBoxes(min_size=1)])
+    transforms = Compose(
+        [Resize(TRAINED_AT), SanitizeBoundingBoxes(min_size=1)]
+    )
     return CocoDetection(str(images), path, transforms)
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_every_box_that_is_not_learned_as_it_stands_is_counted(name, images, tmp_path):
+def test_every_box_that_is_not_learned_as_it_stands_is_counted(
+    name, images, tmp_path
+):
     case = COUNTED[name]
     data = opened(spoiled(case.change, tmp_path), images)
     ledger = data.ledger()
-    assert {f"{e.reason}, {e.effect}": e.count for e in ledger.entries} == case.account
+    assert {
+        f"{e.reason}, {e.effect}": e.count for e in ledger.entries
+    } == case.account
     assert ledger.boxes == case.total
     learned = sum(
         len(data.transforms(data.raw_sample(i)).render()[1]["labels"])
@@ -343,7 +372,9 @@ def test_every_box_that_is_not_learned_as_it_stands_is_counted(name, images, tmp
     )
     assert learned == ledger.learned
     described = data.labels.findings.describe()
-    assert all(any(kind in line for line in described) for kind in case.findings)
+    assert all(
+        any(kind in line for line in described) for kind in case.findings
+    )
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -352,7 +383,9 @@ def test_labels_that_would_be_learned_wrongly_are_refused_with_what_helps(
 ):
     case = REFUSED[name]
     with pytest.raises(DataError) as caught:
-        opened(spoiled(case.change, tmp_path), images).ledger().raise_if_mostly_lost()
+        opened(
+            spoiled(case.change, tmp_path), images
+        ).ledger().raise_if_mostly_lost()
     assert case.text in str(caught.value)
 
 
@@ -395,7 +428,12 @@ def test_a_format_that_is_declared_is_read(images, tmp_path):
         (
             "cxcywh",
             "fraction",
-            lambda x, y, w, h: [(x + w / 2) / 400, (y + h / 2) / 300, w / 400, h / 300],
+            lambda x, y, w, h: [
+                (x + w / 2) / 400,
+                (y + h / 2) / 300,
+                w / 400,
+                h / 300,
+            ],
         ),
         (
             "yxyx",

@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.fixtures.golden import coco_config, read_arrays, read_json, relative_error
+from tests.fixtures.golden import (
+    coco_config,
+    read_arrays,
+    read_json,
+    relative_error,
+)
 
 HEADS = ("main", "aux0", "aux1", "pre", "enc0", "dn0", "dn1", "dn2", "dn_pre")
 
@@ -20,7 +25,10 @@ class Results(NamedTuple):
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    official, arrays = read_json("criterion.json"), read_arrays("criterion.inputs.npz")
+    official, arrays = (
+        read_json("criterion.json"),
+        read_arrays("criterion.inputs.npz"),
+    )
     leaves = {
         key: torch.from_numpy(arrays[key]).requires_grad_(True)
         for key in arrays

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from src.nn.backbone import DINOv3Backbone
-from tests.fixtures.golden import official_dinov3_checkpoint, read_arrays, read_json
+from tests.fixtures.golden import (
+    official_dinov3_checkpoint,
+    read_arrays,
+    read_json,
+)
 from tests.golden import filler
 
 TIMM_NAMES = {
@@ -22,7 +26,9 @@ def loaded_vit(name, state, folder):
     """Return the ViT of a backbone that has read `state` from a file."""
     path = folder / f"dinov3_{name}.pth"
     torch.save(state, path)
-    backbone = DINOv3Backbone(TIMM_NAMES[name], checkpoint_path=str(path)).eval()
+    backbone = DINOv3Backbone(
+        TIMM_NAMES[name], checkpoint_path=str(path)
+    ).eval()
     backbone.load_pretrained()
     return backbone.vit
 
@@ -39,12 +45,17 @@ def features(vit, height, width):
 
 
 @pytest.mark.parametrize("name", TIMM_NAMES)
-def test_features_of_an_official_checkpoint_are_the_official_ones(name, tmp_path):
+def test_features_of_an_official_checkpoint_are_the_official_ones(
+    name, tmp_path
+):
     official = read_arrays(f"dinov3_{name}.npz")
     vit = loaded_vit(name, official_dinov3_checkpoint(name), tmp_path)
     for size in sorted({key.split("/")[0] for key in official}):
         maps = features(vit, *map(int, size.split("x")))
-        ours = {f"block{block}": x.flatten()[::37] for block, x in zip((2, 5, 8), maps)}
+        ours = {
+            f"block{block}": x.flatten()[::37]
+            for block, x in zip((2, 5, 8), maps)
+        }
         ours |= {
             "block11": maps[-1],
             "tokens": maps[-1].flatten(2).transpose(1, 2).flatten()[::37],
@@ -69,9 +80,9 @@ def test_features_of_a_hugging_face_checkpoint_are_the_official_ones(tmp_path):
             if source.endswith("qkv.bias")
             else official[source]
         )
-        state[key] = (tensor.chunk(3)[int(part)].clone() if part else tensor).reshape(
-            shape
-        )
+        state[key] = (
+            tensor.chunk(3)[int(part)].clone() if part else tensor
+        ).reshape(shape)
     vit = loaded_vit("vits16", state, tmp_path)
     np.testing.assert_allclose(
         features(vit, 160, 288)[-1].numpy(),

@@ -39,7 +39,8 @@ def results(request) -> Results:
         outputs = model.decoder(encoded)
         deployed = model.deploy()(images)
     samples = [
-        [x.flatten()[::997].numpy().copy() for x in part] for part in (maps, encoded)
+        [x.flatten()[::997].numpy().copy() for x in part]
+        for part in (maps, encoded)
     ]
     return Results(
         dict(read_arrays(f"dfine_{request.param}.eval.npz")),
@@ -69,9 +70,9 @@ def test_logits_and_boxes_are_the_official_ones(results):
 
 
 def test_scores_after_post_processing_are_the_official_ones(results):
-    detections = results.postprocessor(results.outputs, torch.tensor([[800.0, 600.0]]))[
-        0
-    ]
+    detections = results.postprocessor(
+        results.outputs, torch.tensor([[800.0, 600.0]])
+    )[0]
     np.testing.assert_allclose(
         np.sort(detections["scores"].numpy()),
         np.sort(results.official["post_scores"]),
@@ -84,12 +85,16 @@ def test_fused_model_computes_the_same_logits_and_boxes(results):
     assert distance_of_queries(results.deployed, results.official) <= 1e-3
 
 
-def test_post_processor_makes_the_official_detections_of_the_official_outputs(results):
+def test_post_processor_makes_the_official_detections_of_the_official_outputs(
+    results,
+):
     outputs = {
         name: torch.from_numpy(results.official[name])
         for name in ("pred_logits", "pred_boxes")
     }
-    detections = results.postprocessor(outputs, torch.tensor([[800.0, 600.0]]))[0]
+    detections = results.postprocessor(outputs, torch.tensor([[800.0, 600.0]]))[
+        0
+    ]
     for name in ("labels", "boxes", "scores"):
         np.testing.assert_allclose(
             detections[name].numpy(),

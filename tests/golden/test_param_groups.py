@@ -13,7 +13,10 @@ def test_each_parameter_has_the_official_rate_decay_and_betas(size):
         for group in read_json("param_groups.json")[size]
         for name in group["parameters"]
     }
-    names = {id(parameter): name for name, parameter in config.model.named_parameters()}
+    names = {
+        id(parameter): name
+        for name, parameter in config.model.named_parameters()
+    }
     ours = {
         names[id(parameter)]: (
             group["lr"],

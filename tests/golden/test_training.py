@@ -36,10 +36,15 @@ def results(request) -> Results:
     )
     arrays = read_arrays(f"dfine_{size}.train_targets.npz")
     targets = [
-        {name: torch.from_numpy(arrays[f"{name}{i}"]) for name in ("boxes", "labels")}
+        {
+            name: torch.from_numpy(arrays[f"{name}{i}"])
+            for name in ("boxes", "labels")
+        }
         for i in range(2)
     ]
-    losses = criterion(model(filler.image(8, 2, 3, 320, 320), targets=targets), targets)
+    losses = criterion(
+        model(filler.image(8, 2, 3, 320, 320), targets=targets), targets
+    )
     sum(losses.values()).backward()
     norms = {
         name: None if p.grad is None else float(p.grad.norm())
@@ -58,7 +63,9 @@ def test_the_official_losses_are_emitted_and_no_others(results):
 
 def test_total_is_the_official_one(results):
     assert (
-        relative_error(sum(results.losses.values()), results.official["total"], 1e-3)
+        relative_error(
+            sum(results.losses.values()), results.official["total"], 1e-3
+        )
         <= 1e-4
     )
 
@@ -78,12 +85,15 @@ def test_each_parameter_has_a_gradient_of_the_official_norm(results):
     wrong = {
         name: (results.grad_norms[name], norm)
         for name, norm in official.items()
-        if relative_error(results.grad_norms[name] or 0.0, norm or 0.0, floor) > 1e-2
+        if relative_error(results.grad_norms[name] or 0.0, norm or 0.0, floor)
+        > 1e-2
     }
     assert not wrong
 
 
 def test_the_same_parameters_are_left_without_a_gradient(results):
-    assert {name for name, norm in results.grad_norms.items() if norm is None} == {
+    assert {
+        name for name, norm in results.grad_norms.items() if norm is None
+    } == {
         k for k, norm in results.official["grad_norms"].items() if norm is None
     }

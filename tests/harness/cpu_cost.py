@@ -27,9 +27,12 @@ COCO_IMAGES, COCO_BOXES = 118_000, 860_000
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", help="folder of images, for the data pipeline")
+    parser.add_argument(
+        "--images", help="folder of images, for the data pipeline"
+    )
     parser.add_argument("--annotations", help="COCO file of these images")
     parser.add_argument(
         "--only",
@@ -38,7 +41,10 @@ def parse_arguments() -> argparse.Namespace:
         help="measure only these rows: criterion, step, latency, data, labels",
     )
     parser.add_argument(
-        "--runs", type=int, default=5, help="number of runs; the minimum is reported"
+        "--runs",
+        type=int,
+        default=5,
+        help="number of runs; the minimum is reported",
     )
     return parser.parse_args()
 
@@ -152,7 +158,11 @@ def leaves(outputs):
             key: value if key == "dn_meta" else leaves(value)
             for key, value in outputs.items()
         }
-    return [leaves(item) for item in outputs] if isinstance(outputs, list) else outputs
+    return (
+        [leaves(item) for item in outputs]
+        if isinstance(outputs, list)
+        else outputs
+    )
 
 
 def measure_step(runs: int) -> tuple[str, float, str]:
@@ -192,7 +202,9 @@ def measure_latency(name: str, runs: int) -> tuple[str, float, str]:
         )
 
 
-def measure_loader(part: str, images: str, annotations: str) -> tuple[str, float, str]:
+def measure_loader(
+    part: str, images: str, annotations: str
+) -> tuple[str, float, str]:
     """Decode, transform and collate; return CPU seconds per image."""
     from src.core import YAMLConfig
 
@@ -260,7 +272,11 @@ def measure_labels() -> tuple[str, float, str]:
         labels = load_coco(path)
         seconds = time.process_time() - start
     kept = (
-        sum(value.nbytes for value in vars(labels).values() if hasattr(value, "nbytes"))
+        sum(
+            value.nbytes
+            for value in vars(labels).values()
+            if hasattr(value, "nbytes")
+        )
         / 1e6
     )
     return (

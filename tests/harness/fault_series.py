@@ -67,13 +67,19 @@ RANK_TIMEOUT = 5
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "series", nargs="*", metavar="SERIES", help=f"{', '.join(SERIES)}; default: all"
+        "series",
+        nargs="*",
+        metavar="SERIES",
+        help=f"{', '.join(SERIES)}; default: all",
     )
     parser.add_argument(
-        "--repeat", type=int, help="number of runs; default: the series' own number"
+        "--repeat",
+        type=int,
+        help="number of runs; default: the series' own number",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()
@@ -98,7 +104,12 @@ def main() -> None:
     for name in arguments.series or SERIES:
         with tempfile.TemporaryDirectory() as folder:
             write_synthetic_coco(
-                Path(folder), train=4 * STEPS, val=8, size=64, seed=3, max_objects=3
+                Path(folder),
+                train=4 * STEPS,
+                val=8,
+                size=64,
+                seed=3,
+                max_objects=3,
             )
             (Path(folder) / "tiny.yml").write_text(
                 configuration(Path(folder), "unused").to_yaml()
@@ -159,7 +170,9 @@ class Run:
                 sys.stdout = os.fdopen(1, "w", closefd=False)
                 sys.stderr = os.fdopen(2, "w", closefd=False)
                 if ranks > 1:
-                    os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
+                    os.environ.update(
+                        meeting, RANK=str(rank), LOCAL_RANK=str(rank)
+                    )
                 self._train(
                     folder / "tiny.yml",
                     settings,
@@ -238,7 +251,8 @@ class Run:
     def until_steps(self, count: int = 1) -> None:
         """Wait until each rank has taken this number of further steps."""
         sizes = [
-            file.stat().st_size if file.exists() else 0 for file in self.loss_files
+            file.stat().st_size if file.exists() else 0
+            for file in self.loss_files
         ]
         end = time.monotonic() + 60
         while not all(
@@ -248,7 +262,9 @@ class Run:
             if time.monotonic() > end or os.waitid(
                 os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT
             ):
-                raise SystemExit(f"a run has not begun: {self.wait(0)} {self.said}")
+                raise SystemExit(
+                    f"a run has not begun: {self.wait(0)} {self.said}"
+                )
             time.sleep(0.005)
 
     def losses(self) -> list[list[tuple[int, float]]]:
@@ -284,7 +300,10 @@ def equal(run: Run, straight: Run) -> bool:
 
 def records(folder: Path) -> list[dict]:
     """Return the records of `log.txt` without times."""
-    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (folder / "log.txt").read_text().splitlines()
+    ]
     return [
         {
             key: line[key]
@@ -343,7 +362,9 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
     from src.solver.saving import Saver
     from src.solver.training_step import TrainStep
 
-    def kill(rank: int, owner: type, name: str, when: Callable[..., bool]) -> None:
+    def kill(
+        rank: int, owner: type, name: str, when: Callable[..., bool]
+    ) -> None:
         if rank == 0:
             after(
                 owner,
@@ -382,7 +403,9 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 SHORT,
                 ranks=ranks,
                 seed=seed,
-                prepare=lambda rank, o=owner, n=name, w=when: kill(rank, o, n, w),
+                prepare=lambda rank, o=owner, n=name, w=when: kill(
+                    rank, o, n, w
+                ),
             ).wait()
             gone_on = Run(folder, label, SHORT, ranks=ranks, seed=seed)
             good.append(
@@ -391,7 +414,9 @@ def resume(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 and equal(gone_on, straight)
             )
             if not good[-1]:
-                sys.stderr.write(f"{label} with seed {seed}: {codes} {gone_on.said}\n")
+                sys.stderr.write(
+                    f"{label} with seed {seed}: {codes} {gone_on.said}\n"
+                )
         yield f"{', '.join(places)}; {ranks} rank(s), seed {seed}", good, ""
 
 
@@ -425,7 +450,9 @@ def workers(folder: Path, rng: random.Random, repeat: int) -> Figures:
 
 def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
     """All ranks get the signal, as from a launcher, and the run is resumed after each."""
-    for ranks, name in itertools.product((1, 2), ("SIGTERM", "SIGUSR1", "SIGINT")):
+    for ranks, name in itertools.product(
+        (1, 2), ("SIGTERM", "SIGUSR1", "SIGINT")
+    ):
         good, seconds, evaluating = [], [], 0
         for _ in range(repeat):
             run = Run(folder, f"run{ranks}", ENDLESS, ranks=ranks)
@@ -439,7 +466,9 @@ def signals(folder: Path, rng: random.Random, repeat: int) -> Figures:
             places = {
                 place
                 for said in run.said
-                for place in re.findall(r"after step (\d+ of \d+ in epoch \d+)", said)
+                for place in re.findall(
+                    r"after step (\d+ of \d+ in epoch \d+)", said
+                )
             }
             evaluating += codes[-1] == 7  # rank 0 alone ends an evaluation
             good.append(
@@ -509,7 +538,10 @@ def restarts(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 else r"resuming from (?s:.*) epoch \d+ \[",
             )
             while not re.search(pattern, text.read_text()[at:]):
-                if launcher.poll() is not None or time.monotonic() > began + 120:
+                if (
+                    launcher.poll() is not None
+                    or time.monotonic() > began + 120
+                ):
                     sys.exit(f"no restart {number}: {text.read_text()[-3000:]}")
                 time.sleep(0.02)
             if number:
@@ -570,7 +602,9 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
         for number in range(repeat):
             culprit, step = rng.randrange(2), rng.randrange(1, 2 * STEPS)
 
-            def prepare(rank: int, culprit=culprit, step=step, fault=fault) -> None:
+            def prepare(
+                rank: int, culprit=culprit, step=step, fault=fault
+            ) -> None:
                 after(
                     TrainStep,
                     "__call__",
@@ -602,7 +636,8 @@ def ranks(folder: Path, rng: random.Random, repeat: int) -> Figures:
                 if kind == "error" or rank != culprit
             ]
             named = all(last_lines) and all(
-                expected in line and (kind == "error" or f"rank {culprit} (" in line)
+                expected in line
+                and (kind == "error" or f"rank {culprit} (" in line)
                 for line in last_lines
             )
             good.append(
@@ -644,7 +679,9 @@ def numbers(folder: Path, rng: random.Random, repeat: int) -> Figures:
             f"run{number}",
             SHORT,
             seed=rng.randrange(1000),
-            prepare=lambda _, a=step, b=where, c=value, d=kept: poison(a, b, c, d),
+            prepare=lambda _, a=step, b=where, c=value, d=kept: poison(
+                a, b, c, d
+            ),
         )
         dropped = (
             run.wait() == [0]
@@ -720,16 +757,23 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
         prepare=lambda _: after(
             TrainStep,
             "__call__",
-            lambda self, step, *_: step == 2 * STEPS and os.kill(os.getpid(), 9),
+            lambda self, step, *_: (
+                step == 2 * STEPS and os.kill(os.getpid(), 9)
+            ),
         ),
     )
     killed.wait()
     names = sorted(path.name for path in killed.folder.glob("*.pth"))
     size, good, reported = (killed.folder / "last.pth").stat().st_size, [], 0
     for number in range(repeat):
-        limit = int((number + rng.random()) / repeat * 3 * size) if number else 0
+        limit = (
+            int((number + rng.random()) / repeat * 3 * size) if number else 0
+        )
         shutil.copytree(killed.folder, folder / f"run{number}")
-        before = {name: (folder / f"run{number}" / name).read_bytes() for name in names}
+        before = {
+            name: (folder / f"run{number}" / name).read_bytes()
+            for name in names
+        }
         run = Run(
             folder,
             f"run{number}",
@@ -744,7 +788,8 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
         ) and names == sorted(path.name for path in run.folder.glob("*.pth"))
         if codes == [0]:
             good.append(
-                whole and same(final_state(run.folder), final_state(straight.folder))
+                whole
+                and same(final_state(run.folder), final_state(straight.folder))
             )
         else:
             reported += 1
@@ -755,16 +800,26 @@ def disk(folder: Path, rng: random.Random, repeat: int) -> Figures:
             wanted = (
                 r"\S+: need [\d.]+ MB, free [\d.]+ MB" if limit else "a file: "
             )  # not even the lock
-            message = re.search(rf"error\[6\]: disk full writing {wanted}", run.said[0])
+            message = re.search(
+                rf"error\[6\]: disk full writing {wanted}", run.said[0]
+            )
             good.append(
-                codes == [6] and whole and kept and bool(message) and limit <= size
+                codes == [6]
+                and whole
+                and kept
+                and bool(message)
+                and limit <= size
             )
         if not good[-1]:
             sys.stderr.write(
                 f"limit {limit} of {size}: {codes} whole {whole} {run.said}\n"
             )
     note = f"{reported} ended with code 6 and the bytes needed and free, the others completed"
-    yield f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth", good, note
+    yield (
+        f"limits from 0 to 3 times the {size / 1e6:.1f} MB of last.pth",
+        good,
+        note,
+    )
 
 
 SERIES = {

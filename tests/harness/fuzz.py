@@ -61,7 +61,8 @@ class Wrong(Exception):
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, count in (
         ("labels", 500),
@@ -70,7 +71,10 @@ def parse_arguments() -> argparse.Namespace:
         ("images", 60),
     ):
         parser.add_argument(
-            f"--{name}", type=int, default=count, help=f"number of malformed {name}"
+            f"--{name}",
+            type=int,
+            default=count,
+            help=f"number of malformed {name}",
         )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args()
@@ -162,7 +166,8 @@ def labels(folder: Path, rng: random.Random):
 
         def read() -> None:
             compare_labels(
-                load_coco(path), json.loads(path.read_bytes().decode("utf-8-sig"))
+                load_coco(path),
+                json.loads(path.read_bytes().decode("utf-8-sig")),
             )
 
         return path, read
@@ -198,7 +203,8 @@ def sound_labels(rng: random.Random) -> dict:
         ],
         "annotations": annotations,
         "categories": [
-            {"id": c, "name": f"class {c}", "supercategory": "x"} for c in categories
+            {"id": c, "name": f"class {c}", "supercategory": "x"}
+            for c in categories
         ],
     }
 
@@ -244,10 +250,16 @@ def compare_labels(found, content: dict) -> None:
 
     names = {c["id"]: c["name"] for c in content["categories"]}
     sizes = {
-        image["id"]: (image["width"], image["height"]) for image in content["images"]
+        image["id"]: (image["width"], image["height"])
+        for image in content["images"]
     }
-    expected, changes = {image["id"]: [] for image in content["images"]}, Counter()
-    if len(sizes) != len(content["images"]) or len(names) != len(content["categories"]):
+    expected, changes = (
+        {image["id"]: [] for image in content["images"]},
+        Counter(),
+    )
+    if len(sizes) != len(content["images"]) or len(names) != len(
+        content["categories"]
+    ):
         raise Wrong("duplicate id")
     for record in content["annotations"]:
         x, y, w, h = record["bbox"]
@@ -255,7 +267,8 @@ def compare_labels(found, content: dict) -> None:
             box = [float(np.float32(v)) for v in (x, y, x + w, y + h)]
         limits = sizes[record["image_id"]] * 2
         inside = [
-            min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits)
+            min(max(value, 0.0), float(limit))
+            for value, limit in zip(box, limits)
         ]
         if box[2] <= box[0] or box[3] <= box[1]:
             changes["boxes without area, dropped"] += 1
@@ -269,7 +282,11 @@ def compare_labels(found, content: dict) -> None:
                 record.get("area") is None
             )
             expected[record["image_id"]].append(
-                (inside, names[record["category_id"]], bool(record.get("iscrowd")))
+                (
+                    inside,
+                    names[record["category_id"]],
+                    bool(record.get("iscrowd")),
+                )
             )
     noted = {
         note.kind.text: len(note.index)
@@ -287,7 +304,10 @@ def compare_labels(found, content: dict) -> None:
         ours = list(
             zip(
                 found.boxes[rows].tolist(),
-                (found.category_names[c] for c in found.categories[rows].tolist()),
+                (
+                    found.category_names[c]
+                    for c in found.categories[rows].tolist()
+                ),
                 found.crowds[rows].tolist(),
             )
         )
@@ -334,7 +354,18 @@ def configs(folder: Path, rng: random.Random):
             case 2:
                 lines[at] = (
                     rng.choice(
-                        ("\t", " ", "- ", "  ", ": ", "{", "'", "\x00", "%", "@")
+                        (
+                            "\t",
+                            " ",
+                            "- ",
+                            "  ",
+                            ": ",
+                            "{",
+                            "'",
+                            "\x00",
+                            "%",
+                            "@",
+                        )
                     )
                     + lines[at]
                 )
@@ -384,7 +415,8 @@ def compare_config(found: dict, text: str) -> None:
     def agree(ours, theirs) -> bool:
         if isinstance(ours, dict) and isinstance(theirs, dict):
             return all(
-                agree(ours.get(key), theirs.get(key)) for key in {*ours, *theirs}
+                agree(ours.get(key), theirs.get(key))
+                for key in {*ours, *theirs}
             )
         if isinstance(ours, list) and isinstance(theirs, list):
             return len(ours) == len(theirs) and all(map(agree, ours, theirs))
@@ -437,7 +469,9 @@ def checkpoints(folder: Path, rng: random.Random):
     def spoil(number: int):
         whole = number % 4 != 3
         if whole:
-            path.write_bytes(garbled(raw, rng) if number % 4 else flipped(raw, rng))
+            path.write_bytes(
+                garbled(raw, rng) if number % 4 else flipped(raw, rng)
+            )
         else:
             torch.save(rng.choice(objects), path)
 
@@ -446,7 +480,9 @@ def checkpoints(folder: Path, rng: random.Random):
             if (
                 not whole
                 or weights.keys() != sound.keys()
-                or any(not torch.equal(weights[key], sound[key]) for key in sound)
+                or any(
+                    not torch.equal(weights[key], sound[key]) for key in sound
+                )
             ):
                 raise Wrong("other weights than were saved")
 
@@ -466,7 +502,9 @@ def images(folder: Path, rng: random.Random):
     from src.data.dataset.decoding import load_image
 
     width, height = 60, 40
-    colours = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    colours = np.random.default_rng(0).integers(
+        0, 256, (height, width, 3), np.uint8
+    )
     kinds = [
         ("RGB", "png"),
         ("RGB", "jpg"),
@@ -523,10 +561,14 @@ def images(folder: Path, rng: random.Random):
             limit = 3 if suffix == "jpg" else 1
             if (
                 not (damaged and mode == "I;16")
-                and np.abs(found.astype(int) - np.asarray(plain).astype(int)).max()
+                and np.abs(
+                    found.astype(int) - np.asarray(plain).astype(int)
+                ).max()
                 > limit
             ):
-                raise Wrong(f"pixels of a {mode} {suffix} differ from a plain reading")
+                raise Wrong(
+                    f"pixels of a {mode} {suffix} differ from a plain reading"
+                )
 
         return path, read
 

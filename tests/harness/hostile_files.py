@@ -32,7 +32,8 @@ GROWTH, SECONDS, ADDRESS_SPACE = 50_000, 20, 4 << 30
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--only", default="", help="only files whose name contains this text"
@@ -107,7 +108,9 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
     if not (child := os.fork()):
         os.dup2(writing, 2)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE + _address_space(), -1))
+        resource.setrlimit(
+            resource.RLIMIT_AS, (ADDRESS_SPACE + _address_space(), -1)
+        )
         code = 1
         try:
             run_command(
@@ -120,12 +123,16 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
         except SystemExit as end:
             code = int(end.code or 0)
         os.write(
-            2, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode()
+            2,
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode(),
         )
         os._exit(code)
     os.close(writing)
     end = time.monotonic() + SECONDS
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+    while (
+        not (ended := os.waitpid(child, os.WNOHANG))[0]
+        and time.monotonic() < end
+    ):
         time.sleep(0.005)
     if not ended[0]:
         os.kill(child, 9)
@@ -141,7 +148,12 @@ def read(path: Path, way: str) -> tuple[int, str, int]:
 
 def _address_space() -> int:
     return (
-        int(Path("/proc/self/status").read_text().partition("VmSize:")[2].split()[0])
+        int(
+            Path("/proc/self/status")
+            .read_text()
+            .partition("VmSize:")[2]
+            .split()[0]
+        )
         * 1024
     )
 
@@ -167,12 +179,18 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
     class Persistent(pickle.Pickler):
         def persistent_id(self, thing):
             return (
-                ("storage", eval, "0", "cpu", 4) if isinstance(thing, Touches) else None
+                ("storage", eval, "0", "cpu", 4)
+                if isinstance(thing, Touches)
+                else None
             )
 
     class PersistentGadget(pickle.Pickler):
         def persistent_id(self, thing):
-            return ("module", Touches(), "x", "y") if isinstance(thing, list) else None
+            return (
+                ("module", Touches(), "x", "y")
+                if isinstance(thing, list)
+                else None
+            )
 
     def with_pickler(kind: type, thing) -> bytes:
         kind(file := io.BytesIO(), 2).dump(thing)
@@ -233,19 +251,29 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
             with_pickler(PersistentGadget, {"model": [1]})
         ),
         "persistent id with eval for a storage": archived(
-            with_pickler(Persistent, {"model": Touches()}), {"a/data/0": bytes(16)}
-        ),
-        "reduce within a tensor's arguments": archived(
-            rebuild + b"(" + global_system[:-1] + b"K\x00K\x04\x85K\x01\x85\x89}tR.",
+            with_pickler(Persistent, {"model": Touches()}),
             {"a/data/0": bytes(16)},
         ),
-        "array of objects": torch_saved({"model": np.array([Touches()], dtype=object)}),
+        "reduce within a tensor's arguments": archived(
+            rebuild
+            + b"("
+            + global_system[:-1]
+            + b"K\x00K\x04\x85K\x01\x85\x89}tR.",
+            {"a/data/0": bytes(16)},
+        ),
+        "array of objects": torch_saved(
+            {"model": np.array([Touches()], dtype=object)}
+        ),
         "a script in place of weights": lambda path: torch.jit.save(
             torch.jit.script(torch.nn.Linear(2, 2)), path
         ),
         "tar with a way out": lambda path: _write_tar(
             path,
-            {"../../canary": b"x", "storages": global_system, "pickle": global_system},
+            {
+                "../../canary": b"x",
+                "storages": global_system,
+                "pickle": global_system,
+            },
         ),
         "two data.pkl, the second with code": lambda path: _write_zip(
             path,
@@ -256,10 +284,17 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
             ],
         ),
         "zip bomb": lambda path: _write_bomb(path, 200 << 20),
-        "records that overlap": lambda path: _write_overlapping(path, 1 << 20, 200),
-        "record that claims a terabyte": lambda path: _write_claim(path, 1 << 40),
+        "records that overlap": lambda path: _write_overlapping(
+            path, 1 << 20, 200
+        ),
+        "record that claims a terabyte": lambda path: _write_claim(
+            path, 1 << 40
+        ),
         "storage shorter than its tensor": archived(
-            rebuild + b"(" + storage + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.",
+            rebuild
+            + b"("
+            + storage
+            + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.",
             {"a/data/0": bytes(16)},
         ),
         "tensor of 400 GB by a stride of 0": torch_saved(
@@ -271,28 +306,39 @@ def hostile_files(canary: Path) -> dict[str, Callable[[Path], None]]:
         "sparse tensor of a terabyte": torch_saved(
             {
                 "model": {
-                    "w": torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20))
+                    "w": torch.sparse_coo_tensor(
+                        [[0], [0]], [1.0], (1 << 20, 1 << 20)
+                    )
                 }
             }
         ),
         "sparse tensor with indices outside": archived(
             b"ctorch._utils\n_rebuild_sparse_tensor\n(ctorch\nsparse_coo\n("
             + 2
-            * (rebuild + b"(" + storage + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR")
+            * (
+                rebuild
+                + b"("
+                + storage
+                + b"K\x00K\x01K\x04\x86K\x04K\x01\x86\x89}tR"
+            )
             + b"K\x01\x85ttR.",
             {"a/data/0": bytes(16)},
         ),
         "nested 100000 deep": archived(b"]" * 100_000 + b"a" * 99_999 + b"."),
         "doubled 60 times": archived(
             b"]q\x00"
-            + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60))
+            + b"".join(
+                b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60)
+            )
             + b"."
         ),
         "text that claims an exabyte": archived(
             b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x."
         ),
         "memo of two billion": archived(b"]r\xff\xff\xff\x7f."),
-        "archive cut in half": lambda path: path.write_bytes(_saved(honest)[:2000]),
+        "archive cut in half": lambda path: path.write_bytes(
+            _saved(honest)[:2000]
+        ),
         "archive without data.pkl": lambda path: _write_zip(
             path, {"a/version": b"3\n", "a/data/0": bytes(16)}
         ),
@@ -330,12 +376,16 @@ def _saved(content) -> bytes:
     return file.getvalue()
 
 
-def _write_zip(path: Path, records: dict[str, bytes] | list[tuple[str, bytes]]) -> None:
+def _write_zip(
+    path: Path, records: dict[str, bytes] | list[tuple[str, bytes]]
+) -> None:
     import warnings
 
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
         warnings.simplefilter("ignore")  # names twice
-        for name, raw in records.items() if isinstance(records, dict) else records:
+        for name, raw in (
+            records.items() if isinstance(records, dict) else records
+        ):
             archive.writestr(name, raw)
 
 
@@ -351,7 +401,9 @@ def _write_bomb(path: Path, size: int) -> None:
     """Pack a valid file of this number of zero bytes."""
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        zipfile.ZipFile(io.BytesIO(_saved({"model": {"w": _zeros(4)}}))) as sound,
+        zipfile.ZipFile(
+            io.BytesIO(_saved({"model": {"w": _zeros(4)}}))
+        ) as sound,
     ):
         for record in sound.infolist():
             if not record.filename.endswith("data/0"):

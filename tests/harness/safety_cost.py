@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--millions",
@@ -63,7 +64,10 @@ def main() -> None:
             part: [torch.randn(250_000) for _ in range(pieces)]
             for part in ("model", "average", "first moment", "second moment")
         }
-        print(saves(folder, "the demo's state", state, arguments.saves), flush=True)
+        print(
+            saves(folder, "the demo's state", state, arguments.saves),
+            flush=True,
+        )
         print(
             saves(
                 folder,
@@ -86,7 +90,9 @@ def saves(folder: Path, what: str, state: dict, count: int) -> str:
     ways: dict[str, Callable] = {
         "plain": lambda: torch.save(state, folder / "plain.pth"),
         "whole": lambda: write_tensor_file(
-            folder / "last.pth", state, keep_previous=folder / "last.previous.pth"
+            folder / "last.pth",
+            state,
+            keep_previous=folder / "last.previous.pth",
         ),
     }
     seconds = {way: [] for way in ways}
@@ -95,7 +101,9 @@ def saves(folder: Path, what: str, state: dict, count: int) -> str:
             began = time.perf_counter()
             save()
             seconds[way].append(time.perf_counter() - began)
-    plain, whole = (statistics.median(seconds[way]) for way in ("plain", "whole"))
+    plain, whole = (
+        statistics.median(seconds[way]) for way in ("plain", "whole")
+    )
     size = (folder / "plain.pth").stat().st_size / 1e6
     return (
         f"| save of {what}, {size:.0f} MB | {whole:.2f} s, plain {plain:.2f} s; "
@@ -111,9 +119,13 @@ def data_check(folder: Path, count: int) -> str:
     from src.data.dataset.coco_dataset import CocoDetection
 
     (folder / "images").mkdir(parents=True)
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "images" / "0.png")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(
+        folder / "images" / "0.png"
+    )
     for number in range(1, count):
-        (folder / "images" / f"{number}.png").hardlink_to(folder / "images" / "0.png")
+        (folder / "images" / f"{number}.png").hardlink_to(
+            folder / "images" / "0.png"
+        )
     records = [
         {
             "id": 7 * image + n + 1,
@@ -174,8 +186,12 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
                 return function(*arguments, **keywords)
             finally:
                 depth -= 1
-                if name == "step" or depth <= 1:  # a check within another is part of it
-                    spent.setdefault(name, []).append(time.process_time() - began)
+                if (
+                    name == "step" or depth <= 1
+                ):  # a check within another is part of it
+                    spent.setdefault(name, []).append(
+                        time.process_time() - began
+                    )
 
         return call
 
@@ -219,7 +235,10 @@ def demo_steps(folder: Path, count: int) -> tuple[str, dict]:
 
     originals = {
         (owner, name): getattr(owner, name)
-        for owner, name in (*checks.values(), (training_step.TrainStep, "__call__"))
+        for owner, name in (
+            *checks.values(),
+            (training_step.TrainStep, "__call__"),
+        )
     }
     due = originals[(Saver, "save_if_due")]
     for what, (owner, name) in checks.items():

@@ -73,14 +73,19 @@ TINY = {
 LONG_IMAGES, GROWTH, ENOUGH = 96, 0.05, 8
 """Of the long run: images of an epoch, and by how much memory and open files may grow."""
 LOADERS = {
-    "train": {"total_batch_size": 4, "num_workers": 0, "collate_fn": {"stop_epoch": 4}},
+    "train": {
+        "total_batch_size": 4,
+        "num_workers": 0,
+        "collate_fn": {"stop_epoch": 4},
+    },
     "val": {"total_batch_size": 4, "num_workers": 0},
 }
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--kills",
@@ -130,8 +135,12 @@ def main() -> None:
         folder = Path(name)
         from src.data.dataset.synthetic import write_synthetic_coco
 
-        write_synthetic_coco(folder, train=24, val=8, size=64, seed=3, max_objects=3)
-        train(folder, "straight")  # in this process: children find everything imported
+        write_synthetic_coco(
+            folder, train=24, val=8, size=64, seed=3, max_objects=3
+        )
+        train(
+            folder, "straight"
+        )  # in this process: children find everything imported
         rng = random.Random(arguments.seed)
         lost = 0
         if arguments.minutes:
@@ -143,10 +152,14 @@ def main() -> None:
                 seed=3,
                 max_objects=3,
             )
-            lost += long_soak(folder / "long", arguments.minutes, arguments.wait, rng)
+            lost += long_soak(
+                folder / "long", arguments.minutes, arguments.wait, rng
+            )
         elif arguments.kills:
             lost += soak(folder, arguments.kills, rng)
-        lost += damage(folder / "straight", "flipped bits", arguments.bits, rng, flip)
+        lost += damage(
+            folder / "straight", "flipped bits", arguments.bits, rng, flip
+        )
         lost += damage(
             folder / "straight",
             "cuts",
@@ -163,7 +176,9 @@ def train(folder: Path, name: str, *, endless: bool = False) -> None:
 
     from src.solver import DetSolver
 
-    DetSolver(configuration(folder, name, endless=endless), torch.device("cpu")).fit()
+    DetSolver(
+        configuration(folder, name, endless=endless), torch.device("cpu")
+    ).fit()
 
 
 def configuration(folder: Path, name: str, *, endless: bool = False):
@@ -187,7 +202,9 @@ def configuration(folder: Path, name: str, *, endless: bool = False):
             "num_workers": 1,
             "collate_fn": {"stop_epoch": None},
         }
-    return YAMLConfig(ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **settings)
+    return YAMLConfig(
+        ROOT / "configs/dfine/demo/dfine_dinov3_demo.yml", **settings
+    )
 
 
 # ---- kills ----
@@ -210,8 +227,14 @@ def soak(folder: Path, kills: int, rng: random.Random) -> int:
         shutil.rmtree(run, ignore_errors=True)
         while not attempt(folder, mark, rng, met, kills):
             read = [is_whole(path) for path in run.glob("*.pth")]
-            checked, unreadable = checked + len(read), unreadable + read.count(False)
-        ends, differing = ends + 1, differing + (not same(final_state(run), goal))
+            checked, unreadable = (
+                checked + len(read),
+                unreadable + read.count(False),
+            )
+        ends, differing = (
+            ends + 1,
+            differing + (not same(final_state(run), goal)),
+        )
     print(
         f"{sum(met.values())} kills in {time.monotonic() - began:.0f} s: "
         + ", ".join(f"{met[n]} while {phase}" for n, phase in enumerate(PHASES))
@@ -262,7 +285,9 @@ def attempt(
         met[phase] += 1
         return False
     if os.WEXITSTATUS(status):
-        sys.exit(f"an attempt failed: {(folder / 'output.txt').read_text()[-2000:]}")
+        sys.exit(
+            f"an attempt failed: {(folder / 'output.txt').read_text()[-2000:]}"
+        )
     return True
 
 
@@ -280,7 +305,9 @@ def watched(mark: mmap.mmap) -> None:
 
         return call
 
-    training_step.TrainStep.__call__ = marking(training_step.TrainStep.__call__, 1)
+    training_step.TrainStep.__call__ = marking(
+        training_step.TrainStep.__call__, 1
+    )
     checkpoint.write_tensor_file = marking(checkpoint.write_tensor_file, 2)
     training_loop.evaluate = marking(training_loop.evaluate, 3)
 
@@ -298,17 +325,23 @@ def long_soak(
     while time.monotonic() < end:
         attempts.append(
             long_attempt(
-                folder, min(rng.uniform(*wait), max(end - time.monotonic(), wait[0]))
+                folder,
+                min(rng.uniform(*wait), max(end - time.monotonic(), wait[0])),
             )
         )
         before, losses = losses, read_losses(folder)
         again, differing = (
             again + len(before.keys() & losses),
             differing
-            + sum(before[step] != losses[step] for step in before.keys() & losses),
+            + sum(
+                before[step] != losses[step] for step in before.keys() & losses
+            ),
         )
         read = [is_whole(path) for path in (folder / "run").glob("*.pth")]
-        checked, unreadable = checked + len(read), unreadable + read.count(False)
+        checked, unreadable = (
+            checked + len(read),
+            unreadable + read.count(False),
+        )
         own.append(taken(os.getpid()))
         disk.append(
             {
@@ -326,9 +359,12 @@ def long_soak(
     )
     faults = unreadable + differing
     quarter = max(len(attempts) // 4, 1)
-    for index, (name, unit) in enumerate((("memory", " MB"), ("open files", ""))):
+    for index, (name, unit) in enumerate(
+        (("memory", " MB"), ("open files", ""))
+    ):
         within = [
-            (late[index] - early[index]) / early[index] for early, late in attempts
+            (late[index] - early[index]) / early[index]
+            for early, late in attempts
         ]
         over = [
             statistics.median(late[index] for _, late in part)
@@ -345,9 +381,9 @@ def long_soak(
             f"({over[1] / over[0] - 1:+.1%}); of this process {ours[0]:.1f} to {ours[1]:.1f}{unit}"
         )
         if len(attempts) >= ENOUGH:
-            faults += statistics.median(within) > GROWTH or over[1] > over[0] * (
-                1 + GROWTH
-            )
+            faults += statistics.median(within) > GROWTH or over[1] > over[
+                0
+            ] * (1 + GROWTH)
     for name, pattern in (
         ("checkpoints", "*.pth"),
         ("half-written files", ".*.dfine-tmp"),
@@ -419,7 +455,9 @@ def note_losses(file) -> None:
     def call(self, step, window):
         losses = ordinary(self, step, window)
         file.write(
-            struct.pack("<qd", step, float(sum(losses.values())) if losses else 0.0)
+            struct.pack(
+                "<qd", step, float(sum(losses.values())) if losses else 0.0
+            )
         )
         return losses
 
@@ -457,7 +495,9 @@ def damage(run: Path, kind: str, count: int, rng: random.Random, spoil) -> int:
         path.write_bytes(spoil(raw, rng))
         noticed += checkpoints.load_last(path)[0]["progress"] == before
     path.write_bytes(raw)
-    print(f"{kind} of last.pth noticed, last.previous.pth taken: {noticed} of {count}")
+    print(
+        f"{kind} of last.pth noticed, last.previous.pth taken: {noticed} of {count}"
+    )
     return count - noticed
 
 
@@ -477,7 +517,8 @@ def final_state(run: Path) -> dict:
 
     state = read_tensor_file(run / "last.pth")
     return {
-        key: state[key] for key in ("model", "ema", "optimizer", "progress", "best")
+        key: state[key]
+        for key in ("model", "ema", "optimizer", "progress", "best")
     }
 
 

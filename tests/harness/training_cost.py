@@ -37,7 +37,8 @@ ROWS = {
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "-c",
@@ -48,7 +49,9 @@ def parse_arguments() -> argparse.Namespace:
         "--size", type=int, default=640, help="height and width of the images"
     )
     parser.add_argument("--batch", type=int, default=2, help="batch size")
-    parser.add_argument("--boxes", type=int, default=15, help="objects per image")
+    parser.add_argument(
+        "--boxes", type=int, default=15, help="objects per image"
+    )
     parser.add_argument(
         "--steps",
         type=int,
@@ -69,7 +72,9 @@ def main() -> None:
     names = [
         name
         for name in ROWS
-        if not arguments.only or name == FULL or name.startswith(tuple(arguments.only))
+        if not arguments.only
+        or name == FULL
+        or name.startswith(tuple(arguments.only))
     ]
     print(
         f"| {arguments.size} pixels, batch {arguments.batch} | trained | CPU seconds a step | "
@@ -79,7 +84,9 @@ def main() -> None:
     full = None
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            trained, seconds, memory = pool.apply(measure, (arguments, *ROWS[name]))
+            trained, seconds, memory = pool.apply(
+                measure, (arguments, *ROWS[name])
+            )
         full = full or (seconds, memory)
         print(
             f"| {name} | {trained / 1e6:.2f} M | {seconds:.1f} | {seconds / full[0]:.2f} | "
@@ -89,7 +96,10 @@ def main() -> None:
 
 
 def measure(
-    arguments: argparse.Namespace, backbone: dict, parts: int, exact: bool = True
+    arguments: argparse.Namespace,
+    backbone: dict,
+    parts: int,
+    exact: bool = True,
 ) -> tuple[int, float, int]:
     """Return the number of trained parameters, CPU seconds of a step, and bytes."""
     import timm  # noqa: F401  (its memory is not the model's)
@@ -148,7 +158,10 @@ def targets(images: int, boxes: int) -> list[dict]:
     return [
         {
             "boxes": torch.cat(
-                [torch.rand(boxes, 2) * 0.5 + 0.25, torch.rand(boxes, 2) * 0.3 + 0.05],
+                [
+                    torch.rand(boxes, 2) * 0.5 + 0.25,
+                    torch.rand(boxes, 2) * 0.3 + 0.05,
+                ],
                 1,
             ),
             "labels": torch.randint(0, 80, (boxes,)),
@@ -159,7 +172,10 @@ def targets(images: int, boxes: int) -> list[dict]:
 
 def resident() -> int:
     """Return the memory that this process holds, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return (
+        int(Path("/proc/self/statm").read_text().split()[1])
+        * resource.getpagesize()
+    )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,11 @@ class FailsAt:
     def predict(self, images, **settings):
         self.sizes.append(len(images))
         found = self.detector.predict(images, **settings)
-        return [one.select([]) for one in found] if len(images) == self.size else found
+        return (
+            [one.select([]) for one in found]
+            if len(images) == self.size
+            else found
+        )
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -70,9 +74,14 @@ def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
     assert exported.sizes[:3] == [1, 2, 5]
     assert f"{count} images agree in batches of 1, 2, 5" in caplog.text
     for size in (1, 2, 5):
-        with pytest.raises(ExportError, match="gives other predictions than its model"):
+        with pytest.raises(
+            ExportError, match="gives other predictions than its model"
+        ):
             check_agreement(
-                detector, FailsAt(detector, size), images, list(map(str, images))
+                detector,
+                FailsAt(detector, size),
+                images,
+                list(map(str, images)),
             )
 
 
@@ -114,11 +123,15 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
         == 0
     )
     assert (
-        compare_predictions(found, found.select(np.arange(1, len(found))), 0.4).relative
+        compare_predictions(
+            found, found.select(np.arange(1, len(found))), 0.4
+        ).relative
         > 1
     )
     assert (
-        compare_predictions(found.select(np.arange(1, len(found))), found, 0.4).relative
+        compare_predictions(
+            found.select(np.arange(1, len(found))), found, 0.4
+        ).relative
         > 1
     )
     assert (
@@ -128,7 +141,9 @@ def test_order_among_equals_is_no_difference_but_a_lost_an_added_and_a_renamed_o
         > 1
     )
     moved = replace(found, boxes=found.boxes + np.float32([2, 0, 0, 0]))
-    assert compare_predictions(found, moved, 0.4).box_px == pytest.approx(2, abs=0.01)
+    assert compare_predictions(found, moved, 0.4).box_px == pytest.approx(
+        2, abs=0.01
+    )
     nothing = found.select(np.zeros(len(found), bool))
     assert (
         compare_predictions(nothing, nothing, 0.4).relative == 0

@@ -31,7 +31,10 @@ def test_a_line_runs_from_corner_to_corner():
 def test_long_lines_keep_their_ends_and_lose_points_between():
     x = np.linspace(0, 1, 100_000)
     points = (
-        read(sparkline(Line("a", x, x))).find(f"{SVG}polyline").get("points").split()
+        read(sparkline(Line("a", x, x)))
+        .find(f"{SVG}polyline")
+        .get("points")
+        .split()
     )
     assert (
         len(points) == MAX_POINTS
@@ -42,7 +45,10 @@ def test_long_lines_keep_their_ends_and_lose_points_between():
 
 def test_names_cannot_become_markup():
     chart = line_chart(
-        [Line("<script>", np.array([0.0]), np.array([0.0]))], "a & b", "c", mark=0.5
+        [Line("<script>", np.array([0.0]), np.array([0.0]))],
+        "a & b",
+        "c",
+        mark=0.5,
     )
     assert "<script>" not in chart and read(chart) is not None
 

@@ -14,13 +14,16 @@ from tests.fixtures.tiny import tiny_config
 @pytest.fixture
 def checkpoint(tmp_path):
     torch.save(
-        {"model": tiny_config(num_classes=4).model.state_dict()}, tmp_path / "best.pth"
+        {"model": tiny_config(num_classes=4).model.state_dict()},
+        tmp_path / "best.pth",
     )
     return tmp_path / "best.pth"
 
 
 def untrained(checkpoint, cfg) -> Detector:
-    return Detector.from_weights(read_weights(checkpoint), cfg, torch.device("cpu"))
+    return Detector.from_weights(
+        read_weights(checkpoint), cfg, torch.device("cpu")
+    )
 
 
 def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(
@@ -65,7 +68,9 @@ def test_predictions_are_named_by_the_detector_and_the_truth_by_the_data(
         threshold=0.5,
         class_names=names,
     )
-    assert drawn == [(dataset.label_names, names)] and dataset.label_names != names
+    assert (
+        drawn == [(dataset.label_names, names)] and dataset.label_names != names
+    )
 
 
 def test_no_picture_is_requested_twice_if_there_are_fewer_images(
@@ -83,5 +88,7 @@ def test_no_picture_is_requested_twice_if_there_are_fewer_images(
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_data, checkpoint):
-    with pytest.raises(CheckpointError, match="has 4 classes, the configuration has 5"):
+    with pytest.raises(
+        CheckpointError, match="has 4 classes, the configuration has 5"
+    ):
         untrained(checkpoint, tiny_config(tiny_data, num_classes=5))

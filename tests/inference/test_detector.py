@@ -47,10 +47,14 @@ def test_it_finds_what_evaluation_finds(detector, tiny_data, val_images):
     np.testing.assert_allclose(
         found.boxes[: sure.sum()], expected["boxes"].numpy()[sure], atol=1e-3
     )
-    np.testing.assert_allclose(found.scores, expected["scores"].numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        found.scores, expected["scores"].numpy(), atol=1e-5
+    )
 
 
-def test_the_training_configuration_is_not_needed(tmp_path, monkeypatch, val_images):
+def test_the_training_configuration_is_not_needed(
+    tmp_path, monkeypatch, val_images
+):
     monkeypatch.chdir(tmp_path)
     assert (
         len(
@@ -70,7 +74,9 @@ def test_names_and_ids_are_those_of_the_training_labels(detector, val_images):
 
 
 def test_the_default_threshold_is_the_checkpoints_own(detector, val_images):
-    assert detector.threshold == pytest.approx(read_weights(TRAINED).meta["threshold"])
+    assert detector.threshold == pytest.approx(
+        read_weights(TRAINED).meta["threshold"]
+    )
     everything = detector.predict(val_images, threshold=0)
     assert [len(found) for found in detector.predict(val_images)] == [
         int((found.scores >= detector.threshold).sum()) for found in everything
@@ -90,13 +96,18 @@ def test_every_kind_of_image_gives_the_same(detector, val_images, tmp_path):
         array[..., ::-1][..., ::-1],
     ]
     assert all(
-        same(detector.predict(image, threshold=0.1), expected) for image in kinds
+        same(detector.predict(image, threshold=0.1), expected)
+        for image in kinds
     )
-    assert expected.size == (64, 64) and expected.source == str(tmp_path / "image.png")
+    assert expected.size == (64, 64) and expected.source == str(
+        tmp_path / "image.png"
+    )
     assert detector.predict(array).source is None
 
 
-def test_one_image_gives_one_prediction_and_several_give_a_list(detector, val_images):
+def test_one_image_gives_one_prediction_and_several_give_a_list(
+    detector, val_images
+):
     assert not isinstance(detector.predict(val_images[0]), list)
     assert len(detector.predict([val_images[0]])) == 1
     assert len(detector.predict(iter(val_images[:3]))) == 3
@@ -147,7 +158,9 @@ def test_grey_arrays_are_read_as_grey_pictures(detector, val_images):
     ],
     ids=["floats", "four channels", "no pixels", "channels last", "a number"],
 )
-def test_input_that_is_not_an_image_is_refused_with_the_expected_types(detector, image):
+def test_input_that_is_not_an_image_is_refused_with_the_expected_types(
+    detector, image
+):
     with pytest.raises(ConfigError, match="expected|is not an image"):
         detector.predict([image])
 
@@ -157,7 +170,9 @@ def test_a_file_that_is_not_there_is_named(detector, tmp_path):
         detector.predict(tmp_path / "none.jpg")
 
 
-def test_unreadable_images_are_collected_if_asked_for(detector, val_images, tmp_path):
+def test_unreadable_images_are_collected_if_asked_for(
+    detector, val_images, tmp_path
+):
     (tmp_path / "bad.jpg").write_bytes(b"not an image")
     bad = []
     seen = list(
@@ -172,9 +187,12 @@ def test_unreadable_images_are_collected_if_asked_for(detector, val_images, tmp_
     assert "bad.jpg" in str(bad[0])
 
 
-def test_suppression_removes_doubles_of_a_class_only_if_asked_for(detector, val_images):
+def test_suppression_removes_doubles_of_a_class_only_if_asked_for(
+    detector, val_images
+):
     everything, thinned = (
-        detector.predict(val_images[0], threshold=0, nms=nms) for nms in (None, 0.5)
+        detector.predict(val_images[0], threshold=0, nms=nms)
+        for nms in (None, 0.5)
     )
     assert 0 < len(thinned) < len(everything)
     assert set(zip(thinned.names, thinned.scores.tolist())) <= set(
@@ -184,7 +202,9 @@ def test_suppression_removes_doubles_of_a_class_only_if_asked_for(detector, val_
 
 def test_another_input_size_works_with_a_warning(val_images, caplog):
     with caplog.at_level(logging.WARNING, "dfine"):
-        detector = Detector.from_checkpoint(TRAINED, device="cpu", input_size=(96, 128))
+        detector = Detector.from_checkpoint(
+            TRAINED, device="cpu", input_size=(96, 128)
+        )
     assert "96 x 128 instead of 64 x 64" in caplog.text
     assert detector.predict(val_images[0], threshold=0).boxes.shape == (20, 4)
 
@@ -211,8 +231,13 @@ def test_a_configuration_makes_up_for_one_that_is_missing(
 ):
     path = rewritten(tmp_path, lambda content: content.pop("meta"))
     tiny_config(num_classes=4).save(tmp_path / "tiny.yml")
-    plain = Detector.from_checkpoint(path, device="cpu", config=tmp_path / "tiny.yml")
-    assert plain.threshold == 0.4 and plain.classes[0] == {"id": 0, "name": "class 0"}
+    plain = Detector.from_checkpoint(
+        path, device="cpu", config=tmp_path / "tiny.yml"
+    )
+    assert plain.threshold == 0.4 and plain.classes[0] == {
+        "id": 0,
+        "name": "class 0",
+    }
     np.testing.assert_array_equal(
         plain.predict(val_images[0], threshold=0).boxes,
         detector.predict(val_images[0], threshold=0).boxes,
@@ -238,7 +263,8 @@ def test_tiles_find_what_is_too_small_in_the_whole(detector, val_images):
     tiled = detector.predict(large, threshold=0.5, tiling=Tiling(64, 0.0))
     wanted = alone.boxes + np.float32([64, 192, 64, 192])
     assert len(alone) and all(
-        any(np.abs(box - other).max() < 2 for other in tiled.boxes) for box in wanted
+        any(np.abs(box - other).max() < 2 for other in tiled.boxes)
+        for box in wanted
     )
 
 
@@ -257,7 +283,12 @@ def test_the_detector_leaves_the_checkpoints_notes_readable(detector):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"threshold": 1.5}, {"threshold": float("nan")}, {"nms": -0.1}, {"batch_size": 0}],
+    [
+        {"threshold": 1.5},
+        {"threshold": float("nan")},
+        {"nms": -0.1},
+        {"batch_size": 0},
+    ],
     ids=str,
 )
 def test_invalid_settings_are_refused(detector, val_images, settings):
@@ -267,7 +298,9 @@ def test_invalid_settings_are_refused(detector, val_images, settings):
 
 @pytest.mark.parametrize("value", [float("nan"), 2.0, "high", True])
 def test_an_invalid_threshold_in_a_checkpoint_is_refused(tmp_path, value):
-    path = rewritten(tmp_path, lambda content: content["meta"].update(threshold=value))
+    path = rewritten(
+        tmp_path, lambda content: content["meta"].update(threshold=value)
+    )
     with pytest.raises(
         CheckpointError,
         match=r"meta\.threshold is .*, expected a (finite )?number",

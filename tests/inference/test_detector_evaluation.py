@@ -29,7 +29,9 @@ def evaluation(detector, tiny_data) -> Evaluation:
     )
 
 
-def by_hand(objects: list, detections: list, names: dict[int, str]) -> Evaluation:
+def by_hand(
+    objects: list, detections: list, names: dict[int, str]
+) -> Evaluation:
     """Return the evaluation of one image with id 1."""
     return Evaluation(
         None,
@@ -47,16 +49,25 @@ def test_the_numbers_are_those_of_test_only(evaluation, tiny_data, tmp_path):
     ).val()
     assert expected["AP"] > 0.1
     for name in ("AP", "AP50", "AR100", "F1", "F1_threshold"):
-        assert evaluation.metrics[name] == pytest.approx(expected[name], abs=1e-3)
+        assert evaluation.metrics[name] == pytest.approx(
+            expected[name], abs=1e-3
+        )
 
 
 def test_objects_have_the_class_names_of_the_detector(evaluation):
-    assert evaluation.names == {0: "disc", 1: "square", 2: "triangle", 3: "ring"}
+    assert evaluation.names == {
+        0: "disc",
+        1: "square",
+        2: "triangle",
+        3: "ring",
+    }
 
 
 def test_data_with_foreign_classes_is_refused(detector, tmp_path):
     with pytest.raises(CheckpointError, match="was not trained with"):
-        open_labelled_images(detector, tmp_path, write_coco(tmp_path, sound_coco()))
+        open_labelled_images(
+            detector, tmp_path, write_coco(tmp_path, sound_coco())
+        )
 
 
 def test_images_without_annotations_are_refused(detector, tmp_path):
@@ -66,13 +77,18 @@ def test_images_without_annotations_are_refused(detector, tmp_path):
 
 def test_data_that_has_moved_asks_for_the_new_place(detector):
     with pytest.raises(
-        ConfigError, match="if the data has moved, give --images and --annotations"
+        ConfigError,
+        match="if the data has moved, give --images and --annotations",
     ):
         open_labelled_images(detector)
 
 
 def test_the_confusion_matrix_counts_hits_confusions_misses_and_false_alarms():
-    objects = [[0, 0, 10, 10, 0, 0], [20, 0, 10, 10, 1, 0], [40, 0, 10, 10, 1, 0]]
+    objects = [
+        [0, 0, 10, 10, 0, 0],
+        [20, 0, 10, 10, 1, 0],
+        [40, 0, 10, 10, 1, 0],
+    ]
     detections = [
         [0, 0, 10, 10, 0.9, 0],
         [20, 0, 10, 10, 0.8, 0],
@@ -102,7 +118,9 @@ def test_an_object_goes_to_its_own_class_before_a_better_score_of_another():
 
 
 def test_detections_in_a_crowd_count_for_nothing():
-    evaluation = by_hand([[0, 0, 100, 100, 0, 1]], [[10, 10, 10, 10, 0.9, 0]], {0: "a"})
+    evaluation = by_hand(
+        [[0, 0, 100, 100, 0, 1]], [[10, 10, 10, 10, 0.9, 0]], {0: "a"}
+    )
     assert confusion_matrix(evaluation, 0.5).sum() == 0
     assert count_errors(evaluation, 1, 0.5) == (0, 0)
 
@@ -122,6 +140,7 @@ def test_the_whole_matrix_accounts_for_every_object_and_detection(evaluation):
     objects = sum(len(rows) for rows in evaluation.objects.values())
     assert matrix[:-1].sum() == objects
     assert matrix[:, :-1].sum() == sum(
-        len(evaluation.detections_above(i, threshold)) for i in evaluation.detections
+        len(evaluation.detections_above(i, threshold))
+        for i in evaluation.detections
     )
     assert isinstance(evaluation.dataset, CocoDetection)

@@ -35,7 +35,9 @@ def load(request):
         reason=f"{request.param} is not installed (tools/requirements.txt)",
     )
     return cache(
-        {"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[request.param]
+        {"onnx": Detector.from_onnx, "openvino": Detector.from_openvino}[
+            request.param
+        ]
     )
 
 
@@ -95,10 +97,15 @@ def test_the_json_beside_it_serves_where_the_file_has_lost_its_metadata(
     proto = onnx.load(exported)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
-    with pytest.raises(CheckpointError, match="bare.json does not exist beside it"):
+    with pytest.raises(
+        CheckpointError, match="bare.json does not exist beside it"
+    ):
         load(tmp_path / "bare.onnx")
     shutil.copy(exported.with_suffix(".json"), tmp_path / "bare.json")
-    assert len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0)) == 20
+    assert (
+        len(load(tmp_path / "bare.onnx").predict(val_images[0], threshold=0.0))
+        == 20
+    )
 
 
 def test_openvino_format_is_read_with_its_json_file(
@@ -119,7 +126,9 @@ def test_openvino_format_is_read_with_its_json_file(
     )
 
 
-def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path):
+def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(
+    load, tmp_path
+):
     tensor = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["input"], ["output"])],
@@ -129,7 +138,9 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
     )
     onnx.save(
         onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+            graph,
+            opset_imports=[onnx.helper.make_opsetid("", 17)],
+            ir_version=8,
         ),
         tmp_path / "foreign.onnx",
     )
@@ -149,7 +160,9 @@ def test_a_foreign_model_is_refused_with_what_it_takes_and_gives(load, tmp_path)
         (b"no model at all", "cannot be loaded by"),
     ],
 )
-def test_an_unreadable_file_is_refused_in_one_line(load, tmp_path, content, message):
+def test_an_unreadable_file_is_refused_in_one_line(
+    load, tmp_path, content, message
+):
     if content is not None:
         (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as error:
@@ -196,8 +209,12 @@ def test_a_threshold_out_of_range_is_refused(exported, tmp_path, value):
     pytest.importorskip("onnxruntime")
 
     def change(proto):
-        (entry,) = [entry for entry in proto.metadata_props if entry.key == "dfine"]
-        entry.value = json.dumps({**json.loads(entry.value), "threshold": value})
+        (entry,) = [
+            entry for entry in proto.metadata_props if entry.key == "dfine"
+        ]
+        entry.value = json.dumps(
+            {**json.loads(entry.value), "threshold": value}
+        )
 
     message = r"damaged metadata|metadata\.threshold is .*, expected a number"
     with pytest.raises(CheckpointError, match=message):
@@ -207,7 +224,8 @@ def test_a_threshold_out_of_range_is_refused(exported, tmp_path, value):
 def test_devices_that_are_not_there_are_refused(exported):
     pytest.importorskip("onnxruntime")
     with pytest.raises(
-        ConfigError, match="device 'cuda:77' was requested|device cuda:77 was requested"
+        ConfigError,
+        match="device 'cuda:77' was requested|device cuda:77 was requested",
     ):
         OnnxEngine(exported, "cuda:77")
     pytest.importorskip("openvino")
@@ -215,7 +233,9 @@ def test_devices_that_are_not_there_are_refused(exported):
         OpenVinoEngine(exported, "tpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="for machines without CUDA"
+)
 def test_tensorrt_needs_cuda(exported):
     with pytest.raises(ConfigError, match="finds no CUDA device"):
         TensorRtEngine(exported)

@@ -12,11 +12,17 @@ import pytest
 from PIL import Image
 
 from src.core import ConfigError
-from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+from src.inference.detector_evaluation import (
+    evaluate_detector,
+    open_labelled_images,
+)
 from src.inference.evaluation_report import write_report
 
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    filter(
+        None,
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    ),
     None,
 )
 
@@ -30,7 +36,9 @@ class Collector(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         values = dict(attributes)
-        self.sources += [values[key] for key in ("src", "href") if key in values]
+        self.sources += [
+            values[key] for key in ("src", "href") if key in values
+        ]
         self.ids += [values["id"]] if "id" in values else []
 
     def handle_data(self, data):
@@ -50,7 +58,10 @@ def evaluation(detector, tiny_data):
 @pytest.fixture(scope="module")
 def page(evaluation, detector, tmp_path_factory):
     return write_report(
-        evaluation, detector, tmp_path_factory.mktemp("report") / "report.html", worst=3
+        evaluation,
+        detector,
+        tmp_path_factory.mktemp("report") / "report.html",
+        worst=3,
     )
 
 
@@ -86,9 +97,12 @@ def test_every_part_is_there(content):
 
 def test_nothing_is_fetched_from_elsewhere(content, page):
     assert content.sources and all(
-        source.startswith("data:image/jpeg;base64,") for source in content.sources
+        source.startswith("data:image/jpeg;base64,")
+        for source in content.sources
     )
-    assert not re.search(r"https?://|@import|<script", page.read_text(encoding="utf-8"))
+    assert not re.search(
+        r"https?://|@import|<script", page.read_text(encoding="utf-8")
+    )
 
 
 def test_the_numbers_shown_are_those_of_the_evaluation(content, evaluation):
@@ -111,7 +125,9 @@ def test_class_names_cannot_become_markup(evaluation, detector, tmp_path):
 
     names = {**evaluation.names, 0: "<script>alert(1)</script>"}
     text = write_report(
-        dataclasses.replace(evaluation, names=names), detector, tmp_path / "report.html"
+        dataclasses.replace(evaluation, names=names),
+        detector,
+        tmp_path / "report.html",
     ).read_text(encoding="utf-8")
     assert "<script" not in text and "&lt;script&gt;" in text
 
@@ -148,7 +164,9 @@ def test_a_browser_without_network_shows_it(page, tmp_path):
 
 
 @pytest.mark.parametrize("threshold", [2.0, float("nan")])
-def test_an_invalid_threshold_is_refused(evaluation, detector, tmp_path, threshold):
+def test_an_invalid_threshold_is_refused(
+    evaluation, detector, tmp_path, threshold
+):
     with pytest.raises(ConfigError, match="expected 0 to 1"):
         write_report(
             evaluation, detector, tmp_path / "report.html", threshold=threshold

@@ -42,7 +42,8 @@ def test_the_interface_is_the_frozen_one(exported):
         "scores": ["N", 20],
     }
     kinds = [
-        entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)
+        entry.type.tensor_type.elem_type
+        for entry in (*graph.input, *graph.output)
     ]
     assert kinds == [
         onnx.TensorProto.FLOAT,
@@ -81,7 +82,8 @@ def test_the_file_says_nothing_about_the_machine_that_wrote_it(exported):
 
 def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
     assert [
-        onnx.load(path).opset_import[0].version for path in (exported, exported_fixed)
+        onnx.load(path).opset_import[0].version
+        for path in (exported, exported_fixed)
     ] == [18, 17]
     assert "LayerNormalization" in ops_of(exported_fixed)
 
@@ -94,7 +96,10 @@ def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
             {"opset": 17},
             "dynamo exporter writes 18 and above; for 17 use --exporter torchscript --batch N",
         ),
-        ({"exporter": "torchscript"}, "give --batch N, or use --exporter dynamo"),
+        (
+            {"exporter": "torchscript"},
+            "give --batch N, or use --exporter dynamo",
+        ),
         (
             {"exporter": "other"},
             "exporter is 'other', expected one of dynamo, torchscript",
@@ -102,7 +107,9 @@ def test_each_exporter_writes_its_lowest_opset(exported, exported_fixed):
         ({"batch_size": 0}, "the batch is 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(detector, tmp_path, settings, message):
+def test_settings_that_cannot_be_are_refused(
+    detector, tmp_path, settings, message
+):
     with pytest.raises(ConfigError, match=message):
         export_onnx(detector, tmp_path / "a.onnx", **settings)
     assert not list(tmp_path.iterdir())
@@ -114,13 +121,17 @@ def test_other_names_and_engines_are_refused(detector, tmp_path):
     with pytest.raises(ConfigError, match="only a detector from a checkpoint"):
         export_onnx(
             Detector(
-                lambda images, sizes: None, detector.preprocessing, detector.classes
+                lambda images, sizes: None,
+                detector.preprocessing,
+                detector.classes,
             ),
             tmp_path / "a.onnx",
         )
 
 
-def test_labels_that_have_the_name_of_the_metadata_are_not_replaced(detector, tmp_path):
+def test_labels_that_have_the_name_of_the_metadata_are_not_replaced(
+    detector, tmp_path
+):
     (tmp_path / "val.json").write_text('{"images": []}')
     with pytest.raises(
         ConfigError,
@@ -137,7 +148,9 @@ def test_without_a_simplifier_one_line_says_what_to_install(
 ):
     monkeypatch.setitem(sys.modules, "onnxslim", None)
     monkeypatch.setitem(sys.modules, "onnxsim", None)
-    with pytest.raises(ConfigError, match="--simplify needs onnxslim or onnxsim"):
+    with pytest.raises(
+        ConfigError, match="--simplify needs onnxslim or onnxsim"
+    ):
         export_onnx(detector, tmp_path / "a.onnx", simplify=True)
 
 
@@ -164,15 +177,22 @@ def test_metadata_is_in_the_onnx_file_and_in_the_json_file(exported, detector):
     )
 
 
-def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_path):
+def test_metadata_that_is_missing_damaged_or_too_new_is_refused(
+    exported, tmp_path
+):
     content = json.loads(exported.with_suffix(".json").read_text())
-    with pytest.raises(CheckpointError, match="a.json does not exist beside it"):
+    with pytest.raises(
+        CheckpointError, match="a.json does not exist beside it"
+    ):
         metadata_for(tmp_path / "a.engine", None)
     for text, message in (
         ("{", "damaged metadata"),
         ("[]", "metadata is a list of 0, expected a mapping"),
         ('{"format": 1}', "metadata has no preprocessing"),
-        (json.dumps(content | {"format": 2}), "format 2, this version reads up to 1"),
+        (
+            json.dumps(content | {"format": 2}),
+            "format 2, this version reads up to 1",
+        ),
         (
             json.dumps(content | {"classes": [{"id": 1}]}),
             r"metadata\.classes\[0\] has no name",
@@ -180,7 +200,9 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(exported, tmp_pa
     ):
         with pytest.raises(CheckpointError, match=message):
             metadata_for(tmp_path / "a.engine", text)
-    assert metadata_for(exported, json.dumps(content | {"later": 1})).input_size == [
+    assert metadata_for(
+        exported, json.dumps(content | {"later": 1})
+    ).input_size == [
         64,
         64,
     ]
@@ -212,7 +234,9 @@ def test_an_hgnetv2_detector_is_exported_too(tmp_path):
     )
     model = cfg.model
     detector = Detector(
-        TorchEngine(model.deploy(), cfg.postprocessor.deploy(), torch.device("cpu")),
+        TorchEngine(
+            model.deploy(), cfg.postprocessor.deploy(), torch.device("cpu")
+        ),
         Preprocessing.from_config(cfg),
         named_classes(None, 3),
     )

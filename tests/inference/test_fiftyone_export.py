@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from src.core import ConfigError
-from src.inference.detector_evaluation import evaluate_detector, open_labelled_images
+from src.inference.detector_evaluation import (
+    evaluate_detector,
+    open_labelled_images,
+)
 from src.inference.fiftyone_export import fiftyone_samples, to_fiftyone
 
 
@@ -23,7 +26,9 @@ def stand_in(monkeypatch):
         for name in ("Sample", "Detection", "Detections")
     }
     monkeypatch.setitem(
-        sys.modules, "fiftyone", SimpleNamespace(**kinds, Dataset=DatabaseIsMissing)
+        sys.modules,
+        "fiftyone",
+        SimpleNamespace(**kinds, Dataset=DatabaseIsMissing),
     )
 
 
@@ -37,7 +42,9 @@ def evaluation(detector, tiny_data):
     )
 
 
-def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluation):
+def test_samples_hold_truth_detections_and_what_became_of_them(
+    stand_in, evaluation
+):
     samples = fiftyone_samples(evaluation, 0.3)
     assert len(samples) == 8 and samples[0].filepath.endswith("val_00000.jpg")
     truth = [d for s in samples for d in s.ground_truth.detections]
@@ -48,7 +55,12 @@ def test_samples_hold_truth_detections_and_what_became_of_them(stand_in, evaluat
         and sum(s.missed for s in samples) == len(truth) - hits
         and sum(s.false for s in samples) == len(guesses) - hits
     )
-    assert {d.label for d in truth + guesses} <= {"disc", "square", "triangle", "ring"}
+    assert {d.label for d in truth + guesses} <= {
+        "disc",
+        "square",
+        "triangle",
+        "ring",
+    }
     assert all(0 <= v <= 1 for d in truth for v in d.bounding_box) and all(
         d.confidence >= 0.3 for d in guesses
     )
@@ -62,7 +74,9 @@ def test_a_missing_database_is_reported(stand_in, evaluation):
         to_fiftyone(evaluation, "name", 0.5)
 
 
-def test_without_fiftyone_its_installation_is_explained(monkeypatch, evaluation):
+def test_without_fiftyone_its_installation_is_explained(
+    monkeypatch, evaluation
+):
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(ConfigError, match="pip install fiftyone"):
         to_fiftyone(evaluation, "name", 0.5)

@@ -70,23 +70,32 @@ def test_metadata_is_read_back_as_it_was_written():
     assert metadata.preprocessing == GOOD["preprocessing"]
 
 
-@pytest.mark.parametrize(("key", "value"), ODD, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    ("key", "value"), ODD, ids=lambda value: repr(value)[:30]
+)
 def test_an_odd_entry_is_refused_with_its_key(key, value):
     text = json.dumps(GOOD | {key: value})
-    with pytest.raises(CheckpointError, match="export the model again$") as caught:
+    with pytest.raises(
+        CheckpointError, match="export the model again$"
+    ) as caught:
         Metadata.from_json(text, WHERE)
     assert key in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["preprocessing", "classes", "threshold", "input_size"])
+@pytest.mark.parametrize(
+    "key", ["preprocessing", "classes", "threshold", "input_size"]
+)
 def test_a_missing_entry_is_named(key):
     content = {name: value for name, value in GOOD.items() if name != key}
-    with pytest.raises(CheckpointError, match=f"^model.onnx: metadata has no {key};"):
+    with pytest.raises(
+        CheckpointError, match=f"^model.onnx: metadata has no {key};"
+    ):
         Metadata.from_json(json.dumps(content), WHERE)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, '{"threshold": NaN}', "null", '"text"', "3"]
+    "text",
+    ["", "{", "[" * 100_000, '{"threshold": NaN}', "null", '"text"', "3"],
 )
 def test_text_that_is_not_metadata_is_refused(text):
     with pytest.raises(

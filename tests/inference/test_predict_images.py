@@ -28,7 +28,9 @@ def test_the_results_scored_by_pycocotools_give_the_ap_of_an_evaluation(
     detector, tiny_data, tmp_path
 ):
     expected = DetSolver(
-        tiny_config(tiny_data, tmp_path / "run", resume=str(TRAINED), test_only=True),
+        tiny_config(
+            tiny_data, tmp_path / "run", resume=str(TRAINED), test_only=True
+        ),
         torch.device("cpu"),
     ).val()
     results = predict_source(
@@ -44,9 +46,9 @@ def test_the_results_scored_by_pycocotools_give_the_ap_of_an_evaluation(
         run = COCOeval(truth, truth.loadRes(str(results)), "bbox")
         run.evaluate(), run.accumulate(), run.summarize()
     assert expected["AP"] > 0.1
-    assert run.stats[0] == pytest.approx(expected["AP"], abs=1e-3) and run.stats[
-        1
-    ] == pytest.approx(expected["AP50"], abs=1e-3)
+    assert run.stats[0] == pytest.approx(
+        expected["AP"], abs=1e-3
+    ) and run.stats[1] == pytest.approx(expected["AP50"], abs=1e-3)
 
 
 def test_a_folder_gives_a_picture_for_each_image_and_numbered_entries(
@@ -71,7 +73,9 @@ def test_a_folder_gives_a_picture_for_each_image_and_numbered_entries(
         "a.png.jpg",
         "deep/b.jpg",
     ]
-    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {
+    assert {
+        (e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")
+    } == {
         (1, "a.jpg"),
         (2, "a.png"),
         (3, "deep/b.jpg"),
@@ -89,7 +93,9 @@ def test_pictures_of_an_earlier_run_within_the_folder_are_left_out(
             tmp_path / "found",
             settings=PredictionSettings(threshold=0.0),
         )
-        assert {e["file_name"] for e in entries(tmp_path / "found")} == {"a.jpg"}
+        assert {e["file_name"] for e in entries(tmp_path / "found")} == {
+            "a.jpg"
+        }
 
 
 def test_one_image_may_be_requested(detector, val_images, tmp_path):
@@ -124,7 +130,9 @@ def test_an_unreadable_image_is_reported_after_all_others_were_written(
     source.mkdir()
     (source / "a.jpg").write_bytes(b"not an image")
     shutil.copy(val_images[0], source / "b.jpg")
-    with pytest.raises(DataError, match="1 of 2 images could not be read.*a.jpg"):
+    with pytest.raises(
+        DataError, match="1 of 2 images could not be read.*a.jpg"
+    ):
         predict_source(
             detector,
             str(source),
@@ -145,15 +153,24 @@ def test_pictures_never_replace_the_images_that_they_show(
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96)])
-def test_an_image_is_turned_only_if_its_labels_require_it(detector, tmp_path, size):
+def test_an_image_is_turned_only_if_its_labels_require_it(
+    detector, tmp_path, size
+):
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.new("RGB", (96, 64), (200, 30, 30)).save(tmp_path / "a.jpg", exif=turned)
+    Image.new("RGB", (96, 64), (200, 30, 30)).save(
+        tmp_path / "a.jpg", exif=turned
+    )
     labels = write_coco(
         tmp_path,
         {
             "images": [
-                {"id": 3, "file_name": "a.jpg", "width": size[0], "height": size[1]}
+                {
+                    "id": 3,
+                    "file_name": "a.jpg",
+                    "width": size[0],
+                    "height": size[1],
+                }
             ],
             "annotations": [],
             "categories": [{"id": 1, "name": "disc"}],
@@ -167,7 +184,10 @@ def test_an_image_is_turned_only_if_its_labels_require_it(detector, tmp_path, si
         annotations=labels,
         settings=PredictionSettings(threshold=0.0),
     )
-    assert Image.open(tmp_path / "found/a.jpg").size == (5 * size[0], 5 * size[1])
+    assert Image.open(tmp_path / "found/a.jpg").size == (
+        5 * size[0],
+        5 * size[1],
+    )
 
 
 def test_a_very_long_image_is_drawn_as_it_is(detector, tmp_path):
@@ -194,7 +214,11 @@ def test_weights_that_overflow_are_an_error_and_not_no_objects(
         for name, module in detector.engine.model.named_modules()
         if name.endswith(part)
     ]
-    hooks = [layer.register_forward_hook(overflow) for head in heads for layer in head]
+    hooks = [
+        layer.register_forward_hook(overflow)
+        for head in heads
+        for layer in head
+    ]
     try:
         assert hooks
         with pytest.raises(
@@ -213,7 +237,12 @@ def test_weights_that_overflow_are_an_error_and_not_no_objects(
         (
             {
                 "images": [
-                    {"id": 2**60 + 1, "file_name": "a.jpg", "width": 64, "height": 64}
+                    {
+                        "id": 2**60 + 1,
+                        "file_name": "a.jpg",
+                        "width": 64,
+                        "height": 64,
+                    }
                 ]
             },
             ".",
@@ -221,7 +250,12 @@ def test_weights_that_overflow_are_an_error_and_not_no_objects(
         (
             {
                 "images": [
-                    {"id": 2**60 + 1, "file_name": "a.jpg", "width": 64, "height": 64}
+                    {
+                        "id": 2**60 + 1,
+                        "file_name": "a.jpg",
+                        "width": 64,
+                        "height": 64,
+                    }
                 ],
                 "annotations": [],
             },
@@ -243,7 +277,9 @@ def test_a_list_of_images_without_boxes_is_enough(
         settings=PredictionSettings(threshold=0.0),
         draw=False,
     )
-    assert {entry["image_id"] for entry in entries(tmp_path / "found")} == {2**60 + 1}
+    assert {entry["image_id"] for entry in entries(tmp_path / "found")} == {
+        2**60 + 1
+    }
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "a.jpg"])
@@ -308,7 +344,9 @@ def test_an_image_behind_a_broken_link_is_missing_and_not_left_out(
 ):
     shutil.copy(val_images[0], tmp_path / "a.jpg")
     (tmp_path / "b.jpg").symlink_to(tmp_path / "gone.jpg")
-    with pytest.raises(DataError, match="1 of 2 images could not be read.*b.jpg"):
+    with pytest.raises(
+        DataError, match="1 of 2 images could not be read.*b.jpg"
+    ):
         predict_source(detector, str(tmp_path), tmp_path / "found")
 
 

@@ -15,7 +15,9 @@ from tests.inference.test_sources import needs_opencv
 
 
 @needs_opencv
-def test_a_video_becomes_a_video_and_entries_by_frame(detector, val_images, tmp_path):
+def test_a_video_becomes_a_video_and_entries_by_frame(
+    detector, val_images, tmp_path
+):
     writer = VideoWriter(tmp_path / "clip.mp4", 5)
     for image in val_images[:4]:
         writer.write(np.asarray(Image.open(image)))
@@ -27,15 +29,17 @@ def test_a_video_becomes_a_video_and_entries_by_frame(detector, val_images, tmp_
         settings=PredictionSettings(threshold=0.0),
         frames=3,
     )
-    assert {(e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")} == {
-        (n, f"frame {n}") for n in (1, 2, 3)
-    }
+    assert {
+        (e["image_id"], e["file_name"]) for e in entries(tmp_path / "found")
+    } == {(n, f"frame {n}") for n in (1, 2, 3)}
     drawn = Video(open_source(str(tmp_path / "found/clip.mp4")))
     assert drawn.rate == 5 and drawn.count == 3
 
 
 @needs_opencv
-def test_a_drawn_video_never_replaces_its_source(detector, val_images, tmp_path):
+def test_a_drawn_video_never_replaces_its_source(
+    detector, val_images, tmp_path
+):
     writer = VideoWriter(tmp_path / "clip.mp4", 5)
     writer.write(np.asarray(Image.open(val_images[0])))
     writer.close()
@@ -65,11 +69,15 @@ def test_a_video_that_is_cut_is_a_fault_after_its_frames_were_written(
     assert frames == set(
         range(1, len(frames) + 1)
     ) and f"the results of {len(frames)} frames" in str(error.value)
-    assert Video(open_source(str(tmp_path / "found/clip.mp4"))).count == len(frames)
+    assert Video(open_source(str(tmp_path / "found/clip.mp4"))).count == len(
+        frames
+    )
 
 
 @needs_opencv
-def test_a_video_that_does_not_reach_the_disk_whole_is_an_error(tmp_path, monkeypatch):
+def test_a_video_that_does_not_reach_the_disk_whole_is_an_error(
+    tmp_path, monkeypatch
+):
     writer = VideoWriter(tmp_path / "a.mp4", 10)
     for _ in range(5):
         writer.write(np.zeros((64, 64, 3), np.uint8))

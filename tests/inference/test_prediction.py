@@ -31,7 +31,10 @@ def test_coco_entries_carry_category_ids_and_xywh_boxes():
 
 
 def test_clipped_boxes_end_at_the_border():
-    assert prediction().clipped().boxes.tolist() == [[10, 20, 40, 60], [0, 0, 48, 80]]
+    assert prediction().clipped().boxes.tolist() == [
+        [10, 20, 40, 60],
+        [0, 0, 48, 80],
+    ]
 
 
 def test_a_selection_keeps_everything_together():
@@ -49,7 +52,9 @@ def test_it_is_drawn_on_the_file_that_it_came_from(tmp_path):
     from_file = prediction(str(tmp_path / "image.png")).draw()
     green = torch.zeros(3, 80, 48, dtype=torch.uint8)
     green[1] = 128
-    assert np.array_equal(np.asarray(from_file), np.asarray(prediction().draw(green)))
+    assert np.array_equal(
+        np.asarray(from_file), np.asarray(prediction().draw(green))
+    )
     assert len(np.unique(np.asarray(from_file).reshape(-1, 3), axis=0)) > 2
 
 
@@ -60,6 +65,10 @@ def test_without_a_file_the_image_must_be_given():
 
 def test_any_kind_of_image_is_drawn_on():
     array = np.full((80, 48, 3), 90, np.uint8)
-    kinds = [array, Image.fromarray(array), torch.from_numpy(array).permute(2, 0, 1)]
+    kinds = [
+        array,
+        Image.fromarray(array),
+        torch.from_numpy(array).permute(2, 0, 1),
+    ]
     pictures = [np.asarray(prediction().draw(image)) for image in kinds]
     assert all(np.array_equal(picture, pictures[0]) for picture in pictures)

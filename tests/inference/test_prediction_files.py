@@ -17,7 +17,9 @@ from tests.fixtures.trained_tiny import TRAINED
 from tests.inference.test_predict_images import entries
 
 
-def test_results_until_ctrl_c_are_written(detector, val_images, tmp_path, monkeypatch):
+def test_results_until_ctrl_c_are_written(
+    detector, val_images, tmp_path, monkeypatch
+):
     stream = detector.stream
 
     def interrupted(*arguments, **keywords):
@@ -87,10 +89,15 @@ def test_an_error_in_the_middle_keeps_what_was_found_before(
             settings=PredictionSettings(threshold=0.0),
         )
     assert {entry["image_id"] for entry in entries(tmp_path)} == {1}
-    assert "the job ended early; the predictions so far were written" in caplog.text
+    assert (
+        "the job ended early; the predictions so far were written"
+        in caplog.text
+    )
 
 
-@pytest.mark.parametrize("settings", [{"threshold": 5}, {"nms": -1}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"threshold": 5}, {"nms": -1}, {"batch_size": 0}]
+)
 def test_a_wrong_setting_leaves_earlier_results_as_they_are(
     detector, val_images, tmp_path, settings
 ):
@@ -103,9 +110,14 @@ def test_a_wrong_setting_leaves_earlier_results_as_they_are(
     before = (tmp_path / "predictions.json").read_bytes()
     with pytest.raises(ConfigError, match="expected"):
         predict_source(
-            detector, str(val_images[0]), tmp_path, PredictionSettings(**settings)
+            detector,
+            str(val_images[0]),
+            tmp_path,
+            PredictionSettings(**settings),
         )
-    assert (tmp_path / "predictions.json").read_bytes() == before and len(before) > 100
+    assert (tmp_path / "predictions.json").read_bytes() == before and len(
+        before
+    ) > 100
 
 
 def test_sigterm_keeps_what_was_found(val_images, tmp_path):
@@ -130,7 +142,8 @@ def test_sigterm_keeps_what_was_found(val_images, tmp_path):
     )
     wait_until(
         lambda: any(
-            p.stat().st_size > 9000 for p in tmp_path.glob("found/.predictions*")
+            p.stat().st_size > 9000
+            for p in tmp_path.glob("found/.predictions*")
         ),
         process.pid,
         lambda: "",
@@ -155,6 +168,8 @@ def test_a_file_name_of_another_encoding_loses_no_result(
         tmp_path / "found",
         settings=PredictionSettings(threshold=0.0),
     )
-    names = {os.fsencode(entry["file_name"]) for entry in entries(tmp_path / "found")}
+    names = {
+        os.fsencode(entry["file_name"]) for entry in entries(tmp_path / "found")
+    }
     assert names == {name, b"b.jpg"}
     assert len(list((tmp_path / "found").glob("*.jpg"))) == 2

@@ -22,7 +22,9 @@ def test_the_result_is_bit_for_bit_that_of_the_validation_data(tiny_data):
     for image, size, (expected, target) in zip(
         batch, sizes, (dataset[i] for i in range(3))
     ):
-        assert torch.equal(image, expected) and torch.equal(size, target["orig_size"])
+        assert torch.equal(image, expected) and torch.equal(
+            size, target["orig_size"]
+        )
 
 
 def test_an_image_is_stretched_and_its_values_lie_between_0_and_1():
@@ -43,14 +45,20 @@ def test_an_image_is_stretched_and_its_values_lie_between_0_and_1():
 def test_a_mean_is_taken_off():
     ops = [
         *OPS,
-        {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+        {
+            "type": "Normalize",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+        },
     ]
-    assert Preprocessing(ops)([torch.full((3, 30, 50), 255, dtype=torch.uint8)])[
-        0
-    ].unique().tolist() == [2.0]
+    assert Preprocessing(ops)(
+        [torch.full((3, 30, 50), 255, dtype=torch.uint8)]
+    )[0].unique().tolist() == [2.0]
 
 
-@pytest.mark.parametrize("name", ["RandomHorizontalFlip", "PadToSize", "Unknown"])
+@pytest.mark.parametrize(
+    "name", ["RandomHorizontalFlip", "PadToSize", "Unknown"]
+)
 def test_random_or_padding_transforms_are_refused(name):
     with pytest.raises(
         ConfigError,

@@ -15,7 +15,8 @@ from src.inference.sources import Source, Video, image_files, open_source
 from tests.fixtures.videos import write_avi
 
 needs_opencv = pytest.mark.skipif(
-    find_spec("cv2") is None, reason="OpenCV is not installed (tools/requirements.txt)"
+    find_spec("cv2") is None,
+    reason="OpenCV is not installed (tools/requirements.txt)",
 )
 
 
@@ -23,7 +24,9 @@ def test_a_folder_gives_its_images_and_those_below_by_name(tmp_path):
     for name in ("b.JPG", "a.png", "notes.txt", "deep/c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == [
+    assert [
+        str(path.relative_to(tmp_path)) for path in image_files(tmp_path)
+    ] == [
         "a.png",
         "b.JPG",
         "deep/c.webp",
@@ -32,7 +35,9 @@ def test_a_folder_gives_its_images_and_those_below_by_name(tmp_path):
 
 def test_a_file_is_taken_whatever_its_name(tmp_path):
     (tmp_path / "image.unknown").touch()
-    assert image_files(tmp_path / "image.unknown") == [tmp_path / "image.unknown"]
+    assert image_files(tmp_path / "image.unknown") == [
+        tmp_path / "image.unknown"
+    ]
 
 
 def test_missing_and_empty_sources_are_reported(tmp_path):
@@ -53,7 +58,9 @@ def test_a_video_keeps_its_frames_rate_and_colours(tmp_path):
     writer.close()
     video = Video(open_source(str(tmp_path / "video.mp4")))
     frames = list(video)
-    assert video.rate == 10 and video.count == 3 and frames[2].shape == (3, 64, 96)
+    assert (
+        video.rate == 10 and video.count == 3 and frames[2].shape == (3, 64, 96)
+    )
     assert [round(float(frame[0].float().mean()), -1) for frame in frames] == [
         0,
         120,
@@ -68,7 +75,8 @@ def test_frames_of_another_size_are_fitted(tmp_path):
     writer.write(np.zeros((32, 32, 3), np.uint8))
     writer.close()
     assert [
-        tuple(frame.shape) for frame in Video(open_source(str(tmp_path / "video.mp4")))
+        tuple(frame.shape)
+        for frame in Video(open_source(str(tmp_path / "video.mp4")))
     ] == [(3, 64, 96)] * 2
 
 
@@ -113,21 +121,32 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
         ("/dev/video3", 3),
     ],
 )
-def test_addresses_of_streams_and_cameras_are_sources_without_an_end(text, place):
+def test_addresses_of_streams_and_cameras_are_sources_without_an_end(
+    text, place
+):
     source = open_source(text)
-    assert (source.place, source.is_video, source.is_live) == (place, True, True)
+    assert (source.place, source.is_video, source.is_live) == (
+        place,
+        True,
+        True,
+    )
 
 
 def test_the_password_in_an_address_is_not_shown():
     assert (
-        Source("rtsp://user:secret@host/live", is_video=True).name == "rtsp://host/live"
+        Source("rtsp://user:secret@host/live", is_video=True).name
+        == "rtsp://host/live"
     )
 
 
-def test_a_home_folder_is_found_and_a_similar_name_is_offered(tmp_path, monkeypatch):
+def test_a_home_folder_is_found_and_a_similar_name_is_offered(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "Images").mkdir()
-    assert open_source("~/Images") == Source(tmp_path / "Images", is_video=False)
+    assert open_source("~/Images") == Source(
+        tmp_path / "Images", is_video=False
+    )
     with pytest.raises(DataError, match="images does not exist.*Images"):
         open_source("~/images")
 
@@ -146,21 +165,26 @@ def test_a_video_that_is_cut_says_how_many_frames_are_missing(tmp_path):
     frames, fault = faults[1]
     assert 0 < frames < 30
     assert (
-        fault == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: "
+        fault
+        == f"{tmp_path / 'cut.avi'} could be read up to frame {frames} of 40: "
         "the file is truncated or damaged"
     )
 
 
 @needs_opencv
 def test_a_video_that_is_not_read_to_its_end_on_purpose_has_no_fault(tmp_path):
-    video = Video(Source(write_avi(tmp_path / "a.avi", frames=10), is_video=True))
+    video = Video(
+        Source(write_avi(tmp_path / "a.avi", frames=10), is_video=True)
+    )
     next(iter(video))
     assert video.frames_read == 1 and video.fault is None
 
 
 @needs_opencv
 def test_the_end_of_a_stream_is_reported(tmp_path):
-    video = Video(Source(Path(write_avi(tmp_path / "a.avi", frames=10)), is_video=True))
+    video = Video(
+        Source(Path(write_avi(tmp_path / "a.avi", frames=10)), is_video=True)
+    )
     video.source = Source("rtsp://user:secret@host/live", is_video=True)
     assert len(list(video)) == 10
     assert video.fault == "rtsp://host/live gave no more frames after 10"
@@ -189,7 +213,9 @@ def test_links_to_folders_and_special_files_are_counted(tmp_path, caplog):
 
 @needs_opencv
 def test_one_missing_frame_of_a_format_that_counts_them_is_a_fault(tmp_path):
-    video = Video(Source(write_avi(tmp_path / "a.avi", frames=10), is_video=True))
+    video = Video(
+        Source(write_avi(tmp_path / "a.avi", frames=10), is_video=True)
+    )
     video.count = 11
     assert len(list(video)) == 10 and "frame 10 of 11" in video.fault
 

@@ -68,7 +68,9 @@ def seen_through(
     )
 
 
-@pytest.mark.parametrize("size", [(100, 100), (1000, 500), (101, 377), (64, 1000)])
+@pytest.mark.parametrize(
+    "size", [(100, 100), (1000, 500), (101, 377), (64, 1000)]
+)
 @pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
 def test_tiles_cover_the_image_and_overlap_as_asked(size, overlap):
     whole, *tiles = Tiling(100, overlap).windows(*size)
@@ -79,7 +81,9 @@ def test_tiles_cover_the_image_and_overlap_as_asked(size, overlap):
         assert x1 - x0 == min(100, size[0]) and y1 - y0 == min(100, size[1])
     assert covered.all() or not tiles and max(size) <= 100
     starts = sorted({tile[0] for tile in tiles})
-    assert all(b - a <= 100 * (1 - overlap) + 1 for a, b in zip(starts, starts[1:]))
+    assert all(
+        b - a <= 100 * (1 - overlap) + 1 for a, b in zip(starts, starts[1:])
+    )
 
 
 def test_a_small_image_is_looked_at_once():
@@ -87,7 +91,9 @@ def test_a_small_image_is_looked_at_once():
 
 
 def test_an_object_on_the_border_of_tiles_comes_out_once_and_whole():
-    merged = seen_through([(90, 90, 130, 130, 0.8, 0)], Tiling(100, 0.0), (200, 200))
+    merged = seen_through(
+        [(90, 90, 130, 130, 0.8, 0)], Tiling(100, 0.0), (200, 200)
+    )
     assert merged.boxes.tolist() == [
         [90, 90, 130, 130]
     ] and merged.scores.tolist() == pytest.approx([0.8])
@@ -112,12 +118,18 @@ def test_neighbours_of_another_class_stay():
 
 def test_a_small_object_within_a_large_one_of_its_class_stays():
     merged = seen_through(
-        [(0, 0, 200, 200, 0.9, 0), (20, 20, 60, 60, 0.8, 0)], Tiling(100), (200, 200)
+        [(0, 0, 200, 200, 0.9, 0), (20, 20, 60, 60, 0.8, 0)],
+        Tiling(100),
+        (200, 200),
     )
     assert sorted(merged.boxes.tolist()) == [[0, 0, 200, 200], [20, 20, 60, 60]]
 
 
-@pytest.mark.parametrize("tiling", [Tiling(0), Tiling(100, 1.0), Tiling(100, -0.1)])
+@pytest.mark.parametrize(
+    "tiling", [Tiling(0), Tiling(100, 1.0), Tiling(100, -0.1)]
+)
 def test_invalid_tiles_are_refused(tiling):
-    with pytest.raises(ConfigError, match="expected at least 1 and from 0 to 0.9"):
+    with pytest.raises(
+        ConfigError, match="expected at least 1 and from 0 to 0.9"
+    ):
         tiling.windows(500, 500)

@@ -85,7 +85,9 @@ def drift_away(vit: nn.Module, by: float) -> None:
     for parameter in vit.parameters():
         if parameter.requires_grad:
             parameter.add_(
-                by * torch.randn(parameter.shape) * parameter.std(unbiased=False)
+                by
+                * torch.randn(parameter.shape)
+                * parameter.std(unbiased=False)
             )
 
 
@@ -150,14 +152,19 @@ def test_distance_does_not_see_a_rotation_of_all_features():
     maps = torch.randn(2, 6, 3, 3)
     rotation = torch.linalg.qr(torch.randn(6, 6))[0]
     assert (
-        gram_distance(torch.einsum("ij,bjhw->bihw", rotation, maps), maps).item()
+        gram_distance(
+            torch.einsum("ij,bjhw->bihw", rotation, maps), maps
+        ).item()
         < 1e-12
     )
 
 
 def test_distance_does_not_see_the_length_of_features():
     maps = torch.randn(2, 6, 3, 3)
-    assert gram_distance(maps * torch.rand(2, 1, 3, 3).add(0.5), maps).item() < 1e-12
+    assert (
+        gram_distance(maps * torch.rand(2, 1, 3, 3).add(0.5), maps).item()
+        < 1e-12
+    )
 
 
 def test_distance_is_in_float32_under_autocast():
@@ -236,7 +243,9 @@ def test_the_random_state_is_unchanged_if_all_tokens_are_used(watched):
 
 
 def test_random_parts_of_training_do_not_act_on_the_teacher(watched):
-    model, anchoring = watched(backbone={"drop_path": 0.9, "rope_rescale_coords": 2.0})
+    model, anchoring = watched(
+        backbone={"drop_path": 0.9, "rope_rescale_coords": 2.0}
+    )
     batch = (images() - model.backbone.image_mean) / model.backbone.image_std
     assert torch.equal(
         anchoring.teacher.forward_features(batch),
@@ -244,12 +253,16 @@ def test_random_parts_of_training_do_not_act_on_the_teacher(watched):
     )
 
 
-def test_loss_is_float32_under_autocast_and_both_see_the_same_precision(watched):
+def test_loss_is_float32_under_autocast_and_both_see_the_same_precision(
+    watched,
+):
     model, anchoring = watched(drift=0.0)
     with torch.autocast("cpu", torch.bfloat16):
         model(images())
     loss = anchoring()  # autocast is off where losses are computed
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(0, abs=1e-12)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_loss_can_be_computed_within_autocast(watched):
@@ -285,7 +298,8 @@ def test_gradients_reach_the_vit_of_the_student_alone(watched):
     }
     assert reached and all(name.startswith("backbone.vit.") for name in reached)
     assert not any(
-        p.requires_grad or p.grad is not None for p in anchoring.teacher.parameters()
+        p.requires_grad or p.grad is not None
+        for p in anchoring.teacher.parameters()
     )
 
 
@@ -408,7 +422,9 @@ def test_the_teacher_moves_to_a_device(watched):
 
 
 @pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
-def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(model_name, watched):
+def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(
+    model_name, watched
+):
     model, anchoring = watched(model_name, backbone={"lora_rank": 4})
     assert not any(
         isinstance(layer, LoRALinear) for layer in anchoring.teacher.modules()
@@ -420,9 +436,9 @@ def test_the_teacher_of_a_student_with_lora_is_the_plain_vit(model_name, watched
         checkpoint_path=model.backbone.checkpoint_path,
     )
     plain.load_pretrained()
-    assert {k: v.tolist() for k, v in anchoring.teacher.state_dict().items()} == {
-        k: v.tolist() for k, v in plain.vit.state_dict().items()
-    }
+    assert {
+        k: v.tolist() for k, v in anchoring.teacher.state_dict().items()
+    } == {k: v.tolist() for k, v in plain.vit.state_dict().items()}
 
 
 def test_a_student_with_lora_is_held_to_it(watched):
@@ -435,7 +451,9 @@ def test_a_student_with_lora_is_held_to_it(watched):
     assert model.backbone.vit.blocks[1].attn.qkv.lora_down.grad.any()
 
 
-def test_published_weights_are_read_though_the_backbone_starts_from_others(published):
+def test_published_weights_are_read_though_the_backbone_starts_from_others(
+    published,
+):
     model = Detector(
         small_backbone(depth=3, pretrained=False, checkpoint_path=published())
     )
@@ -444,10 +462,14 @@ def test_published_weights_are_read_though_the_backbone_starts_from_others(publi
         anchoring.teacher.cls_token,
         torch.load(model.backbone.checkpoint_path)["cls_token"],
     )
-    assert not torch.equal(anchoring.teacher.cls_token, model.backbone.vit.cls_token)
+    assert not torch.equal(
+        anchoring.teacher.cls_token, model.backbone.vit.cls_token
+    )
 
 
-def test_a_file_of_its_own_goes_before_that_of_the_backbone(published, tmp_path):
+def test_a_file_of_its_own_goes_before_that_of_the_backbone(
+    published, tmp_path
+):
     own, path = small_backbone(depth=3), tmp_path / "own.pth"
     torch.save(official_layout(own.vit, live_biases=False), path)
     anchoring = GramAnchoring(
@@ -470,7 +492,8 @@ def test_missing_weights_are_reported_with_advice(monkeypatch, tmp_path):
     )
     assert (
         "name another with -u gram_anchoring.checkpoint_path=FILE, "
-        "or train without Gram anchoring: -u gram_anchoring=~ (" in str(caught.value)
+        "or train without Gram anchoring: -u gram_anchoring=~ ("
+        in str(caught.value)
     )
 
 
@@ -480,7 +503,9 @@ RUN = RunLength(epochs=20, steps_per_epoch=10)
 
 
 def weights(schedule, *epochs):
-    resolved = resolve_specification({"type": "GramAnchoring", "weight": schedule}, RUN)
+    resolved = resolve_specification(
+        {"type": "GramAnchoring", "weight": schedule}, RUN
+    )
     anchoring = GramAnchoring(Detector(small_backbone()), resolved["weight"])
     result = []
     for epoch in epochs:
@@ -518,7 +543,9 @@ def test_points_in_epochs_hold_without_a_run():
     assert anchoring.weight == 6
 
 
-@pytest.mark.parametrize("weight", [-1, [], [[0, -1]], [[0]], [[0, "a lot"]], [0, 100]])
+@pytest.mark.parametrize(
+    "weight", [-1, [], [[0, -1]], [[0]], [[0, "a lot"]], [0, 100]]
+)
 def test_invalid_weights_are_refused(weight):
     with pytest.raises(ConfigError) as caught:
         GramAnchoring(Detector(small_backbone()), weight)

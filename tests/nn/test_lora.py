@@ -44,7 +44,9 @@ def changed(module: nn.Module):
 
 
 def factors(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if ".lora_" in name}
+    return {
+        name: p for name, p in module.named_parameters() if ".lora_" in name
+    }
 
 
 def adapted_layers(vit: nn.Module) -> list[str]:
@@ -63,7 +65,10 @@ def test_a_layer_adds_the_scaled_product_of_its_factors():
     layer = LoRALinear(6, 5, rank=2, alpha=3.0)
     nn.init.normal_(layer.lora_up)
     x = torch.randn(7, 6)
-    expected = x @ (layer.weight + 1.5 * layer.lora_up @ layer.lora_down).T + layer.bias
+    expected = (
+        x @ (layer.weight + 1.5 * layer.lora_up @ layer.lora_down).T
+        + layer.bias
+    )
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -75,18 +80,25 @@ def test_a_layer_shares_the_weights_of_the_linear_layer_it_stands_for():
 
 def test_only_the_factors_of_a_layer_are_trained():
     layer = LoRALinear.from_linear(nn.Linear(6, 5), 2, 2.0)
-    assert [name for name, p in layer.named_parameters() if p.requires_grad] == [
+    assert [
+        name for name, p in layer.named_parameters() if p.requires_grad
+    ] == [
         "lora_down",
         "lora_up",
     ]
 
 
 def test_a_layer_without_bias_stays_so():
-    assert LoRALinear.from_linear(nn.Linear(6, 5, bias=False), 2, 2.0).bias is None
+    assert (
+        LoRALinear.from_linear(nn.Linear(6, 5, bias=False), 2, 2.0).bias is None
+    )
 
 
 def test_plain_weights_undo_the_change():
-    layer, linear = changed(LoRALinear(6, 5, rank=2, alpha=2.0)), nn.Linear(6, 5)
+    layer, linear = (
+        changed(LoRALinear(6, 5, rank=2, alpha=2.0)),
+        nn.Linear(6, 5),
+    )
     layer.load_state_dict(linear.state_dict())
     x = torch.randn(3, 6)
     assert torch.equal(layer(x), linear(x))
@@ -111,7 +123,9 @@ def test_a_single_factor_is_reported_as_a_missing_key():
 
 
 def test_weights_of_other_layers_leave_the_change_alone():
-    model = nn.Sequential(changed(LoRALinear(6, 5, rank=2, alpha=2.0)), nn.Linear(5, 5))
+    model = nn.Sequential(
+        changed(LoRALinear(6, 5, rank=2, alpha=2.0)), nn.Linear(5, 5)
+    )
     before = model[0].lora_up.clone()
     model.load_state_dict({"1.weight": torch.zeros(5, 5)}, strict=False)
     assert torch.equal(model[0].lora_up, before)
@@ -123,7 +137,11 @@ def test_weights_of_other_layers_leave_the_change_alone():
 @pytest.mark.parametrize(
     ("model_name", "targets", "layers"),
     [
-        (PLAIN, ["attention", "mlp"], ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]),
+        (
+            PLAIN,
+            ["attention", "mlp"],
+            ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"],
+        ),
         (PLAIN, ["attention"], ["attn.qkv", "attn.proj"]),
         (PLAIN, ["mlp"], ["mlp.fc1", "mlp.fc2"]),
         (PLAIN, ["qkv", "fc2"], ["attn.qkv", "mlp.fc2"]),
@@ -196,7 +214,9 @@ def test_alpha_over_rank_scales_the_change_and_alpha_is_the_rank_by_default(
     alpha, scale
 ):
     assert (
-        small_backbone(lora_rank=4, lora_alpha=alpha).vit.blocks[0].mlp.fc1.scale
+        small_backbone(lora_rank=4, lora_alpha=alpha)
+        .vit.blocks[0]
+        .mlp.fc1.scale
         == scale
     )
 
@@ -205,7 +225,9 @@ def test_alpha_over_rank_scales_the_change_and_alpha_is_the_rank_by_default(
 def test_a_fresh_change_leaves_features_as_they_are_bit_for_bit(model_name):
     plain, adapted = pair(model_name)
     images = torch.rand(2, 3, 32, 64)
-    assert torch.equal(features(adapted.vit, images), features(plain.vit, images))
+    assert torch.equal(
+        features(adapted.vit, images), features(plain.vit, images)
+    )
 
 
 def test_a_fresh_change_leaves_features_of_a_model_with_biases_as_they_are():
@@ -213,7 +235,10 @@ def test_a_fresh_change_leaves_features_of_a_model_with_biases_as_they_are():
     images = torch.rand(2, 3, 32, 64)
     # timm adds the bias after the product instead of within it, which rounds differently
     torch.testing.assert_close(
-        features(adapted.vit, images), features(plain.vit, images), rtol=1e-5, atol=1e-5
+        features(adapted.vit, images),
+        features(plain.vit, images),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -225,7 +250,9 @@ def test_a_change_of_every_layer_reaches_the_features(model_name):
     for name, layer in adapted.vit.named_modules():
         if isinstance(layer, LoRALinear):
             torch.nn.init.normal_(layer.lora_up)
-            assert not torch.allclose(features(adapted.vit, images), before), name
+            assert not torch.allclose(features(adapted.vit, images), before), (
+                name
+            )
             torch.nn.init.zeros_(layer.lora_up)
 
 
@@ -262,7 +289,9 @@ def test_a_step_moves_the_factors_and_nothing_else_of_the_vit(model_name):
     changed(
         backbone
     )  # at the start, when lora_up is zero, lora_down has no gradient yet
-    before = {name: p.detach().clone() for name, p in backbone.vit.named_parameters()}
+    before = {
+        name: p.detach().clone() for name, p in backbone.vit.named_parameters()
+    }
     optimizer = torch.optim.SGD(
         [p for p in backbone.parameters() if p.requires_grad], lr=1e-3
     )
@@ -282,7 +311,9 @@ def test_a_step_moves_the_factors_and_nothing_else_of_the_vit(model_name):
 def test_the_factors_of_the_last_blocks_can_be_trained_alone(count, blocks):
     backbone = small_backbone(depth=4, **LORA)
     backbone.set_trainable_blocks(count)
-    trained = [name for name, p in backbone.vit.named_parameters() if p.requires_grad]
+    trained = [
+        name for name, p in backbone.vit.named_parameters() if p.requires_grad
+    ]
     assert (
         set(trained) <= set(factors(backbone.vit))
         and sorted({name.split(".")[1] for name in trained}) == blocks
@@ -302,7 +333,9 @@ def test_factors_of_blocks_after_the_last_tap_are_not_trained():
 
 
 def test_the_adapter_of_a_backbone_with_lora_is_trained():
-    assert all(p.requires_grad for p in small_backbone(**LORA).adapter.parameters())
+    assert all(
+        p.requires_grad for p in small_backbone(**LORA).adapter.parameters()
+    )
 
 
 def test_trained_numbers_are_rank_times_both_widths_of_each_layer():
@@ -359,11 +392,13 @@ def test_merged_weights_give_a_plain_model_the_same_features(model_name):
 def test_merging_leaves_the_module_as_it_is():
     _, adapted = pair()
     before = {
-        key: value.clone() for key, value in changed(adapted).state_dict().items()
+        key: value.clone()
+        for key, value in changed(adapted).state_dict().items()
     }
     merged_state_dict(adapted)
     assert all(
-        torch.equal(value, before[key]) for key, value in adapted.state_dict().items()
+        torch.equal(value, before[key])
+        for key, value in adapted.state_dict().items()
     )
 
 
@@ -395,12 +430,17 @@ def test_merged_state_without_lora_is_the_state():
 def test_a_deployed_layer_is_a_plain_linear_one():
     layer = LoRALinear(6, 5, rank=2, alpha=2.0)
     layer.convert_to_deploy()
-    assert type(layer) is nn.Linear and list(layer.state_dict()) == ["weight", "bias"]
+    assert type(layer) is nn.Linear and list(layer.state_dict()) == [
+        "weight",
+        "bias",
+    ]
 
 
 @MODELS
 def test_a_deployed_detector_detects_the_same_without_lora(model_name):
-    model = tiny_config(DINOv3Backbone={"model_name": model_name, **LORA}).model.eval()
+    model = tiny_config(
+        DINOv3Backbone={"model_name": model_name, **LORA}
+    ).model.eval()
     changed(model)
     images = torch.rand(1, 3, 64, 64)
     deployed = model.deploy()
@@ -410,7 +450,10 @@ def test_a_deployed_detector_detects_the_same_without_lora(model_name):
     with torch.inference_mode():
         # convolutions and norms are fused too, hence looser than for LoRA alone
         torch.testing.assert_close(
-            deployed.backbone(images), model.backbone(images), rtol=1e-4, atol=1e-5
+            deployed.backbone(images),
+            model.backbone(images),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -421,7 +464,9 @@ def test_a_deployed_detector_detects_the_same_without_lora(model_name):
     "layout", [timm_layout, official_layout], ids=["timm", "official"]
 )
 @MODELS
-def test_published_weights_load_and_undo_the_change(model_name, layout, tmp_path):
+def test_published_weights_load_and_undo_the_change(
+    model_name, layout, tmp_path
+):
     plain, path = small_backbone(model_name), tmp_path / "dinov3.pth"
     torch.save(
         layout(plain.vit)
@@ -430,7 +475,9 @@ def test_published_weights_load_and_undo_the_change(model_name, layout, tmp_path
         path,
     )
     backbone = changed(
-        small_backbone(model_name, pretrained=True, checkpoint_path=str(path), **LORA)
+        small_backbone(
+            model_name, pretrained=True, checkpoint_path=str(path), **LORA
+        )
     )
     backbone.load_pretrained()
     images = torch.rand(1, 3, 32, 32)
@@ -446,7 +493,8 @@ def test_published_weights_load_and_undo_the_change(model_name, layout, tmp_path
 def detectors():
     """A plain detector, and one with LoRA that was trained from its weights."""
     plain, adapted = (
-        tiny_config(DINOv3Backbone=settings).model.eval() for settings in ({}, LORA)
+        tiny_config(DINOv3Backbone=settings).model.eval()
+        for settings in ({}, LORA)
     )
     adapted.load_state_dict(plain.state_dict())
     return plain, changed(adapted)
@@ -477,7 +525,9 @@ def test_a_plain_checkpoint_loads_into_a_model_with_lora_as_no_change(
     load(adapted, saved(plain.state_dict(), tmp_path))
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(adapted(images)["pred_boxes"], plain(images)["pred_boxes"])
+        assert torch.equal(
+            adapted(images)["pred_boxes"], plain(images)["pred_boxes"]
+        )
 
 
 @LOADERS
@@ -491,7 +541,10 @@ def test_a_merged_checkpoint_loads_into_both_kinds_of_model(
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(
-            model.backbone(images), adapted.backbone(images), rtol=1e-4, atol=1e-5
+            model.backbone(images),
+            adapted.backbone(images),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -503,7 +556,8 @@ def test_a_checkpoint_with_factors_loads_into_a_model_with_lora(
     model = tiny_config(DINOv3Backbone=LORA).model
     load(model, saved(adapted.state_dict(), tmp_path))
     assert all(
-        torch.equal(p, factors(adapted)[name]) for name, p in factors(model).items()
+        torch.equal(p, factors(adapted)[name])
+        for name, p in factors(model).items()
     )
 
 

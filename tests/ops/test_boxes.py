@@ -19,7 +19,11 @@ def random_boxes(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(*shape, 2, generator=generator) * 0.7
     return torch.cat(
-        [corner, corner + 0.01 + torch.rand(*shape, 2, generator=generator) * 0.3], -1
+        [
+            corner,
+            corner + 0.01 + torch.rand(*shape, 2, generator=generator) * 0.3,
+        ],
+        -1,
     )
 
 
@@ -27,15 +31,15 @@ A, B = random_boxes(40), random_boxes(30, seed=1)
 
 
 def test_centre_and_size_become_corners():
-    assert cxcywh_to_xyxy(torch.tensor([0.5, 0.4, 0.2, 0.6])).tolist() == pytest.approx(
-        [0.4, 0.1, 0.6, 0.7]
-    )
+    assert cxcywh_to_xyxy(
+        torch.tensor([0.5, 0.4, 0.2, 0.6])
+    ).tolist() == pytest.approx([0.4, 0.1, 0.6, 0.7])
 
 
 def test_corners_become_centre_and_size():
-    assert xyxy_to_cxcywh(torch.tensor([0.4, 0.1, 0.6, 0.7])).tolist() == pytest.approx(
-        [0.5, 0.4, 0.2, 0.6]
-    )
+    assert xyxy_to_cxcywh(
+        torch.tensor([0.4, 0.1, 0.6, 0.7])
+    ).tolist() == pytest.approx([0.5, 0.4, 0.2, 0.6])
 
 
 def test_formats_agree_with_torchvision():
@@ -63,7 +67,9 @@ def test_area_is_width_times_height():
 
 
 def test_iou_of_all_pairs_agrees_with_torchvision():
-    torch.testing.assert_close(box_iou(A[:, None], B[None]), reference.box_iou(A, B))
+    torch.testing.assert_close(
+        box_iou(A[:, None], B[None]), reference.box_iou(A, B)
+    )
 
 
 def test_iou_and_giou_of_all_pairs_agree_with_torchvision():
@@ -87,7 +93,9 @@ def test_equal_boxes_have_iou_and_giou_of_one():
 
 
 def test_boxes_that_touch_have_no_iou():
-    assert box_iou(torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1])) == 0
+    assert (
+        box_iou(torch.tensor([0.0, 0, 1, 1]), torch.tensor([1.0, 0, 2, 1])) == 0
+    )
 
 
 def test_giou_of_distant_boxes_nears_minus_one():
@@ -104,7 +112,10 @@ def test_unit_of_boxes_does_not_matter():
 
 
 def test_gradient_of_giou_agrees_with_torchvision():
-    ours, theirs = A[:30].clone().requires_grad_(), A[:30].clone().requires_grad_()
+    ours, theirs = (
+        A[:30].clone().requires_grad_(),
+        A[:30].clone().requires_grad_(),
+    )
     iou_and_giou(ours, B)[1].sum().backward()
     reference.generalized_box_iou(theirs, B).diagonal().sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
@@ -118,7 +129,10 @@ def test_all_pairs_of_a_batch_agree_with_the_plain_forms():
     l1, giou = pairwise_l1_and_giou(a, b)
     torch.testing.assert_close(l1, torch.cdist(a, b, p=1))
     torch.testing.assert_close(
-        giou, iou_and_giou(cxcywh_to_xyxy(a)[:, :, None], cxcywh_to_xyxy(b)[:, None])[1]
+        giou,
+        iou_and_giou(cxcywh_to_xyxy(a)[:, :, None], cxcywh_to_xyxy(b)[:, None])[
+            1
+        ],
     )
 
 
@@ -134,5 +148,7 @@ def test_all_pairs_leave_the_arguments_as_they_were():
 
 @pytest.mark.parametrize(("number", "other"), [(0, 3), (3, 0), (0, 0)])
 def test_pairs_with_no_boxes_are_empty(number, other):
-    l1, giou = pairwise_l1_and_giou(torch.rand(2, number, 4), torch.rand(2, other, 4))
+    l1, giou = pairwise_l1_and_giou(
+        torch.rand(2, number, 4), torch.rand(2, other, 4)
+    )
     assert l1.shape == giou.shape == (2, number, other)

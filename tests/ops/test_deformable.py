@@ -76,7 +76,13 @@ def case(request):
     ]
     locations = (
         torch.rand(
-            2, 5, 3, sum(num_points), 2, generator=generator, dtype=torch.float64
+            2,
+            5,
+            3,
+            sum(num_points),
+            2,
+            generator=generator,
+            dtype=torch.float64,
         )
         * 1.4
         - 0.2
@@ -114,7 +120,9 @@ def test_point_between_pixels_reads_their_mean():
     ).item() == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("location", [(-1.0, 0.5), (2.0, 0.5), (0.5, -1.0), (0.5, 2.0)])
+@pytest.mark.parametrize(
+    "location", [(-1.0, 0.5), (2.0, 0.5), (0.5, -1.0), (0.5, 2.0)]
+)
 def test_point_far_outside_reads_zero(location):
     assert (
         sample_bilinear(
@@ -138,7 +146,8 @@ def test_point_far_outside_reads_zero(location):
 def test_nearest_pixel_is_clamped_to_the_map(location, pixel):
     assert (
         sample_nearest_pixel(
-            torch.arange(4.0).view(1, 1, 2, 2), torch.tensor(location).view(1, 1, 1, 2)
+            torch.arange(4.0).view(1, 1, 2, 2),
+            torch.tensor(location).view(1, 1, 1, 2),
         ).item()
         == pixel
     )

@@ -38,7 +38,9 @@ def changed(model: nn.Module) -> nn.Module:
             if tensor.is_floating_point():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator))
             else:
-                tensor.copy_(~tensor if tensor.dtype == torch.bool else tensor + 1)
+                tensor.copy_(
+                    ~tensor if tensor.dtype == torch.bool else tensor + 1
+                )
     return model
 
 
@@ -57,7 +59,9 @@ def net():
 def test_decay_ramps_up_as_published(net, update, decay):
     ema = ModelEMA(net, decay=0.9999, warmups=1000)
     ema.updates = update - 1
-    assert ema.current_decay() == pytest.approx(decay, abs=5e-7 if update > 1 else 5e-9)
+    assert ema.current_decay() == pytest.approx(
+        decay, abs=5e-7 if update > 1 else 5e-9
+    )
 
 
 def test_decay_without_a_ramp_is_constant(net):
@@ -79,7 +83,10 @@ def test_updates_follow_the_formula(net):
             net.trained.weight += torch.randn(2, 2)
         ema.update(net)
         decay = 0.99 * (1 - math.exp(-update / 5))
-        expected = decay * expected + (1 - decay) * net.trained.weight.detach().double()
+        expected = (
+            decay * expected
+            + (1 - decay) * net.trained.weight.detach().double()
+        )
     torch.testing.assert_close(
         ema.module.trained.weight.double(), expected, rtol=1e-5, atol=1e-6
     )
@@ -102,7 +109,10 @@ def test_first_updates_are_left_out_on_request(net):
     changed(net)
     ema.update(net)
     ema.update(net)
-    assert (ema.updates, torch.equal(ema.module.trained.weight, before)) == (0, True)
+    assert (ema.updates, torch.equal(ema.module.trained.weight, before)) == (
+        0,
+        True,
+    )
     ema.update(net)
     torch.testing.assert_close(
         ema.module.trained.weight, (before + net.trained.weight) / 2
@@ -162,7 +172,9 @@ def test_trained_parameters_and_batch_statistics_are_averaged_once(net, name):
         "norm.num_batches_tracked",
     ],
 )
-def test_frozen_parameters_constants_and_integers_are_copied_bit_by_bit(net, name):
+def test_frozen_parameters_constants_and_integers_are_copied_bit_by_bit(
+    net, name
+):
     before, after, average = averaged_once(net)
     assert not torch.equal(before[name], after[name])
     assert torch.equal(average[name], after[name])
@@ -220,7 +232,8 @@ def test_state_goes_round(net):
     assert all(
         torch.equal(a, b)
         for a, b in zip(
-            first.module.state_dict().values(), second.module.state_dict().values()
+            first.module.state_dict().values(),
+            second.module.state_dict().values(),
         )
     )
 
@@ -252,7 +265,9 @@ def test_average_moves_on_from_a_loaded_state(net):
     loaded = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
     ema.load_state_dict({"module": loaded, "updates": 1})
     ema.update(net)
-    torch.testing.assert_close(ema.module.trained.weight, net.trained.weight / 2)
+    torch.testing.assert_close(
+        ema.module.trained.weight, net.trained.weight / 2
+    )
 
 
 def test_restart_continues_from_other_weights_with_another_decay(net):
@@ -262,7 +277,9 @@ def test_restart_continues_from_other_weights_with_another_decay(net):
     ema.restart(best, 0.75)
     ema.update(net)
     assert ema.updates == 2
-    torch.testing.assert_close(ema.module.trained.weight, net.trained.weight / 4)
+    torch.testing.assert_close(
+        ema.module.trained.weight, net.trained.weight / 4
+    )
 
 
 def test_restart_does_not_repeat_the_ramp(net):
@@ -273,15 +290,20 @@ def test_restart_does_not_repeat_the_ramp(net):
 
 
 @pytest.mark.parametrize(
-    ("warmups", "steps"), [(0.05, 50), ("2 epochs", 200), ("30 steps", 30), (40, 40)]
+    ("warmups", "steps"),
+    [(0.05, 50), ("2 epochs", 200), ("30 steps", 30), (40, 40)],
 )
-def test_ramp_may_be_given_in_steps_in_epochs_or_as_a_fraction(net, warmups, steps):
+def test_ramp_may_be_given_in_steps_in_epochs_or_as_a_fraction(
+    net, warmups, steps
+):
     ema = built_for(
         RunLength(10, 100),
         {"type": "ModelEMA", "decay": 0.9, "warmups": warmups},
         model=net,
     )
-    assert ema.current_decay() == pytest.approx(0.9 * (1 - math.exp(-1 / steps)))
+    assert ema.current_decay() == pytest.approx(
+        0.9 * (1 - math.exp(-1 / steps))
+    )
 
 
 # ---- a horizon that follows the length of the run ----
@@ -301,7 +323,13 @@ def following(
 
 @pytest.mark.parametrize(
     ("epochs", "steps_per_epoch", "horizon"),
-    [(80, 31, 50), (12, 125, 50), (80, 100, 160), (72, 7393, 10_000), (1, 1, 50)],
+    [
+        (80, 31, 50),
+        (12, 125, 50),
+        (80, 100, 160),
+        (72, 7393, 10_000),
+        (1, 1, 50),
+    ],
 )
 def test_the_default_horizon_is_two_percent_of_the_run_within_bounds(
     net, epochs, steps_per_epoch, horizon
@@ -328,7 +356,9 @@ def test_a_horizon_may_be_given_as_any_length_and_is_taken_as_it_is(
 
 
 def test_a_ramp_of_none_is_as_long_as_the_horizon_of_a_given_decay(net):
-    ema = create({"type": "ModelEMA", "decay": 0.99, "warmups": None}, model=net)
+    ema = create(
+        {"type": "ModelEMA", "decay": 0.99, "warmups": None}, model=net
+    )
     assert (ema.horizon, ema.warmups) == (pytest.approx(100), 100)
 
 
@@ -369,7 +399,9 @@ def test_neither_decay_nor_horizon_is_refused_without_a_run(net):
 
 @pytest.mark.parametrize(("warmups", "ramp"), [(None, 200), (30, 30)])
 def test_a_horizon_in_steps_needs_no_run(net, warmups, ramp):
-    assert ModelEMA(net, decay=None, warmups=warmups, horizon=200).warmups == ramp
+    assert (
+        ModelEMA(net, decay=None, warmups=warmups, horizon=200).warmups == ramp
+    )
 
 
 def test_a_restart_without_a_decay_of_its_own_keeps_the_horizon(net):
@@ -378,7 +410,9 @@ def test_a_restart_without_a_decay_of_its_own_keeps_the_horizon(net):
     assert ema.horizon == pytest.approx(200)
 
 
-def test_a_resumed_run_takes_a_changed_decay_but_not_over_that_of_a_restart(net):
+def test_a_resumed_run_takes_a_changed_decay_but_not_over_that_of_a_restart(
+    net,
+):
     before, changed_setting = ModelEMA(net, decay=0.9), ModelEMA(net, decay=0.8)
     changed_setting.load_state_dict(before.state_dict())
     assert changed_setting.decay == 0.8

@@ -8,7 +8,11 @@ from src.optim.freezing import FROM_THE_START, learning_plan
 from src.optim.param_groups import build_param_groups
 from tests.fixtures.tiny import tiny_config
 
-PHASES = {"freeze_backbone_epochs": 2, "unfreeze_blocks": 1, "unfreeze_lr_factor": 0.1}
+PHASES = {
+    "freeze_backbone_epochs": 2,
+    "unfreeze_blocks": 1,
+    "unfreeze_lr_factor": 0.1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +32,13 @@ def group_of(groups) -> dict[int, dict]:
     return {id(p): group for group in groups for p in group["params"]}
 
 
-def test_what_is_not_phased_learns_from_the_start_at_the_rate_of_its_group(phased):
+def test_what_is_not_phased_learns_from_the_start_at_the_rate_of_its_group(
+    phased,
+):
     plan = learning_plan(phased.model)
-    assert {plan[name] for name in plan if not name.startswith("backbone.vit.")} == {
-        FROM_THE_START
-    }
+    assert {
+        plan[name] for name in plan if not name.startswith("backbone.vit.")
+    } == {FROM_THE_START}
 
 
 def test_blocks_that_unfreeze_later_are_in_the_optimizer_from_the_start(phased):
@@ -44,7 +50,8 @@ def test_blocks_that_unfreeze_later_are_in_the_optimizer_from_the_start(phased):
     ]
     assert thawing and not any(p.requires_grad for p in thawing)
     assert {
-        (groups[id(p)]["thaw_epoch"], round(groups[id(p)]["lr"], 9)) for p in thawing
+        (groups[id(p)]["thaw_epoch"], round(groups[id(p)]["lr"], 9))
+        for p in thawing
     } == {(2, 1e-4)}
 
 
@@ -93,7 +100,9 @@ def test_a_module_of_a_users_own_may_have_phases_too():
         def learning_plan(self):
             return {"weight": Learning(4, 0.5)}
 
-    model = torch.nn.ModuleDict({"late": Late(), "early": torch.nn.Linear(2, 2)})
+    model = torch.nn.ModuleDict(
+        {"late": Late(), "early": torch.nn.Linear(2, 2)}
+    )
     assert learning_plan(model) == {
         "early.weight": FROM_THE_START,
         "early.bias": FROM_THE_START,
@@ -102,19 +111,28 @@ def test_a_module_of_a_users_own_may_have_phases_too():
 
 
 def test_an_optimizer_step_leaves_frozen_weights_bit_identical_although_they_are_in_a_group_with_decay():
-    cfg = tiny_config(DINOv3Backbone=PHASES, optimizer={"lr": 0.1, "weight_decay": 0.5})
+    cfg = tiny_config(
+        DINOv3Backbone=PHASES, optimizer={"lr": 0.1, "weight_decay": 0.5}
+    )
     model, optimizer = cfg.model.train(), cfg.optimizer
     before = {name: p.clone() for name, p in model.named_parameters()}
     outputs = model(
         torch.rand(2, 3, 64, 64),
         targets=[
-            {"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+            {
+                "labels": torch.tensor([0]),
+                "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]),
+            }
         ]
         * 2,
     )
     outputs["pred_logits"].sum().backward()
     optimizer.step()
     moved = {
-        name for name, p in model.named_parameters() if not torch.equal(p, before[name])
+        name
+        for name, p in model.named_parameters()
+        if not torch.equal(p, before[name])
     }
-    assert moved and not [name for name in moved if name.startswith("backbone.vit.")]
+    assert moved and not [
+        name for name in moved if name.startswith("backbone.vit.")
+    ]

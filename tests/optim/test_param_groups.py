@@ -35,7 +35,10 @@ def net():
 def members(net: nn.Module, groups) -> dict[str, set[str]]:
     """Return the names of parameters by the name of their group."""
     names = {id(p): n for n, p in net.named_parameters()}
-    return {group["name"]: {names[id(p)] for p in group["params"]} for group in groups}
+    return {
+        group["name"]: {names[id(p)] for p in group["params"]}
+        for group in groups
+    }
 
 
 # ---- the groups of the project's models ----
@@ -84,7 +87,9 @@ def test_groups_of_a_published_size_have_the_published_members(published):
 
 def test_groups_of_a_published_size_have_the_published_rates(published):
     size, _, groups = published
-    assert [(group["lr"], group["weight_decay"]) for group in groups] == RATES[size]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == RATES[
+        size
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +125,23 @@ def test_vit_has_a_rate_of_its_own_with_and_without_decay(dinov3):
 
 @pytest.mark.parametrize(
     "part",
-    [".norm", "bias", "gamma_", "cls_token", "reg_token", "adapter.norms", "tap_mix"],
+    [
+        ".norm",
+        "bias",
+        "gamma_",
+        "cls_token",
+        "reg_token",
+        "adapter.norms",
+        "tap_mix",
+    ],
 )
 def test_norms_biases_layer_scales_and_tokens_are_not_decayed(dinov3, part):
     model, groups = dinov3
     decayed = {
-        id(p) for group in groups if group["weight_decay"] for p in group["params"]
+        id(p)
+        for group in groups
+        if group["weight_decay"]
+        for p in group["params"]
     }
     found = [
         (name, id(p) in decayed)
@@ -139,7 +155,10 @@ def test_norms_biases_layer_scales_and_tokens_are_not_decayed(dinov3, part):
 def test_all_matrices_of_a_dinov3_detector_are_decayed(dinov3):
     model, groups = dinov3
     decayed = {
-        id(p) for group in groups if group["weight_decay"] for p in group["params"]
+        id(p)
+        for group in groups
+        if group["weight_decay"]
+        for p in group["params"]
     }
     weights = [
         m.weight
@@ -147,16 +166,23 @@ def test_all_matrices_of_a_dinov3_detector_are_decayed(dinov3):
         if isinstance(m, (nn.Linear, nn.Conv2d, nn.Embedding))
     ]
     assert len(weights) > 50
-    assert all(id(weight) in decayed for weight in weights if weight.requires_grad)
+    assert all(
+        id(weight) in decayed for weight in weights if weight.requires_grad
+    )
 
 
 def test_whole_size_s_exempts_every_vector_and_token():
     cfg = YAMLConfig(
-        CONFIGS / "dfine/dfine_dinov3_s_coco.yml", DINOv3Backbone={"pretrained": False}
+        CONFIGS / "dfine/dfine_dinov3_s_coco.yml",
+        DINOv3Backbone={"pretrained": False},
     )
     named = members(cfg.model, cfg.optimizer.param_groups)
     exempt = set().union(
-        *(names for name, names in named.items() if name.endswith("not decayed"))
+        *(
+            names
+            for name, names in named.items()
+            if name.endswith("not decayed")
+        )
     )
     vectors = {
         name
@@ -183,11 +209,15 @@ def test_parameters_that_nothing_matches_form_the_last_group(net):
 
 @pytest.mark.parametrize("groups", [None, []])
 def test_without_expressions_there_is_one_group(net, groups):
-    assert [group["name"] for group in build_param_groups(net, groups)] == ["the rest"]
+    assert [group["name"] for group in build_param_groups(net, groups)] == [
+        "the rest"
+    ]
 
 
 def test_expression_is_searched_anywhere_in_the_name(net):
-    assert members(net, build_param_groups(net, [{"params": "bias$"}]))["bias$"] == {
+    assert members(net, build_param_groups(net, [{"params": "bias$"}]))[
+        "bias$"
+    ] == {
         "backbone.0.bias",
         "backbone.1.bias",
         "head.bias",
@@ -216,7 +246,9 @@ def test_groups_of_the_caller_are_left_as_they_were(net):
 def test_empty_group_is_left_out(net):
     assert [
         group["name"]
-        for group in build_param_groups(net, [{"params": "nothing"}, {"params": ".*"}])
+        for group in build_param_groups(
+            net, [{"params": "nothing"}, {"params": ".*"}]
+        )
     ] == [".*"]
 
 
@@ -240,7 +272,12 @@ def test_parameter_that_matches_two_expressions_is_named_with_both(net):
         match=r"^optimizer.params: head.weight matches both 'head' and 'weight\$'$",
     ):
         build_param_groups(
-            net, [{"params": "norm.bias"}, {"params": "head"}, {"params": "weight$"}]
+            net,
+            [
+                {"params": "norm.bias"},
+                {"params": "head"},
+                {"params": "weight$"},
+            ],
         )
 
 
@@ -252,10 +289,13 @@ def test_invalid_expression_is_refused(net):
         build_param_groups(net, [{"params": "(head"}])
 
 
-@pytest.mark.parametrize("group", [{"lr": 1.0}, {"params": ["head"]}, {"params": None}])
+@pytest.mark.parametrize(
+    "group", [{"lr": 1.0}, {"params": ["head"]}, {"params": None}]
+)
 def test_group_without_an_expression_is_refused(net, group):
     with pytest.raises(
-        ConfigError, match="needs 'params', a regular expression over parameter names$"
+        ConfigError,
+        match="needs 'params', a regular expression over parameter names$",
     ) as caught:
         build_param_groups(net, [group])
     assert repr(group) in str(caught.value)
@@ -263,7 +303,10 @@ def test_group_without_an_expression_is_refused(net, group):
 
 def test_decay_of_matrices_alone_splits_each_group(net):
     groups = members(
-        net, build_param_groups(net, [{"params": "backbone"}], decay_matrices_only=True)
+        net,
+        build_param_groups(
+            net, [{"params": "backbone"}], decay_matrices_only=True
+        ),
     )
     assert groups == {
         "backbone": {"backbone.0.weight"},
@@ -292,16 +335,25 @@ def test_decay_of_matrices_alone_splits_each_group(net):
 
 def test_decay_of_matrices_alone_overrides_the_groups_own_decay(net):
     groups = build_param_groups(
-        net, [{"params": "backbone", "weight_decay": 0.5}], decay_matrices_only=True
+        net,
+        [{"params": "backbone", "weight_decay": 0.5}],
+        decay_matrices_only=True,
     )
-    assert [group.get("weight_decay") for group in groups] == [0.5, 0.0, None, 0.0]
+    assert [group.get("weight_decay") for group in groups] == [
+        0.5,
+        0.0,
+        None,
+        0.0,
+    ]
 
 
 # ---- torch's optimizers over the groups ----
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
-@pytest.mark.parametrize("settings", [{}, {"foreach": True}, {"fused": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"foreach": True}, {"fused": False}], ids=str
+)
 def test_optimizer_learns_with_each_implementation(net, name, settings):
     optimizer = create({"type": name, "lr": 0.1, **settings}, model=net)
     net.head(torch.ones(2, 4)).sum().backward()
@@ -322,7 +374,8 @@ def test_optimizer_uses_the_groups_settings_and_its_own(net):
         model=net,
     )
     assert [
-        (g["lr"], g["weight_decay"], tuple(g["betas"])) for g in optimizer.param_groups
+        (g["lr"], g["weight_decay"], tuple(g["betas"]))
+        for g in optimizer.param_groups
     ] == [
         (0.5, 0.2, (0.8, 0.9)),
         (0.1, 0.2, (0.8, 0.9)),
@@ -364,6 +417,7 @@ def test_setting_of_a_group_that_the_optimizer_does_not_take_is_refused(
 
 def test_optimizer_refuses_a_rate_below_zero(net):
     with pytest.raises(
-        ConfigError, match="^AdamW cannot be built: Invalid learning rate: -1.0$"
+        ConfigError,
+        match="^AdamW cannot be built: Invalid learning rate: -1.0$",
     ):
         create({"type": "AdamW", "lr": -1.0}, model=net)

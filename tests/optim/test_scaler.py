@@ -15,7 +15,11 @@ def test_scaler_takes_torchs_settings_and_the_device_of_the_run():
         },
         device="cpu",
     )
-    assert (scaler.get_scale(), scaler.get_growth_interval(), scaler.is_enabled()) == (
+    assert (
+        scaler.get_scale(),
+        scaler.get_growth_interval(),
+        scaler.is_enabled(),
+    ) == (
         8.0,
         7,
         True,

@@ -12,7 +12,10 @@ from tests.fixtures.lengths import built_for
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates]
+        [
+            {"params": [torch.zeros(1, requires_grad=True)], "lr": rate}
+            for rate in rates
+        ]
     )
 
 
@@ -39,7 +42,9 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_rates_are_those_of_torchs_scheduler(name, settings):
-    schedule = create({"type": name, **settings}, optimizer=optimizer(0.1, 0.02))
+    schedule = create(
+        {"type": name, **settings}, optimizer=optimizer(0.1, 0.02)
+    )
     assert [schedule.rates(epoch) for epoch in range(12)] == rates_of_torch(
         name, settings, 12
     )
@@ -66,14 +71,16 @@ def test_rates_may_be_requested_in_any_order():
     schedule = create(
         {"type": "MultiStepLR", "milestones": [3]}, optimizer=optimizer(0.1)
     )
-    assert [schedule.rates(epoch)[0] for epoch in (5, 0, 3, 2, 5)] == pytest.approx(
-        [0.01, 0.1, 0.01, 0.1, 0.01]
-    )
+    assert [
+        schedule.rates(epoch)[0] for epoch in (5, 0, 3, 2, 5)
+    ] == pytest.approx([0.01, 0.1, 0.01, 0.1, 0.01])
 
 
 def test_scaling_the_real_rates_does_not_change_the_schedule():
     real = optimizer(0.1)
-    schedule = create({"type": "CosineAnnealingLR", "T_max": 10}, optimizer=real)
+    schedule = create(
+        {"type": "CosineAnnealingLR", "T_max": 10}, optimizer=real
+    )
     real.param_groups[0]["lr"] = 1e-6
     assert schedule.rates(4) == pytest.approx(
         [rates_of_torch("CosineAnnealingLR", {"T_max": 10}, 5)[4][0]]
@@ -89,9 +96,9 @@ def test_real_rates_are_left_to_the_caller():
 def test_schedule_of_a_resumed_optimizer_starts_from_its_initial_rates():
     real = optimizer(1e-5)  # as warm-up or an earlier epoch left it
     real.param_groups[0]["initial_lr"] = 0.1
-    assert create({"type": "MultiStepLR", "milestones": [3]}, optimizer=real).rates(
-        0
-    ) == [0.1]
+    assert create(
+        {"type": "MultiStepLR", "milestones": [3]}, optimizer=real
+    ).rates(0) == [0.1]
 
 
 def test_epoch_beyond_the_end_of_a_schedule_is_refused():
@@ -107,7 +114,9 @@ def test_epoch_beyond_the_end_of_a_schedule_is_refused():
 
 
 def test_schedule_that_divides_by_zero_is_refused():
-    with pytest.raises(ConfigError, match="^CosineAnnealingLR has no rate for epoch 1"):
+    with pytest.raises(
+        ConfigError, match="^CosineAnnealingLR has no rate for epoch 1"
+    ):
         create(
             {"type": "CosineAnnealingLR", "T_max": 0}, optimizer=optimizer(0.1)
         ).rates(1)
@@ -129,7 +138,9 @@ def test_settings_that_contradict_each_other_are_refused():
 )
 def test_milestones_may_be_fractions_of_the_run(milestones):
     specification = {"type": "MultiStepLR", "milestones": milestones}
-    schedule = built_for(RunLength(10, 10), specification, optimizer=optimizer(0.1))
+    schedule = built_for(
+        RunLength(10, 10), specification, optimizer=optimizer(0.1)
+    )
     assert [schedule.rates(epoch)[0] for epoch in range(10)] == pytest.approx(
         [0.1] * 3 + [0.01] * 4 + [0.001] * 3
     )
@@ -148,7 +159,9 @@ def test_the_length_of_a_cosine_may_be_the_whole_run():
 def test_a_whole_number_means_the_same_with_and_without_a_run():
     specification = {"type": "MultiStepLR", "milestones": [3]}
     alone = create(specification, optimizer=optimizer(0.1))
-    in_a_run = built_for(RunLength(72, 100), specification, optimizer=optimizer(0.1))
+    in_a_run = built_for(
+        RunLength(72, 100), specification, optimizer=optimizer(0.1)
+    )
     assert [alone.rates(epoch) for epoch in range(6)] == [
         in_a_run.rates(epoch) for epoch in range(6)
     ]
@@ -169,7 +182,9 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused_before_its_first_step(
 ):
     specification = {"type": "OneCycleLR", "max_lr": 0.1, **settings}
     with pytest.raises(ConfigError, match=message):
-        built_for(RunLength(12, 5), specification, optimizer=optimizer(0.1)).rates(11)
+        built_for(
+            RunLength(12, 5), specification, optimizer=optimizer(0.1)
+        ).rates(11)
 
 
 # ---- flat, then cosine ----
@@ -177,7 +192,9 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused_before_its_first_step(
 
 def flat_cosine(**settings):
     specification = {"type": "FlatCosineLR", **settings}
-    return built_for(RunLength(20, 10), specification, optimizer=optimizer(0.1, 0.02))
+    return built_for(
+        RunLength(20, 10), specification, optimizer=optimizer(0.1, 0.02)
+    )
 
 
 def test_rate_is_flat_then_falls_along_a_cosine_to_its_part_and_stays_there():
@@ -190,13 +207,15 @@ def test_rate_is_flat_then_falls_along_a_cosine_to_its_part_and_stays_there():
 
 
 def test_cosine_starts_at_half_of_the_run_by_default():
-    assert flat_cosine().rates(15) == flat_cosine(flat_epochs=10, end_epoch=20).rates(
-        15
-    )
+    assert flat_cosine().rates(15) == flat_cosine(
+        flat_epochs=10, end_epoch=20
+    ).rates(15)
 
 
 def test_cosine_without_an_end_ends_with_the_run():
-    assert flat_cosine(end_epoch=None).rates(15) == flat_cosine(end_epoch=20).rates(15)
+    assert flat_cosine(end_epoch=None).rates(15) == flat_cosine(
+        end_epoch=20
+    ).rates(15)
 
 
 def test_cosine_moves_within_an_epoch():
@@ -232,6 +251,10 @@ def test_an_invalid_cosine_is_refused(settings, message):
 
 def test_a_cosine_in_a_run_of_unknown_length_is_refused_and_not_guessed():
     with pytest.raises(
-        ConfigError, match="flat_epochs is 0.5, which depends on the length of the run"
+        ConfigError,
+        match="flat_epochs is 0.5, which depends on the length of the run",
     ):
-        create({"type": "FlatCosineLR", "flat_epochs": 0.5}, optimizer=optimizer(0.1))
+        create(
+            {"type": "FlatCosineLR", "flat_epochs": 0.5},
+            optimizer=optimizer(0.1),
+        )

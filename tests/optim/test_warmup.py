@@ -46,9 +46,12 @@ def test_negative_duration_is_refused():
     ("duration", "steps"),
     [(500, 500), (0.05, 360), ("2 epochs", 200), ("300 steps", 300)],
 )
-def test_duration_may_be_given_in_steps_in_epochs_or_as_a_fraction(duration, steps):
+def test_duration_may_be_given_in_steps_in_epochs_or_as_a_fraction(
+    duration, steps
+):
     warmup = built_for(
-        RunLength(72, 100), {"type": "LinearWarmup", "warmup_duration": duration}
+        RunLength(72, 100),
+        {"type": "LinearWarmup", "warmup_duration": duration},
     )
     assert (
         warmup.factor(steps // 2 - 1) == pytest.approx(0.5)
@@ -65,7 +68,10 @@ def test_warm_up_never_takes_more_than_a_tenth_of_the_run(images):
 
 def test_a_shortened_warm_up_is_logged(caplog):
     with caplog.at_level("INFO"):
-        built_for(RunLength(10, 7), {"type": "QuadraticWarmup", "warmup_duration": 500})
+        built_for(
+            RunLength(10, 7),
+            {"type": "QuadraticWarmup", "warmup_duration": 500},
+        )
     assert (
         "warm-up is limited to 7 steps, a tenth of the run, instead of 500"
         in caplog.text

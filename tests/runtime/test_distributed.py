@@ -42,7 +42,12 @@ CPU = torch.device("cpu")
 
 
 def test_single_process_is_the_main_rank_of_one():
-    assert (is_distributed(), rank(), world_size(), is_main()) == (False, 0, 1, True)
+    assert (is_distributed(), rank(), world_size(), is_main()) == (
+        False,
+        0,
+        1,
+        True,
+    )
 
 
 @pytest.mark.parametrize("function", [sum_over_ranks, mean_over_ranks])
@@ -55,7 +60,10 @@ def test_conditions_of_a_single_process_hold_where_they_hold():
 
 
 def test_objects_of_a_single_process_are_gathered_alone():
-    assert (gather_objects({"a": 1}), broadcast_object("x")) == ([{"a": 1}], "x")
+    assert (gather_objects({"a": 1}), broadcast_object("x")) == (
+        [{"a": 1}],
+        "x",
+    )
 
 
 def test_tensors_of_a_single_process_stay():
@@ -109,7 +117,8 @@ class TestWithoutGpu:
 
     def test_name_that_is_not_a_device_is_refused(self):
         with pytest.raises(
-            ConfigError, match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$"
+            ConfigError,
+            match="^device 'gpu' is not a device; use cpu, cuda or cuda:N$",
         ):
             pick_device("gpu")
 
@@ -180,7 +189,10 @@ def test_single_process_joins_nobody(monkeypatch, count):
     [
         (["MASTER_ADDR"], "MASTER_ADDR"),
         (["RANK"], "RANK"),
-        (["RANK", "MASTER_ADDR", "MASTER_PORT"], "RANK, MASTER_ADDR, MASTER_PORT"),
+        (
+            ["RANK", "MASTER_ADDR", "MASTER_PORT"],
+            "RANK, MASTER_ADDR, MASTER_PORT",
+        ),
     ],
 )
 def test_rank_without_an_address_never_continues_alone(
@@ -287,7 +299,10 @@ def test_value_of_rank_0_reaches_every_rank():
 
 def test_tensors_are_overwritten_by_those_of_rank_0():
     def work():
-        tensors = [torch.full((3,), float(rank() + 1)), torch.tensor([rank() + 5])]
+        tensors = [
+            torch.full((3,), float(rank() + 1)),
+            torch.tensor([rank() + 5]),
+        ]
         broadcast_tensors(tensors)
         return [t.tolist() for t in tensors]
 
@@ -298,7 +313,9 @@ def test_tensors_are_overwritten_by_those_of_rank_0():
     ("function", "expected"),
     [(sum_over_ranks, [3.0, 7.0]), (mean_over_ranks, [1.5, 3.5])],
 )
-def test_values_are_joined_over_ranks_and_the_argument_is_left(function, expected):
+def test_values_are_joined_over_ranks_and_the_argument_is_left(
+    function, expected
+):
     def work():
         own = torch.tensor([1.0, 3.0]) + rank()
         joined = function(own)
@@ -312,7 +329,9 @@ def test_condition_holds_everywhere_only_if_it_holds_on_every_rank():
         two(
             lambda: everywhere(
                 torch.tensor(
-                    [[True, True, False, False], [True, False, True, False]][rank()]
+                    [[True, True, False, False], [True, False, True, False]][
+                        rank()
+                    ]
                 )
             )
         )
@@ -367,7 +386,9 @@ def test_four_ranks_gather_too():
     assert on_ranks(4, lambda: gather_objects(rank())) == [[0, 1, 2, 3]] * 4
 
 
-def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_path):
+def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(
+    tmp_path,
+):
     port = free_port()
 
     def work(number: int) -> None:
@@ -386,7 +407,9 @@ def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(tmp_p
 
         run_command(command)
 
-    waiting = multiprocessing.get_context("fork").Process(target=work, args=(0,))
+    waiting = multiprocessing.get_context("fork").Process(
+        target=work, args=(0,)
+    )
     waiting.start()
     try:
         ended = run_forked(lambda: work(1), tmp_path)
@@ -416,7 +439,10 @@ def test_answers_of_the_other_ranks_do_not_depend_on_a_stopped_rank_0():
             os.kill(os.getpid(), signal.SIGSTOP)
             return ""
         while (
-            Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0]
+            Path(f"/proc/{pids[0]}/stat")
+            .read_text()
+            .rpartition(")")[2]
+            .split()[0]
             != "T"
         ):
             time.sleep(0.02)

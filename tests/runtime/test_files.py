@@ -59,7 +59,8 @@ def test_old_content_stays_while_the_new_is_written(path):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3), ValueError("x")]
+    "error",
+    [RuntimeError("bug"), KeyboardInterrupt(), SystemExit(3), ValueError("x")],
 )
 def test_old_content_stays_and_no_temporary_file_is_left_when_the_writer_fails(
     path, error
@@ -99,7 +100,10 @@ def test_previous_content_stays_under_the_other_name(path):
         lambda file: file.write(b"new"),
         keep_previous=path.with_name("previous.bin"),
     )
-    assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
+    assert content_of(path.parent) == {
+        "file.bin": b"new",
+        "previous.bin": b"old",
+    }
 
 
 def test_previous_content_is_that_of_the_last_write(path):
@@ -109,7 +113,10 @@ def test_previous_content_is_that_of_the_last_write(path):
             lambda file, text=text: file.write(text),
             keep_previous=path.with_name("previous.bin"),
         )
-    assert content_of(path.parent) == {"file.bin": b"fourth", "previous.bin": b"third"}
+    assert content_of(path.parent) == {
+        "file.bin": b"fourth",
+        "previous.bin": b"third",
+    }
 
 
 def test_first_write_keeps_no_previous(tmp_path):
@@ -140,7 +147,9 @@ def test_file_is_there_at_every_moment_of_a_write_that_keeps_the_previous(
     assert seen == [b"old", b"old", b"old", b"new"]
 
 
-def test_write_after_a_crash_between_keeping_and_replacing_leaves_nothing_over(path):
+def test_write_after_a_crash_between_keeping_and_replacing_leaves_nothing_over(
+    path,
+):
     os.link(
         path, path.with_name("previous.bin")
     )  # what such a crash leaves: both names are one file
@@ -149,7 +158,10 @@ def test_write_after_a_crash_between_keeping_and_replacing_leaves_nothing_over(p
         lambda file: file.write(b"new"),
         keep_previous=path.with_name("previous.bin"),
     )
-    assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
+    assert content_of(path.parent) == {
+        "file.bin": b"new",
+        "previous.bin": b"old",
+    }
 
 
 def test_previous_content_is_copied_where_files_cannot_have_two_names(
@@ -164,7 +176,10 @@ def test_previous_content_is_copied_where_files_cannot_have_two_names(
         lambda file: file.write(b"new"),
         keep_previous=path.with_name("previous.bin"),
     )
-    assert content_of(path.parent) == {"file.bin": b"new", "previous.bin": b"old"}
+    assert content_of(path.parent) == {
+        "file.bin": b"new",
+        "previous.bin": b"old",
+    }
 
 
 def test_full_disk_is_reported_with_the_bytes_needed_free_and_written(path):
@@ -176,11 +191,14 @@ def test_full_disk_is_reported_with_the_bytes_needed_free_and_written(path):
             r"1\.0 MB written before the error$",
         ):
             write_atomically(
-                path, lambda file: [file.write(bytes(1 << 18)) for _ in range(8)]
+                path,
+                lambda file: [file.write(bytes(1 << 18)) for _ in range(8)],
             )
 
     ended = run_forked(child, path.parent.parent)
-    assert (ended.code, content_of(path.parent)) == (0, {"file.bin": b"old"}), ended.err
+    assert (ended.code, content_of(path.parent)) == (0, {"file.bin": b"old"}), (
+        ended.err
+    )
 
 
 def test_missing_folder_is_reported(tmp_path):
@@ -192,7 +210,9 @@ def test_missing_folder_is_reported(tmp_path):
 
 
 def test_json_is_readable_text(tmp_path):
-    write_json(tmp_path / "file.json", {"name": "Zoë", "numbers": [1, 2.5, None]})
+    write_json(
+        tmp_path / "file.json", {"name": "Zoë", "numbers": [1, 2.5, None]}
+    )
     text = (tmp_path / "file.json").read_text(encoding="utf-8")
     assert "Zoë" in text
     assert json.loads(text) == {"name": "Zoë", "numbers": [1, 2.5, None]}
@@ -213,7 +233,8 @@ def test_output_folder_with_content_is_left_as_it_is(path):
 
 def test_file_in_place_of_the_output_folder_is_refused(path):
     with pytest.raises(
-        ConfigError, match=f"^output_dir {path} cannot be written to: File exists$"
+        ConfigError,
+        match=f"^output_dir {path} cannot be written to: File exists$",
     ):
         prepare_output_dir(path)
 
@@ -240,7 +261,8 @@ def test_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
 
 def test_half_written_files_are_removed_and_named(path):
     leftovers = {
-        temporary_path(path.with_name(name)).name for name in ("last.pth", "probe")
+        temporary_path(path.with_name(name)).name
+        for name in ("last.pth", "probe")
     }
     for name in leftovers:
         (path.parent / name).touch()
@@ -275,13 +297,17 @@ def test_a_file_that_is_being_written_is_no_leftover(path):
     found = []
     write_atomically(
         path,
-        lambda file: found.extend(remove_leftovers(path.parent)) or file.write(b"new"),
+        lambda file: (
+            found.extend(remove_leftovers(path.parent)) or file.write(b"new")
+        ),
     )
     assert found == []
     assert content_of(path.parent) == {"file.bin": b"new"}
 
 
-def test_a_temporary_file_is_never_written_through_a_link(path, monkeypatch, tmp_path):
+def test_a_temporary_file_is_never_written_through_a_link(
+    path, monkeypatch, tmp_path
+):
     target = tmp_path / "theirs"
     target.write_bytes(b"theirs")
     place = tmp_path / ".file.bin.1-00000000.dfine-tmp"
@@ -320,8 +346,14 @@ def test_file_half_written_by_a_killed_process_is_treated_as_a_leftover(path):
 # ---- locks ----
 
 
-def test_second_holder_of_a_folder_is_refused_with_the_pid_of_the_first(tmp_path):
-    with locked(tmp_path), pytest.raises(ConfigError) as caught, locked(tmp_path):
+def test_second_holder_of_a_folder_is_refused_with_the_pid_of_the_first(
+    tmp_path,
+):
+    with (
+        locked(tmp_path),
+        pytest.raises(ConfigError) as caught,
+        locked(tmp_path),
+    ):
         pass
     assert (
         str(caught.value)
@@ -333,7 +365,9 @@ def test_refused_attempt_leaves_the_pid_of_the_holder(tmp_path):
     with locked(tmp_path):
         for _ in range(2):
             with (
-                pytest.raises(ConfigError, match=f"in use by process {os.getpid()};"),
+                pytest.raises(
+                    ConfigError, match=f"in use by process {os.getpid()};"
+                ),
                 locked(tmp_path),
             ):
                 pass
@@ -404,7 +438,9 @@ def test_a_result_never_replaces_a_foreign_file_or_a_link(path, tmp_path):
     refuse_replacing(tmp_path / "free.json")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for taken in (path, tmp_path / "link"):
-        with pytest.raises(ConfigError, match="already exists and would be replaced"):
+        with pytest.raises(
+            ConfigError, match="already exists and would be replaced"
+        ):
             refuse_replacing(taken)
 
 

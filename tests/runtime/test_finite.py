@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from src.core.errors import NumericsError
-from src.runtime.finite import first_non_finite, refuse_non_finite_outputs, tensors_in
+from src.runtime.finite import (
+    first_non_finite,
+    refuse_non_finite_outputs,
+    tensors_in,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -30,7 +34,10 @@ def test_tensors_are_found_with_their_places():
 def test_one_bad_number_among_many_is_found(value, dtype):
     bad = torch.ones(1000, dtype=dtype)
     bad[777] = value
-    assert first_non_finite({"a": torch.ones(3), "b": [torch.zeros(2), bad]}) == "b.1"
+    assert (
+        first_non_finite({"a": torch.ones(3), "b": [torch.zeros(2), bad]})
+        == "b.1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +76,10 @@ def test_what_is_finite_or_infinite_on_purpose_passes(content):
 def test_outputs_that_are_not_numbers_are_refused_with_the_image(
     key, expected, value, kind
 ):
-    found = {key: kind([[[0.5, 0.1]], [[0.2, 0.3]]]), "labels": kind([[NAN], [NAN]])}
+    found = {
+        key: kind([[[0.5, 0.1]], [[0.2, 0.3]]]),
+        "labels": kind([[NAN], [NAN]]),
+    }
     refuse_non_finite_outputs(found, ["a.jpg", "b.jpg"])
     found[key][1, 0, 1] = value
     with pytest.raises(
@@ -80,6 +90,7 @@ def test_outputs_that_are_not_numbers_are_refused_with_the_image(
 
 def test_no_detections_are_finite():
     refuse_non_finite_outputs(
-        {"scores": torch.zeros(2, 0), "boxes": torch.zeros(2, 0, 4)}, ["a.jpg", "b.jpg"]
+        {"scores": torch.zeros(2, 0), "boxes": torch.zeros(2, 0, 4)},
+        ["a.jpg", "b.jpg"],
     )
     refuse_non_finite_outputs({}, ["a.jpg"])

@@ -27,7 +27,9 @@ def said(capsys) -> list[str]:
 def test_message_goes_to_the_terminal_with_the_time(capsys):
     set_up_logging(speaks=True)
     logger.info("loaded %d tensors", 3)
-    assert re.fullmatch(r"\d\d:\d\d:\d\d loaded 3 tensors\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d loaded 3 tensors\n", capsys.readouterr().out
+    )
 
 
 def test_warning_is_marked(capsys):

@@ -77,11 +77,15 @@ def write_foreign(folder):
 
 
 def test_files_of_this_project_are_recognized(tmp_path):
-    assert [path.name for path in write_ours(tmp_path) if not is_ours(path)] == []
+    assert [
+        path.name for path in write_ours(tmp_path) if not is_ours(path)
+    ] == []
 
 
 def test_files_of_other_programs_are_not_treated_as_own_files(tmp_path):
-    assert [path.name for path in write_foreign(tmp_path) if is_ours(path)] == []
+    assert [
+        path.name for path in write_foreign(tmp_path) if is_ours(path)
+    ] == []
 
 
 def test_a_damaged_checkpoint_is_still_a_file_of_this_project(tmp_path):
@@ -107,7 +111,8 @@ def test_foreign_files_are_named_but_own_files_and_free_names_are_not(tmp_path):
     )
     with pytest.raises(ConfigError) as caught:
         refuse_foreign(
-            [tmp_path / "config.yml", tmp_path / "theirs.yml"], "choose another place"
+            [tmp_path / "config.yml", tmp_path / "theirs.yml"],
+            "choose another place",
         )
     assert str(caught.value) == (
         f"{tmp_path / 'theirs.yml'} would be replaced, "
@@ -121,7 +126,9 @@ def test_a_result_does_not_replace_an_input_whatever_its_name(tmp_path, name):
     given.write_bytes(b"x")
     if name != "same":
         given = tmp_path / "start.pth"
-        given.symlink_to(result) if name == "symbolic link" else os.link(result, given)
+        given.symlink_to(result) if name == "symbolic link" else os.link(
+            result, given
+        )
     with pytest.raises(
         ConfigError, match=f"-t names {given}, which this command would replace"
     ):
@@ -135,7 +142,10 @@ def test_a_result_does_not_replace_an_input_whatever_its_name(tmp_path, name):
         (["a.jpg", "b.png"], ["a.jpg", "b.jpg"]),
         (["a.jpg", "a.png"], ["a.jpg.jpg", "a.png.jpg"]),
         (["x/a.jpg", "y/a.jpg"], ["x/a.jpg", "y/a.jpg"]),
-        (["a.jpg.png", "a.jpg", "a.png"], ["a.jpg.jpg", "a.jpg.jpg.jpg", "a.png.jpg"]),
+        (
+            ["a.jpg.png", "a.jpg", "a.png"],
+            ["a.jpg.jpg", "a.jpg.jpg.jpg", "a.png.jpg"],
+        ),
         (["A.png", "a.png"], ["A.png.jpg", "a.png.jpg.jpg"]),
     ],
 )
@@ -154,9 +164,13 @@ def test_labels_that_this_project_wrote_are_no_result_that_another_may_replace(
     path.write_text(json.dumps({"images": [], "info": {"year": 2026}}))
     assert not is_our_coco_file(path)
     write_picture(tmp_path / "a.jpg", Image.new("RGB", (8, 8)), mark=DATA_IMAGE)
-    assert is_our_data_image(tmp_path / "a.jpg") and not is_ours(tmp_path / "a.jpg")
+    assert is_our_data_image(tmp_path / "a.jpg") and not is_ours(
+        tmp_path / "a.jpg"
+    )
     write_picture(tmp_path / "a.jpg", Image.new("RGB", (8, 8)))
-    assert is_ours(tmp_path / "a.jpg") and not is_our_data_image(tmp_path / "a.jpg")
+    assert is_ours(tmp_path / "a.jpg") and not is_our_data_image(
+        tmp_path / "a.jpg"
+    )
 
 
 def test_a_large_foreign_file_is_not_read_completely(tmp_path):

@@ -32,15 +32,24 @@ def failing(error: BaseException):
 
 
 def test_command_that_succeeds_ends_with_0_and_says_nothing(tmp_path):
-    assert run_forked(lambda: run_command(lambda: None), tmp_path) == (0, "", "")
+    assert run_forked(lambda: run_command(lambda: None), tmp_path) == (
+        0,
+        "",
+        "",
+    )
 
 
 @pytest.mark.parametrize(("kind", "code"), KINDS)
 def test_expected_error_ends_with_its_code_and_one_line(tmp_path, kind, code):
     ended = run_forked(
-        lambda: run_command(failing(kind("labels.json: no images; add some"))), tmp_path
+        lambda: run_command(failing(kind("labels.json: no images; add some"))),
+        tmp_path,
     )
-    assert ended == (code, "", f"error[{code}]: labels.json: no images; add some\n")
+    assert ended == (
+        code,
+        "",
+        f"error[{code}]: labels.json: no images; add some\n",
+    )
 
 
 def test_bug_ends_with_1_and_asks_for_a_report(tmp_path):
@@ -53,7 +62,9 @@ def test_bug_ends_with_1_and_asks_for_a_report(tmp_path):
 
 
 def test_interrupt_ends_with_130(tmp_path):
-    assert run_forked(lambda: run_command(failing(KeyboardInterrupt())), tmp_path) == (
+    assert run_forked(
+        lambda: run_command(failing(KeyboardInterrupt())), tmp_path
+    ) == (
         130,
         "",
         "error[130]: stopped by Ctrl-C\n",
@@ -76,25 +87,34 @@ def test_lack_of_memory_ends_with_6_and_advice(tmp_path):
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_lack_of_memory_in_torch_ends_with_6_and_what_takes_less(tmp_path, error):
+def test_lack_of_memory_in_torch_ends_with_6_and_what_takes_less(
+    tmp_path, error
+):
     ended = run_forked(lambda: run_command(failing(error)), tmp_path)
     assert ended.code == 6
     assert all(
         name in ended.err
-        for name in ("total_batch_size", "grad_accum_steps", "gradient_checkpointing")
+        for name in (
+            "total_batch_size",
+            "grad_accum_steps",
+            "gradient_checkpointing",
+        )
     )
 
 
 def test_no_traceback_without_debug(tmp_path):
     assert (
         "Traceback"
-        not in run_forked(lambda: run_command(failing(ValueError("x"))), tmp_path).err
+        not in run_forked(
+            lambda: run_command(failing(ValueError("x"))), tmp_path
+        ).err
     )
 
 
 def test_debug_shows_the_traceback_before_the_line(tmp_path):
     lines = run_forked(
-        lambda: run_command(failing(errors.DataError("x")), debug=True), tmp_path
+        lambda: run_command(failing(errors.DataError("x")), debug=True),
+        tmp_path,
     ).err.splitlines()
     assert (lines[0], lines[-1]) == (
         "Traceback (most recent call last):",
@@ -102,9 +122,12 @@ def test_debug_shows_the_traceback_before_the_line(tmp_path):
     )
 
 
-def test_message_stays_on_one_line_and_its_control_characters_are_visible(tmp_path):
+def test_message_stays_on_one_line_and_its_control_characters_are_visible(
+    tmp_path,
+):
     ended = run_forked(
-        lambda: run_command(failing(errors.DataError("image \x1b[2J\nname"))), tmp_path
+        lambda: run_command(failing(errors.DataError("image \x1b[2J\nname"))),
+        tmp_path,
     )
     assert ended.err == "error[3]: image \\x1b[2J\\nname\n"
 
@@ -112,7 +135,8 @@ def test_message_stays_on_one_line_and_its_control_characters_are_visible(tmp_pa
 def status_after(tmp_path, command) -> dict:
     (tmp_path / "run").mkdir()
     run_forked(
-        lambda: run_command(command, status_dir=lambda: tmp_path / "run"), tmp_path
+        lambda: run_command(command, status_dir=lambda: tmp_path / "run"),
+        tmp_path,
     )
     return json.loads((tmp_path / "run" / STATUS_FILE).read_text())
 
@@ -135,7 +159,9 @@ def test_status_of_an_error_is_written(tmp_path, kind, code):
 
 
 def test_status_holds_a_name_that_is_not_valid_text(tmp_path):
-    assert status_after(tmp_path, failing(errors.DataError("image \udcff.png"))) == {
+    assert status_after(
+        tmp_path, failing(errors.DataError("image \udcff.png"))
+    ) == {
         "status": "failed",
         "exit_code": 3,
         "message": "image \\udcff.png",
@@ -149,14 +175,17 @@ def test_status_folder_is_asked_for_at_the_end(tmp_path):
         nonlocal folder
         folder = tmp_path
 
-    run_forked(lambda: run_command(command, status_dir=lambda: folder), tmp_path)
+    run_forked(
+        lambda: run_command(command, status_dir=lambda: folder), tmp_path
+    )
     assert (tmp_path / STATUS_FILE).exists()
 
 
 def test_status_is_left_out_where_there_is_no_folder(tmp_path):
     ended = run_forked(
         lambda: run_command(
-            failing(errors.ConfigError("x")), status_dir=lambda: tmp_path / "absent"
+            failing(errors.ConfigError("x")),
+            status_dir=lambda: tmp_path / "absent",
         ),
         tmp_path,
     )

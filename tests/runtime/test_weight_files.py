@@ -89,16 +89,22 @@ def test_file_of_torch_carries_no_digest_and_is_read(tmp_path, content):
 
 
 def test_file_of_an_old_torch_is_read(tmp_path, content):
-    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        content, tmp_path / "old.pth", _use_new_zipfile_serialization=False
+    )
     assert equal(read_tensor_file(tmp_path / "old.pth"), content)
 
 
 def test_tensors_come_back_on_the_cpu(path):
-    assert {t.device.type for t in read_tensor_file(path)["model"].values()} == {"cpu"}
+    assert {
+        t.device.type for t in read_tensor_file(path)["model"].values()
+    } == {"cpu"}
 
 
 def test_previous_file_is_kept_intact(path, content):
-    write_tensor_file(path, {"epoch": 4}, keep_previous=path.with_name("previous.pth"))
+    write_tensor_file(
+        path, {"epoch": 4}, keep_previous=path.with_name("previous.pth")
+    )
     assert equal(read_tensor_file(path.with_name("previous.pth")), content)
     assert read_tensor_file(path) == {"epoch": 4}
 
@@ -108,7 +114,10 @@ def test_path_may_be_text(path, content):
 
 
 def test_safetensors_are_read(tmp_path):
-    weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.int64)}
+    weights = {
+        "a": torch.arange(6.0).view(2, 3),
+        "b": torch.ones(2, dtype=torch.int64),
+    }
     save_file(weights, tmp_path / "weights.safetensors")
     assert equal(read_tensor_file(tmp_path / "weights.safetensors"), weights)
 
@@ -155,7 +164,8 @@ def test_flipped_bit_in_a_weight_is_detected(path, content):
     weight = content["model"]["layer2.weight"].numpy().tobytes()
     bad = flipped(path, path.read_bytes().index(weight) + 100, 3)
     assert (
-        torch.load(bad, weights_only=True)["model"].keys() == content["model"].keys()
+        torch.load(bad, weights_only=True)["model"].keys()
+        == content["model"].keys()
     ), "torch itself notices nothing"
     assert (
         refused(bad)
@@ -186,7 +196,9 @@ def test_flipped_bit_in_the_digest_is_detected(path):
 def test_truncated_file_is_refused_with_its_size(path, share):
     raw = path.read_bytes()
     path.write_bytes(raw[: int(len(raw) * share)])
-    assert refused(path).startswith(f"FILE ({int(len(raw) * share)} bytes) is damaged")
+    assert refused(path).startswith(
+        f"FILE ({int(len(raw) * share)} bytes) is damaged"
+    )
 
 
 def damages_at_the_end(raw: bytes) -> dict[str, bytes]:
@@ -243,7 +255,9 @@ def test_a_file_without_the_newer_mark_is_read_although_part_of_its_digest_is_lo
     assert read_tensor_file(path).keys() >= content.keys()
 
 
-def test_content_that_another_program_saved_again_is_refused_with_what_helps(path):
+def test_content_that_another_program_saved_again_is_refused_with_what_helps(
+    path,
+):
     torch.save(torch.load(path, weights_only=True), path)
     with pytest.raises(
         CheckpointError, match="it must leave out the entry 'written_by'"
@@ -368,24 +382,34 @@ def test_code_in_a_file_is_not_executed(tmp_path, kind, save):
     assert "it was not loaded" in message
 
 
-@pytest.mark.parametrize(("kind", "name"), [(_Touches, "getattr"), (_Executes, "eval")])
-def test_refused_global_is_named_and_unsafe_loading_never_advised(tmp_path, kind, name):
+@pytest.mark.parametrize(
+    ("kind", "name"), [(_Touches, "getattr"), (_Executes, "eval")]
+)
+def test_refused_global_is_named_and_unsafe_loading_never_advised(
+    tmp_path, kind, name
+):
     torch.save({"extra": kind(tmp_path / "canary")}, tmp_path / "evil.pth")
     message = refused(tmp_path / "evil.pth")
-    assert message.startswith("FILE is not a file of plain tensors: it refers to ")
+    assert message.startswith(
+        "FILE is not a file of plain tensors: it refers to "
+    )
     assert name in message
     assert "weights_only" not in message
 
 
 def test_refusal_comes_without_warnings_of_torch(tmp_path):
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Executes(tmp_path / "canary")))
+    (tmp_path / "evil.pth").write_bytes(
+        pickle.dumps(_Executes(tmp_path / "canary"))
+    )
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         refused(tmp_path / "evil.pth")
     assert warned == []
 
 
-def test_code_behind_a_first_error_is_not_executed_by_a_second_attempt(tmp_path):
+def test_code_behind_a_first_error_is_not_executed_by_a_second_attempt(
+    tmp_path,
+):
     torch.save(
         [_Executes(tmp_path / "first"), _Executes(tmp_path / "second")],
         tmp_path / "evil.pth",
@@ -410,7 +434,9 @@ def test_compressed_archive_that_would_explode_is_refused_before_it_is_read(
     torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "honest.pth")
     with (
         zipfile.ZipFile(tmp_path / "honest.pth") as honest,
-        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+        zipfile.ZipFile(
+            tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED
+        ) as bomb,
     ):
         for record in honest.infolist():
             bomb.writestr(record.filename, honest.read(record))
@@ -420,7 +446,9 @@ def test_compressed_archive_that_would_explode_is_refused_before_it_is_read(
     packed = (tmp_path / "bomb.pth").stat().st_size
     message = refused(tmp_path / "bomb.pth")
     assert message.startswith(f"FILE has {packed} bytes but unpacks to 419")
-    assert message.endswith("; torch does not write such files, so it was not loaded")
+    assert message.endswith(
+        "; torch does not write such files, so it was not loaded"
+    )
 
 
 def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
@@ -453,7 +481,9 @@ def test_archive_whose_records_overlap_is_refused(tmp_path, monkeypatch):
             ),
         ),
         (
-            lambda: torch.sparse_coo_tensor([[0], [0]], [1.0], (1 << 20, 1 << 20)),
+            lambda: torch.sparse_coo_tensor(
+                [[0], [0]], [1.0], (1 << 20, 1 << 20)
+            ),
             "contains a tensor that is sparse, quantized or without data",
         ),
     ],
@@ -463,7 +493,10 @@ def test_tensor_that_a_few_bytes_stand_for_is_refused_at_any_depth(
     tmp_path, make, expected
 ):
     torch.save(
-        {"model": {"sound": torch.ones(3)}, "optimizer": [{"state": (1, make())}]},
+        {
+            "model": {"sound": torch.ones(3)},
+            "optimizer": [{"state": (1, make())}],
+        },
         tmp_path / "no_data.pth",
     )
     assert expected in refused(tmp_path / "no_data.pth")
@@ -483,7 +516,9 @@ def test_tensors_that_share_bytes_and_containers_that_repeat_are_read(tmp_path):
 
 
 def test_script_is_refused_and_unsafe_loading_never_advised(tmp_path):
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
+    torch.jit.save(
+        torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth"
+    )
     assert (
         refused(tmp_path / "script.pth")
         == "FILE is a TorchScript archive or a tar file, which may contain code; it was not loaded"

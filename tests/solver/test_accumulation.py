@@ -7,7 +7,9 @@ import functools
 
 import pytest
 import torch
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    allreduce_hook,
+)
 
 from src.nn.backbone.hgnetv2 import freeze_batch_norms
 from src.runtime.distributed import rank, world_size
@@ -33,9 +35,9 @@ def detector():
     cfg = tiny_config(num_classes=4, **PROMISED)
     model = cfg.model.train()
     freeze_batch_norms(model)
-    for (
-        parameter
-    ) in model.decoder.parameters():  # zero-initialised heads would hide differences
+    for parameter in (
+        model.decoder.parameters()
+    ):  # zero-initialised heads would hide differences
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     return model, cfg.criterion.train()
@@ -105,7 +107,9 @@ def gradient(
                 calls.append(bucket.index()) or allreduce_hook(None, bucket)
             ),
         )
-    trained = {name: p for name, p in step.model.named_parameters() if p.requires_grad}
+    trained = {
+        name: p for name, p in step.model.named_parameters() if p.requires_grad
+    }
     before = {name: p.detach().clone() for name, p in trained.items()}
     losses = step(0, window(parts))
     return (
@@ -119,7 +123,9 @@ def apart(one: dict, two: dict) -> float:
     """Return the largest difference of a gradient, relative to its norm."""
     floor = 1e-3 * max(g.norm() for g in one.values())
     return max(
-        ((one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)).item()
+        (
+            (one[name] - two[name]).norm() / one[name].norm().clamp(min=floor)
+        ).item()
         for name in one
     )
 
@@ -137,16 +143,22 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(whole, parts):
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_a_step_in_parts_on_two_ranks_is_the_step_of_the_whole_batch(whole, parts):
+def test_a_step_in_parts_on_two_ranks_is_the_step_of_the_whole_batch(
+    whole, parts
+):
     results = on_ranks(2, lambda: gradient(parts))
-    assert all(apart(whole[0], gradients) <= 1e-4 for gradients, _, _ in results)
-    assert sum(losses["loss_vfl"] for _, losses, _ in results) / 2 == pytest.approx(
-        whole[1]["loss_vfl"], rel=1e-4
+    assert all(
+        apart(whole[0], gradients) <= 1e-4 for gradients, _, _ in results
     )
+    assert sum(
+        losses["loss_vfl"] for _, losses, _ in results
+    ) / 2 == pytest.approx(whole[1]["loss_vfl"], rel=1e-4)
 
 
 def test_ranks_average_gradients_once_a_step_however_many_parts_it_has():
-    assert on_ranks(2, lambda: gradient(4)[2]) == on_ranks(2, lambda: gradient(1)[2])
+    assert on_ranks(2, lambda: gradient(4)[2]) == on_ranks(
+        2, lambda: gradient(1)[2]
+    )
 
 
 def test_parts_by_their_own_counts_are_near_but_not_the_same(whole):
@@ -231,7 +243,12 @@ def test_a_window_with_batches_without_objects_has_all_losses():
         guard=NumericsGuard(1000),
     )
     losses = step(
-        0, [(images[:2], empty), (images[2:4], targets[2:4]), (images[4:6], empty)]
+        0,
+        [
+            (images[:2], empty),
+            (images[2:4], targets[2:4]),
+            (images[4:6], empty),
+        ],
     )
     assert losses.keys() == step(1, [(images[:2], targets[:2])]).keys()
     assert all(torch.isfinite(value) for value in losses.values())
@@ -264,7 +281,13 @@ def test_a_criterion_of_a_users_own_needs_no_counts():
 
 @pytest.mark.parametrize(
     ("batches", "size", "groups"),
-    [(6, 2, [2, 2, 2]), (7, 3, [3, 3, 1]), (3, 1, [1, 1, 1]), (2, 5, [2]), (0, 2, [])],
+    [
+        (6, 2, [2, 2, 2]),
+        (7, 3, [3, 3, 1]),
+        (3, 1, [1, 1, 1]),
+        (2, 5, [2]),
+        (0, 2, []),
+    ],
 )
 def test_batches_are_grouped_into_steps(batches, size, groups):
     assert [len(group) for group in windows(range(batches), size)] == groups

@@ -25,7 +25,10 @@ def test_without_a_seed_a_random_one_is_used_and_logged(caplog):
 
 def test_a_resumed_run_keeps_its_seed_without_drawing_one(caplog):
     with caplog.at_level(logging.INFO, "dfine"):
-        assert choose_seed(RunSettings(), Start(state=small_state() | {"seed": 9})) == 9
+        assert (
+            choose_seed(RunSettings(), Start(state=small_state() | {"seed": 9}))
+            == 9
+        )
     assert not caplog.text
 
 
@@ -33,7 +36,9 @@ def test_a_resumed_run_keeps_its_seed_without_drawing_one(caplog):
     ("use_amp", "named", "expected"),
     [(False, True, None), (True, False, None), (True, True, torch.bfloat16)],
 )
-def test_a_cpu_computes_in_bfloat16_only_if_it_was_named(use_amp, named, expected):
+def test_a_cpu_computes_in_bfloat16_only_if_it_was_named(
+    use_amp, named, expected
+):
     assert amp_dtype_of_run(use_amp, CPU, named=named) == expected
 
 

@@ -35,7 +35,9 @@ def test_a_damaged_last_gives_way_to_the_one_before_with_a_warning(
     content[len(content) // 2] ^= 1
     (tmp_path / "last.pth").write_bytes(content)
     with caplog.at_level(logging.WARNING, "dfine"):
-        assert folder.load_last(tmp_path / "last.pth")[0]["progress"]["step"] == 1
+        assert (
+            folder.load_last(tmp_path / "last.pth")[0]["progress"]["step"] == 1
+        )
     assert (
         "last.pth" in caplog.text
         and "is damaged" in caplog.text
@@ -48,7 +50,9 @@ def test_two_damaged_files_are_both_named(folder, tmp_path):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError) as error:
         folder.load_last(tmp_path / "last.pth")
-    assert "last.pth" in str(error.value) and "last.previous.pth" in str(error.value)
+    assert "last.pth" in str(error.value) and "last.previous.pth" in str(
+        error.value
+    )
 
 
 def test_weights_alone_cannot_be_resumed_from(folder, tmp_path):

@@ -47,7 +47,10 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
             (
                 torch.rand(2, 3, 4, 4),
                 [
-                    {"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])}
+                    {
+                        "image_id": torch.tensor([i]),
+                        "orig_size": torch.tensor([4, 4]),
+                    }
                     for i in ids
                 ],
             )
@@ -72,7 +75,10 @@ def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(
         def forward(self, images):
             logits = torch.zeros(len(images), 2, 3)
             logits[1, 1, 2] = value
-            return {"pred_logits": logits, "pred_boxes": torch.zeros(len(images), 2, 4)}
+            return {
+                "pred_logits": logits,
+                "pred_boxes": torch.zeros(len(images), 2, 4),
+            }
 
     targets = [
         {"image_id": torch.tensor([i]), "orig_size": torch.tensor([4, 4])}
@@ -94,7 +100,8 @@ def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (5, [[0, 1, 2]])]
+    ("size", "expected"),
+    [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (5, [[0, 1, 2]])],
 )
 def test_the_last_window_of_an_epoch_may_be_smaller(size, expected):
     assert list(windows(range(3), size)) == expected

@@ -44,7 +44,9 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def test_the_ema_is_evaluated_and_kept_and_not_the_model(
     tiny_data, tmp_path, evaluated
 ):
-    DetSolver(tiny_config(tiny_data, tmp_path, **ONE_EPOCH), torch.device("cpu")).fit()
+    DetSolver(
+        tiny_config(tiny_data, tmp_path, **ONE_EPOCH), torch.device("cpu")
+    ).fit()
     last, best = (
         read_tensor_file(tmp_path / name) for name in ("last.pth", "best.pth")
     )
@@ -63,7 +65,9 @@ def test_without_an_ema_the_model_is_evaluated(tiny_data, tmp_path, evaluated):
     assert equal(evaluated[0], read_tensor_file(tmp_path / "last.pth")["model"])
 
 
-def test_ranks_evaluate_with_the_same_batch_statistics(tiny_data, tmp_path, evaluated):
+def test_ranks_evaluate_with_the_same_batch_statistics(
+    tiny_data, tmp_path, evaluated
+):
     """Each rank gathers statistics of its own images; those of rank 0 count for all."""
 
     def statistics() -> tuple[dict, dict]:
@@ -72,7 +76,9 @@ def test_ranks_evaluate_with_the_same_batch_statistics(tiny_data, tmp_path, eval
         ordinary = training_loop.broadcast_tensors
 
         def broadcast_tensors(tensors):
-            unsynchronized[len(unsynchronized)] = [tensor.clone() for tensor in tensors]
+            unsynchronized[len(unsynchronized)] = [
+                tensor.clone() for tensor in tensors
+            ]
             ordinary(tensors)
 
         training_loop.broadcast_tensors = broadcast_tensors
@@ -83,15 +89,17 @@ def test_ranks_evaluate_with_the_same_batch_statistics(tiny_data, tmp_path, eval
 
     (first, before), (second, also_before) = on_ranks(2, statistics)
     assert rank() == 0 and equal(first, second)
-    assert any(not torch.equal(one, two) for one, two in zip(before, also_before)), (
-        "nothing was different"
-    )
+    assert any(
+        not torch.equal(one, two) for one, two in zip(before, also_before)
+    ), "nothing was different"
 
 
 def test_a_resumed_run_learns_with_the_settings_of_the_configuration(
     tiny_data, tmp_path
 ):
-    DetSolver(tiny_config(tiny_data, tmp_path, **ONE_EPOCH), torch.device("cpu")).fit()
+    DetSolver(
+        tiny_config(tiny_data, tmp_path, **ONE_EPOCH), torch.device("cpu")
+    ).fit()
     changed = {
         "epochs": 2,
         "optimizer": {"lr": 5e-4, "weight_decay": 0.03, "betas": [0.8, 0.99]},
@@ -104,10 +112,12 @@ def test_a_resumed_run_learns_with_the_settings_of_the_configuration(
         override=True,
     )
     DetSolver(cfg, torch.device("cpu")).fit()
-    assert [record["train_lr"] for record in read_log(tmp_path)] == pytest.approx(
-        [1e-3, 5e-4]
-    )
-    groups = read_tensor_file(tmp_path / "last.pth")["optimizer"]["param_groups"]
+    assert [
+        record["train_lr"] for record in read_log(tmp_path)
+    ] == pytest.approx([1e-3, 5e-4])
+    groups = read_tensor_file(tmp_path / "last.pth")["optimizer"][
+        "param_groups"
+    ]
     assert {group["initial_lr"] for group in groups} == {5e-4}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.03}
     assert {tuple(group["betas"]) for group in groups} == {(0.8, 0.99)}

@@ -20,9 +20,15 @@ def folder(tmp_path):
         "checkpoints/epoch0003.pth",
         "best.other_data.2.pth",
     ):
-        write_tensor_file(tmp_path / name, {"name": name, "weight": torch.ones(1)})
-    (tmp_path / "log.txt").write_text('{"epoch": 0, "stage": 1, "best_metric": "AP"}\n')
-    torch.save({"weight": torch.ones(1)}, tmp_path / "checkpoints/epoch0004.pth")
+        write_tensor_file(
+            tmp_path / name, {"name": name, "weight": torch.ones(1)}
+        )
+    (tmp_path / "log.txt").write_text(
+        '{"epoch": 0, "stage": 1, "best_metric": "AP"}\n'
+    )
+    torch.save(
+        {"weight": torch.ones(1)}, tmp_path / "checkpoints/epoch0004.pth"
+    )
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "eval.json").write_text(json.dumps({"images": []}))
     return tmp_path
@@ -43,7 +49,8 @@ def test_results_are_moved_and_files_of_others_stay(folder, caplog):
     moved = set(before) - foreign
     assert files(folder) == foreign | {f"earlier/1/{name}" for name in moved}
     assert all(
-        (folder / "earlier/1" / name).read_bytes() == before[name] for name in moved
+        (folder / "earlier/1" / name).read_bytes() == before[name]
+        for name in moved
     )
     assert (
         "its best.pth, last.pth, last.previous.pth, " in caplog.text
@@ -56,11 +63,16 @@ def test_each_earlier_run_has_a_folder_of_its_own(folder):
     for number in (2, 3):
         write_tensor_file(folder / "best.pth", {"number": number})
         assert set_aside_earlier_run(folder) == folder / f"earlier/{number}"
-    assert {path.name for path in (folder / "earlier").iterdir()} == {"1", "2", "3"}
+    assert {path.name for path in (folder / "earlier").iterdir()} == {
+        "1",
+        "2",
+        "3",
+    }
 
 
 @pytest.mark.parametrize(
-    "content", [{}, {"log.txt": ""}, {"config.yml": "a: 1\n"}, {"best.pth": "not ours"}]
+    "content",
+    [{}, {"log.txt": ""}, {"config.yml": "a: 1\n"}, {"best.pth": "not ours"}],
 )
 def test_without_results_nothing_is_moved(tmp_path, content, caplog):
     for name, text in content.items():
@@ -70,5 +82,7 @@ def test_without_results_nothing_is_moved(tmp_path, content, caplog):
 
 
 def test_a_log_alone_is_kept(tmp_path):
-    (tmp_path / "log.txt").write_text('{"epoch": 0, "stage": 1, "best_metric": "AP"}\n')
+    (tmp_path / "log.txt").write_text(
+        '{"epoch": 0, "stage": 1, "best_metric": "AP"}\n'
+    )
     assert files(set_aside_earlier_run(tmp_path)) == {"log.txt"}

@@ -46,7 +46,9 @@ def test_a_checkpoint_of_ours_from_objects365_starts_coco_classes_by_the_publish
     classes = [{"id": i, "name": f"Object {i}"} for i in range(1, 366)]
     load_for_tuning(
         target,
-        WeightFile(tmp_path / "source.pth", source.state_dict(), {"classes": classes}),
+        WeightFile(
+            tmp_path / "source.pth", source.state_dict(), {"classes": classes}
+        ),
         list(COCO_NAMES),
     )
     expected = source.state_dict()[HEAD][
@@ -81,7 +83,9 @@ def test_rows_of_known_classes_are_taken_and_others_stay_as_they_were(tmp_path):
     load_for_tuning(
         target, file(source, tmp_path, ["cat", "dog", "cow"]), ["cow", "pig"]
     )
-    assert torch.equal(target.state_dict()[HEAD][0], source.state_dict()[HEAD][2])
+    assert torch.equal(
+        target.state_dict()[HEAD][0], source.state_dict()[HEAD][2]
+    )
     assert torch.equal(target.state_dict()[HEAD][1], fresh[1])
 
 

@@ -71,7 +71,10 @@ def test_schedule_and_warm_up_multiply():
         STEPS,
     )
     assert rates_at(rates, 29)[0] == pytest.approx(
-        [rate * factor for rate, factor in zip(rates.scheduled(at(29)), (1.0, 0.5))]
+        [
+            rate * factor
+            for rate, factor in zip(rates.scheduled(at(29)), (1.0, 0.5))
+        ]
     )
     assert rates.scheduled(at(30)) == pytest.approx([0.05, 0.01])
 
@@ -101,5 +104,7 @@ def test_rates_follow_the_batch_in_proportion(base, batch, factor, caplog):
 
 
 def test_a_schedule_with_rates_of_its_own_is_not_scaled_in_silence():
-    with pytest.raises(ConfigError, match="OneCycleLR takes its rates from max_lr"):
+    with pytest.raises(
+        ConfigError, match="OneCycleLR takes its rates from max_lr"
+    ):
         scale_to_batch(optimizer(), 16, 4, "OneCycleLR")

@@ -64,18 +64,21 @@ def test_the_peak_is_logged_with_the_batch_it_was_measured_for(step, caplog):
         MemoryError(),
     ],
 )
-def test_a_batch_that_does_not_fit_ends_with_what_helps(step, monkeypatch, error):
+def test_a_batch_that_does_not_fit_ends_with_what_helps(
+    step, monkeypatch, error
+):
     def full(*arguments, **options):
         raise error
 
     monkeypatch.setattr(step.model, "forward", full)
     with pytest.raises(
-        ResourceError, match="the largest batch of this run does not fit: 2 image"
+        ResourceError,
+        match="the largest batch of this run does not fit: 2 image",
     ) as caught:
         rehearse_largest_step(step, 2, (64, 64), 3, 4)
-    assert "gradient_checkpointing" in str(caught.value) and "total_batch_size" in str(
+    assert "gradient_checkpointing" in str(
         caught.value
-    )
+    ) and "total_batch_size" in str(caught.value)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -89,10 +92,14 @@ def test_moments_that_the_optimizer_does_not_have_yet_are_added_to_the_peak(
         step.optimizer.step()
         step.optimizer.zero_grad()
     monkeypatch.setattr(
-        memory_trial.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=10**6)
+        memory_trial.resource,
+        "getrusage",
+        lambda _: SimpleNamespace(ru_maxrss=10**6),
     )
     trained = sum(
-        p.numel() for group in step.optimizer.param_groups for p in group["params"]
+        p.numel()
+        for group in step.optimizer.param_groups
+        for p in group["params"]
     )
     moments = 0 if resumed else 2 * 4 * trained
     assert rehearse_largest_step(step, 1, (64, 64), 3, 4) == pytest.approx(
@@ -105,7 +112,9 @@ def test_the_trial_is_made_in_the_last_phase_and_leaves_the_model_in_that_of_its
 ):
     phases, epochs = Phases(step), []
     monkeypatch.setattr(phases, "apply", epochs.append)
-    monkeypatch.setattr(step, "rehearse", lambda batch: epochs.append("rehearsed"))
+    monkeypatch.setattr(
+        step, "rehearse", lambda batch: epochs.append("rehearsed")
+    )
     size = {"images": 1, "size_hw": (64, 64), "objects": 3, "num_classes": 4}
     try_memory(step, phases, **size, epoch=2, last_epoch=9)
     assert epochs == [9, "rehearsed", 2]

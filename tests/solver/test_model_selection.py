@@ -35,11 +35,17 @@ def test_state_survives_a_round_trip():
     best, copy = BestModel(), BestModel()
     best.consider(4, {"AP": 0.3}, WEIGHTS, stage=1)
     copy.load_state_dict(best.state_dict())
-    assert (copy.score, copy.epoch, list(copy.stage_one_weights)) == (0.3, 4, ["w"])
+    assert (copy.score, copy.epoch, list(copy.stage_one_weights)) == (
+        0.3,
+        4,
+        ["w"],
+    )
 
 
 @pytest.mark.parametrize("undefined", [None, float("nan")])
-def test_an_undefined_score_is_never_better_and_any_score_is_better_than_it(undefined):
+def test_an_undefined_score_is_never_better_and_any_score_is_better_than_it(
+    undefined,
+):
     best = BestModel("AP_large")
     assert best.consider(0, {"AP_large": undefined}, WEIGHTS, stage=1)
     assert best.score is None and best.epoch == 0

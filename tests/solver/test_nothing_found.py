@@ -28,7 +28,11 @@ def test_it_comes_once_after_some_epochs(caplog):
 
 @pytest.mark.parametrize(
     "run",
-    [{"losses": (9.0, 8.0, 7.0)}, {"losses": (9.0, 9.5, 9.6, 9.7)}, {"ap50": 0.01}],
+    [
+        {"losses": (9.0, 8.0, 7.0)},
+        {"losses": (9.0, 9.5, 9.6, 9.7)},
+        {"ap50": 0.01},
+    ],
     ids=str,
 )
 def test_it_does_not_come_early_nor_with_a_rising_loss_nor_if_something_is_found(

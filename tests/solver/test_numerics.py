@@ -86,16 +86,21 @@ def test_the_first_bad_tensor_is_named_in_the_order_of_computation():
     )
     assert (
         first_bad_tensor(
-            good, {"pred_logits": good, "aux_outputs": [{"pred_boxes": bad}]}, {}, model
+            good,
+            {"pred_logits": good, "aux_outputs": [{"pred_boxes": bad}]},
+            {},
+            model,
         )
         == "output.aux_outputs.0.pred_boxes is not finite"
     )
     assert (
-        first_bad_tensor(good, {}, {"loss_vfl": bad}, model) == "loss_vfl is not finite"
+        first_bad_tensor(good, {}, {"loss_vfl": bad}, model)
+        == "loss_vfl is not finite"
     )
     model.weight.grad = torch.full((1, 2), float("nan"))
     assert (
-        first_bad_tensor(good, {}, {}, model) == "the gradient of weight is not finite"
+        first_bad_tensor(good, {}, {}, model)
+        == "the gradient of weight is not finite"
     )
     assert first_bad_tensor(good, {}, {}, nn.Linear(2, 1)) is None
 
@@ -109,4 +114,7 @@ def test_a_poisoned_total_reaches_every_output():
     total = poisoned_total(outputs)
     total.backward()
     assert torch.isnan(total)
-    assert outputs["a"].grad.isnan().all() and outputs["b"][0]["c"].grad.isnan().all()
+    assert (
+        outputs["a"].grad.isnan().all()
+        and outputs["b"][0]["c"].grad.isnan().all()
+    )

@@ -40,13 +40,20 @@ def test_a_foreign_file_under_the_name_of_a_result_is_refused_and_unchanged(
 @pytest.mark.parametrize("name", ["checkpoints", "pictures", "earlier"])
 def test_a_file_where_a_folder_of_results_goes_is_refused(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ConfigError, match=f"{name} is not a folder"), claim(tmp_path):
+    with (
+        pytest.raises(ConfigError, match=f"{name} is not a folder"),
+        claim(tmp_path),
+    ):
         pass
 
 
 def test_a_run_of_this_project_may_be_resumed_or_followed_by_another(tmp_path):
     CheckpointFolder(tmp_path).save_last(small_state())
-    for settings in ({}, {"resume": "auto"}, {"resume": str(tmp_path / "last.pth")}):
+    for settings in (
+        {},
+        {"resume": "auto"},
+        {"resume": str(tmp_path / "last.pth")},
+    ):
         with claim(tmp_path, **settings) as checkpoints:
             assert (checkpoints.folder / "last.pth").exists()
 

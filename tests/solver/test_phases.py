@@ -43,7 +43,10 @@ def phased_run(**backbone):
 def take_steps(step, number: int, count: int = 2) -> None:
     for index in range(count):
         torch.manual_seed(100 * number + 10 * index + rank())
-        step(index, [(torch.rand(2, 3, 64, 64), random_targets(2, 1, num_classes=4))])
+        step(
+            index,
+            [(torch.rand(2, 3, 64, 64), random_targets(2, 1, num_classes=4))],
+        )
 
 
 def moved(before: dict, after: dict) -> set[str]:
@@ -55,7 +58,9 @@ def moved(before: dict, after: dict) -> set[str]:
         and not torch.equal(before[name], after[name])
     ]
     return {
-        ".".join(name.split(".")[2:4]) if "blocks" in name else name.split(".")[2]
+        ".".join(name.split(".")[2:4])
+        if "blocks" in name
+        else name.split(".")[2]
         for name in names
     }
 
@@ -74,18 +79,23 @@ EMBEDDING = {"cls_token", "reg_token", "patch_embed"}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_in_each_phase_only_what_is_due_moves_and_the_rest_is_bit_identical(ranks):
+def test_in_each_phase_only_what_is_due_moves_and_the_rest_is_bit_identical(
+    ranks,
+):
     for states in (
         on_ranks(ranks, weights_by_epoch) if ranks > 1 else [weights_by_epoch()]
     ):
-        assert [moved(before, after) for before, after in zip(states, states[1:])] == [
+        assert [
+            moved(before, after) for before, after in zip(states, states[1:])
+        ] == [
             set(),
             {"blocks.1", "norm"},
             {"blocks.0", "blocks.1", "norm"} | EMBEDDING,
         ]
         heads = [state["decoder.enc_score_head.weight"] for state in states]
         assert not any(
-            torch.equal(before, after) for before, after in zip(heads, heads[1:])
+            torch.equal(before, after)
+            for before, after in zip(heads, heads[1:])
         )
 
 
@@ -144,7 +154,10 @@ def test_optimizer_and_average_keep_their_state_when_blocks_thaw():
     phases.begin(0)
     take_steps(step, 0)
     head = step.model.decoder.enc_score_head.weight
-    before, updates = copy.deepcopy(step.optimizer.state[head]), step.ema.updates
+    before, updates = (
+        copy.deepcopy(step.optimizer.state[head]),
+        step.ema.updates,
+    )
     phases.begin(1)
     assert torch.equal(step.optimizer.state[head]["exp_avg"], before["exp_avg"])
     take_steps(step, 1)

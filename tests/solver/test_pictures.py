@@ -38,7 +38,9 @@ def test_boxes_are_drawn_where_they_are():
 
 
 def test_nine_images_stand_in_rows_of_three():
-    assert training_grid(torch.rand(12, 3, 64, 128), [target()] * 12, NAMES).shape == (
+    assert training_grid(
+        torch.rand(12, 3, 64, 128), [target()] * 12, NAMES
+    ).shape == (
         3,
         3 * (WIDTH // 2 + 4) + 4,
         3 * (WIDTH + 4) + 4,
@@ -46,7 +48,9 @@ def test_nine_images_stand_in_rows_of_three():
 
 
 def test_normalised_images_are_converted_back_for_display():
-    image = torch.linspace(-2, 3, 64 * 64).view(1, 1, 64, 64).expand(1, 3, -1, -1)
+    image = (
+        torch.linspace(-2, 3, 64 * 64).view(1, 1, 64, 64).expand(1, 3, -1, -1)
+    )
     grid = training_grid(image, [target()], NAMES)[:, 4:-4, 4:-4]
     assert grid.min() < 5 and grid.max() > 250
 
@@ -56,11 +60,16 @@ def test_truth_and_predictions_of_the_same_images_stand_side_by_side(tiny_data):
     ids = dataset.labels.image_ids.tolist()
     nothing = {i: np.zeros((0, 6)) for i in ids}
     something = {
-        i: np.array([[4, 4, 20, 20, 0.9, 1], [30, 30, 20, 20, 0.1, 1.0]]) for i in ids
+        i: np.array([[4, 4, 20, 20, 0.9, 1], [30, 30, 20, 20, 0.1, 1.0]])
+        for i in ids
     }
     plain, drawn, all_drawn = (
         validation_grid(dataset, found, threshold)
-        for found, threshold in ((nothing, None), (something, 0.5), (something, 0.0))
+        for found, threshold in (
+            (nothing, None),
+            (something, 0.5),
+            (something, 0.0),
+        )
     )
     assert (
         plain.shape
@@ -77,7 +86,8 @@ def test_truth_and_predictions_of_the_same_images_stand_side_by_side(tiny_data):
 
 def test_without_detections_there_is_no_picture(tiny_data):
     assert (
-        validation_grid(tiny_config(tiny_data).val_dataloader.dataset, {}, None) is None
+        validation_grid(tiny_config(tiny_data).val_dataloader.dataset, {}, None)
+        is None
     )
 
 

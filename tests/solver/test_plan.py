@@ -5,12 +5,18 @@ from types import SimpleNamespace
 import pytest
 
 from src.core.yaml_config import RunSettings
-from src.solver.plan import Progress, TrainingPlan, continued_progress, make_plan
+from src.solver.plan import (
+    Progress,
+    TrainingPlan,
+    continued_progress,
+    make_plan,
+)
 
 
 def plan(**settings) -> TrainingPlan:
     return TrainingPlan(
-        **{"epochs": 10, "steps_per_epoch": 5, "window": 1, "batch_size": 8} | settings
+        **{"epochs": 10, "steps_per_epoch": 5, "window": 1, "batch_size": 8}
+        | settings
     )
 
 
@@ -25,7 +31,13 @@ class Loader(list):
 
 
 def test_stage_two_begins_with_the_stop_epoch():
-    assert [plan(stop_epoch=3).stage(epoch) for epoch in range(5)] == [1, 1, 1, 2, 2]
+    assert [plan(stop_epoch=3).stage(epoch) for epoch in range(5)] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
 
 
 def test_there_is_no_stage_two_without_a_stop_epoch():
@@ -33,9 +45,9 @@ def test_there_is_no_stage_two_without_a_stop_epoch():
 
 
 def test_the_best_weights_are_loaded_once():
-    assert [epoch for epoch in range(10) if plan(stop_epoch=3).restarts_at(epoch)] == [
-        3
-    ]
+    assert [
+        epoch for epoch in range(10) if plan(stop_epoch=3).restarts_at(epoch)
+    ] == [3]
 
 
 def test_nothing_restarts_when_the_whole_run_is_clean():
@@ -67,7 +79,9 @@ def test_a_users_own_collate_function_needs_no_such_keys():
 def test_a_step_takes_as_many_batches_as_are_accumulated_but_not_more_than_an_epoch_has(
     accumulated, steps, window
 ):
-    made = make_plan(RunSettings(epochs=2, grad_accum_steps=accumulated), Loader(), {0})
+    made = make_plan(
+        RunSettings(epochs=2, grad_accum_steps=accumulated), Loader(), {0}
+    )
     assert (made.steps_per_epoch, made.window, made.batch_size) == (
         steps,
         window,
@@ -99,7 +113,9 @@ def test_an_epoch_that_is_restarted_gives_its_steps_back():
 def test_with_another_batch_a_resumed_epoch_continues_at_the_last_whole_step(
     batch, step
 ):
-    assert continued_progress(Progress(1, 6, 16), 8, batch) == Progress(1, step, 16)
+    assert continued_progress(Progress(1, 6, 16), 8, batch) == Progress(
+        1, step, 16
+    )
 
 
 # ---- early stopping ----
@@ -110,13 +126,15 @@ def patient(**settings) -> TrainingPlan:
 
 
 def test_without_patience_every_epoch_comes():
-    assert [patient(patience=None).next_epoch(epoch, 0) for epoch in range(20)] == list(
-        range(1, 21)
-    )
+    assert [
+        patient(patience=None).next_epoch(epoch, 0) for epoch in range(20)
+    ] == list(range(1, 21))
 
 
 def test_stage_one_continues_while_its_best_is_recent():
-    assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (4, 5, 6)] == [
+    assert [
+        patient().next_epoch(epoch, best_epoch=4) for epoch in (4, 5, 6)
+    ] == [
         5,
         6,
         7,
@@ -128,7 +146,9 @@ def test_when_patience_runs_out_the_clean_stage_still_comes():
 
 
 def test_patience_starts_again_in_stage_2_and_then_ends_the_run():
-    assert [patient().next_epoch(epoch, best_epoch=4) for epoch in (15, 16, 17)] == [
+    assert [
+        patient().next_epoch(epoch, best_epoch=4) for epoch in (15, 16, 17)
+    ] == [
         16,
         17,
         20,
@@ -142,7 +162,9 @@ def test_without_a_clean_stage_patience_ends_the_run(stop_epoch):
 
 def test_patience_is_not_counted_before_the_last_phase():
     thawing = patient(thaws=frozenset({0, 8}))
-    assert [thawing.next_epoch(epoch, best_epoch=2) for epoch in (7, 8, 9, 10)] == [
+    assert [
+        thawing.next_epoch(epoch, best_epoch=2) for epoch in (7, 8, 9, 10)
+    ] == [
         8,
         9,
         10,

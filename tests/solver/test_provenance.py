@@ -43,7 +43,8 @@ def test_a_start_file_without_notes_is_named():
     assert (
         "dfine_l_coco.pth"
         in provenance(
-            nn.Linear(1, 1), WeightFile(Path("weights/dfine_l_coco.pth"), {}, {})
+            nn.Linear(1, 1),
+            WeightFile(Path("weights/dfine_l_coco.pth"), {}, {}),
         )["licences"][0]
     )
 

@@ -15,7 +15,10 @@ LAST = Path("out put/last.pth")
         ("-c a.yml", "-c a.yml -r auto"),
         ("-c a.yml -r old/last.pth --seed 3", "-c a.yml --seed 3 -r auto"),
         ("-c a.yml --resume old/last.pth", "-c a.yml -r auto"),
-        ("-c a.yml --resume=old.pth -t start.pth", "-c a.yml -t start.pth -r auto"),
+        (
+            "-c a.yml --resume=old.pth -t start.pth",
+            "-c a.yml -t start.pth -r auto",
+        ),
         (
             "-c a.yml -u epochs=3 optimizer.lr=1",
             "-c a.yml -r auto -u epochs=3 optimizer.lr=1",
@@ -49,5 +52,6 @@ def test_under_torchrun_its_own_arguments_stay(monkeypatch):
 
 def test_the_hint_for_another_program_names_the_file():
     assert (
-        resume_hint(LAST, ["notebook.py", "-x"]) == "resume with -r 'out put/last.pth'"
+        resume_hint(LAST, ["notebook.py", "-x"])
+        == "resume with -r 'out put/last.pth'"
     )

@@ -22,7 +22,10 @@ def data(tmp_path):
 def test_a_run_has_loaders_classes_and_an_evaluator(data, tmp_path):
     cfg = tiny_config(data, tmp_path)
     opened = open_run_data(cfg, Start(), 5, tmp_path)
-    assert (len(opened.train_loader.dataset), len(opened.val_loader.dataset)) == (4, 2)
+    assert (
+        len(opened.train_loader.dataset),
+        len(opened.val_loader.dataset),
+    ) == (4, 2)
     assert [entry["name"] for entry in opened.classes] == [
         "disc",
         "square",
@@ -30,13 +33,20 @@ def test_a_run_has_loaders_classes_and_an_evaluator(data, tmp_path):
         "ring",
     ]
     assert set(opened.identity) == {"train", "val"} and not opened.changed
-    assert cfg.yaml_cfg["num_classes"] == 4 and opened.train_loader.dataset.seed == 5
+    assert (
+        cfg.yaml_cfg["num_classes"] == 4
+        and opened.train_loader.dataset.seed == 5
+    )
 
 
 def test_an_evaluation_reads_no_training_data(data, tmp_path):
     (data.folder / "train.json").unlink()
-    opened = open_evaluation_data(tiny_config(data, tmp_path), Start(), 0, tmp_path)
-    assert set(opened.identity) == {"val"} and len(opened.val_loader.dataset) == 2
+    opened = open_evaluation_data(
+        tiny_config(data, tmp_path), Start(), 0, tmp_path
+    )
+    assert (
+        set(opened.identity) == {"val"} and len(opened.val_loader.dataset) == 2
+    )
 
 
 def test_images_are_evaluated_as_they_are(data, tmp_path):
@@ -55,7 +65,10 @@ def test_a_metric_that_the_evaluator_does_not_have_is_refused(data, tmp_path):
         ConfigError, match="best_metric is 'AP_huge', but the evaluator gives"
     ):
         open_run_data(
-            tiny_config(data, tmp_path, best_metric="AP_huge"), Start(), 0, tmp_path
+            tiny_config(data, tmp_path, best_metric="AP_huge"),
+            Start(),
+            0,
+            tmp_path,
         )
 
 
@@ -75,7 +88,9 @@ def resumed(cfg, identity) -> Start:
         "data": identity,
         "meta": {"config": cfg.to_yaml(), "classes": []},
     }
-    return Start(WeightFile(Path("last.pth"), state["model"], state["meta"]), state)
+    return Start(
+        WeightFile(Path("last.pth"), state["model"], state["meta"]), state
+    )
 
 
 def test_a_resumed_run_must_have_the_same_data_unless_a_change_is_accepted(
@@ -83,7 +98,10 @@ def test_a_resumed_run_must_have_the_same_data_unless_a_change_is_accepted(
 ):
     cfg = tiny_config(data, tmp_path, num_classes=4)
     identity = data_identity(
-        {"train": cfg.train_dataloader.dataset, "val": cfg.val_dataloader.dataset}
+        {
+            "train": cfg.train_dataloader.dataset,
+            "val": cfg.val_dataloader.dataset,
+        }
     )
     assert not open_run_data(cfg, resumed(cfg, identity), 0, tmp_path).changed
     identity["train"]["labels"] = identity["train"]["labels"] + 1

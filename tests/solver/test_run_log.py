@@ -41,7 +41,9 @@ class Collecting:
         self.closed = True
 
 
-def meter_of(seconds: float, images: int = 0, waited: float = 0.0) -> EpochMeter:
+def meter_of(
+    seconds: float, images: int = 0, waited: float = 0.0
+) -> EpochMeter:
     """Return the meter of an epoch that has taken so long."""
     meter = EpochMeter(steps=10, images=images, waited=waited)
     meter.started -= seconds
@@ -80,7 +82,11 @@ def test_the_record_of_an_epoch_has_losses_metrics_and_the_best_score():
         1.0,
         2.0,
     )
-    assert (made["AP"], made["AP50"], made["AP_of_class"]) == (0.5, None, {"cat": 0.5})
+    assert (made["AP"], made["AP50"], made["AP_of_class"]) == (
+        0.5,
+        None,
+        {"cat": 0.5},
+    )
     assert made["test_coco_eval_bbox"] == [0.5, -1, 0.3]
     assert (made["best_metric"], made["best_score"], made["best_epoch"]) == (
         "AP",
@@ -98,14 +104,20 @@ def test_speed_and_waiting_are_those_of_the_epoch():
 
 def test_the_time_left_is_that_of_the_epochs_to_come():
     assert record()["seconds_left"] == pytest.approx(6 * 60.0, rel=0.01)
-    assert record(next_epoch=8)["seconds_left"] == pytest.approx(2 * 60.0, rel=0.01)
+    assert record(next_epoch=8)["seconds_left"] == pytest.approx(
+        2 * 60.0, rel=0.01
+    )
     assert record(epoch=9, next_epoch=10)["seconds_left"] == 0.0
 
 
 def test_the_time_left_in_an_epoch_is_that_of_its_other_steps(caplog):
     with caplog.at_level("INFO", "dfine"):
         log_step(
-            Progress(epoch=3, step=10, total_steps=310), PLAN, 2.5, 1e-3, meter_of(20.0)
+            Progress(epoch=3, step=10, total_steps=310),
+            PLAN,
+            2.5,
+            1e-3,
+            meter_of(20.0),
         )
     assert caplog.messages == [
         "epoch 4 [10/100] loss 2.500  lr 1.00e-03  180 s left in this epoch"
@@ -131,12 +143,17 @@ def test_an_epoch_goes_to_every_writer_and_all_are_closed():
     log.epoch({"epoch": 2})
     log.close()
     assert all(
-        writer.epochs == [(2, {"epoch": 2})] and writer.closed for writer in writers
+        writer.epochs == [(2, {"epoch": 2})] and writer.closed
+        for writer in writers
     )
 
 
-@pytest.mark.parametrize(("pictures", "epoch", "count"), [(True, 0, 1), (False, 0, 0)])
-def test_training_images_are_shown_if_pictures_are_wanted(pictures, epoch, count):
+@pytest.mark.parametrize(
+    ("pictures", "epoch", "count"), [(True, 0, 1), (False, 0, 0)]
+)
+def test_training_images_are_shown_if_pictures_are_wanted(
+    pictures, epoch, count
+):
     writer = Collecting()
     target = {
         "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]),

@@ -16,7 +16,9 @@ from src.solver.run_state import RunFacts, RunState, inference_checkpoint, plain
 from src.solver.state_schema import check_state
 
 LAST = Path("run/last.pth")
-PLAN = TrainingPlan(epochs=4, steps_per_epoch=5, window=1, batch_size=8, stop_epoch=3)
+PLAN = TrainingPlan(
+    epochs=4, steps_per_epoch=5, window=1, batch_size=8, stop_epoch=3
+)
 FACTS = RunFacts(
     seed=7,
     classes=[{"id": 1, "name": "cat"}],
@@ -48,7 +50,9 @@ def make_state(**changes) -> RunState:
     model = nn.Linear(3, 2)
     parts = {
         "model": model,
-        "optimizer": torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.01),
+        "optimizer": torch.optim.AdamW(
+            model.parameters(), lr=0.1, weight_decay=0.01
+        ),
         "ema": ModelEMA(model, 0.9, 0),
         "scaler": None,
         "guard": NumericsGuard(5),
@@ -122,7 +126,9 @@ def test_a_restored_state_is_the_same(trained):
 
 def test_two_runs_that_share_a_state_take_the_same_next_step(trained):
     restored = make_state()
-    restored.load_state_dict(copy.deepcopy(trained.state_dict(FACTS)), FACTS, LAST)
+    restored.load_state_dict(
+        copy.deepcopy(trained.state_dict(FACTS)), FACTS, LAST
+    )
     torch.manual_seed(1)
     train(trained)
     torch.manual_seed(1)
@@ -138,7 +144,9 @@ def test_settings_of_the_optimizer_are_the_configured_ones_and_moments_those_of_
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.5, weight_decay=0.3, betas=(0.8, 0.9)
     )
-    restored = make_state(model=model, optimizer=optimizer, ema=ModelEMA(model, 0.9, 0))
+    restored = make_state(
+        model=model, optimizer=optimizer, ema=ModelEMA(model, 0.9, 0)
+    )
     restored.load_state_dict(trained.state_dict(FACTS), FACTS, LAST)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["betas"]) == (
@@ -154,10 +162,13 @@ def test_other_groups_of_parameters_are_refused(trained):
     model = nn.Linear(3, 2)
     groups = [{"params": [parameter]} for parameter in model.parameters()]
     restored = make_state(
-        model=model, optimizer=torch.optim.AdamW(groups), ema=ModelEMA(model, 0.9, 0)
+        model=model,
+        optimizer=torch.optim.AdamW(groups),
+        ema=ModelEMA(model, 0.9, 0),
     )
     with pytest.raises(
-        CheckpointError, match=r"run/last.pth was written with other parameter groups"
+        CheckpointError,
+        match=r"run/last.pth was written with other parameter groups",
     ):
         restored.load_state_dict(trained.state_dict(FACTS), FACTS, LAST)
 
@@ -181,8 +192,12 @@ def test_a_run_with_another_batch_continues_at_the_last_whole_step(trained):
 def test_an_epoch_that_is_closed_is_counted_and_its_score_kept_if_it_is_the_best():
     state = make_state()
     state.progress = Progress(0, 5, 5)
-    assert state.close_epoch({"AP": 0.3}, PLAN) and state.progress == Progress(1, 0, 5)
-    assert not state.close_epoch({"AP": 0.2}, PLAN) and state.progress.epoch == 2
+    assert state.close_epoch({"AP": 0.3}, PLAN) and state.progress == Progress(
+        1, 0, 5
+    )
+    assert (
+        not state.close_epoch({"AP": 0.2}, PLAN) and state.progress.epoch == 2
+    )
     assert (state.best.score, state.best.epoch) == (0.3, 0)
 
 
@@ -195,7 +210,9 @@ def test_when_patience_runs_out_the_clean_stage_is_announced(caplog):
     assert state.progress.epoch == 3 and "stage 2 begins early" in caplog.text
 
 
-def test_with_other_data_the_epoch_begins_again_and_the_best_is_forgotten(trained):
+def test_with_other_data_the_epoch_begins_again_and_the_best_is_forgotten(
+    trained,
+):
     trained.restart_epoch()
     assert trained.progress == Progress(epoch=1, step=0, total_steps=5)
     assert trained.best.epoch is None and trained.meter is None
@@ -206,7 +223,12 @@ def test_best_pth_has_weights_classes_score_and_how_images_are_prepared():
     content = inference_checkpoint(nn.Linear(3, 2), FACTS, 3, metrics, "AP")
     meta = content["meta"]
     assert set(content["model"]) == {"weight", "bias"}
-    assert (meta["epoch"], meta["metric"], meta["score"], meta["threshold"]) == (
+    assert (
+        meta["epoch"],
+        meta["metric"],
+        meta["score"],
+        meta["threshold"],
+    ) == (
         3,
         "AP",
         0.5,
@@ -217,6 +239,6 @@ def test_best_pth_has_weights_classes_score_and_how_images_are_prepared():
         [64, 64],
         "abc",
     )
-    assert meta["metrics"] == plain(metrics) and meta["metrics"]["AP_of_class"] == {
-        "1": 0.5
-    }
+    assert meta["metrics"] == plain(metrics) and meta["metrics"][
+        "AP_of_class"
+    ] == {"1": 0.5}

@@ -29,7 +29,9 @@ class Asked(StopRequest):
         return self.signal is not None
 
 
-def make_saver(folder, *, asked: bool = False, step: int = 2, **settings) -> Saver:
+def make_saver(
+    folder, *, asked: bool = False, step: int = 2, **settings
+) -> Saver:
     state = make_state()
     state.progress = Progress(epoch=1, step=step, total_steps=5 + step)
     return Saver(
@@ -64,7 +66,8 @@ def test_a_run_is_saved_when_minutes_have_passed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("improved", "files"), [(True, {"best.pth", "last.pth"}), (False, {"last.pth"})]
+    ("improved", "files"),
+    [(True, {"best.pth", "last.pth"}), (False, {"last.pth"})],
 )
 def test_after_an_epoch_the_last_state_is_kept_and_the_best_if_it_is_better(
     tmp_path, improved, files
@@ -82,24 +85,32 @@ def test_a_numbered_checkpoint_is_kept_at_the_configured_interval(tmp_path):
         "epoch0004.pth",
     }
     assert (
-        read_tensor_file(tmp_path / "checkpoints/epoch0002.pth")["meta"]["epoch"] == 1
+        read_tensor_file(tmp_path / "checkpoints/epoch0002.pth")["meta"][
+            "epoch"
+        ]
+        == 1
     )
 
 
-def test_a_run_that_is_asked_to_stop_is_saved_and_reports_its_position(tmp_path):
+def test_a_run_that_is_asked_to_stop_is_saved_and_reports_its_position(
+    tmp_path,
+):
     with pytest.raises(
         Preempted,
         match=r"stopped by SIGTERM after step 2 of 5 in epoch 2; the state is saved",
     ):
         make_saver(tmp_path, asked=True).save_and_stop()
-    assert read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] == 7
+    assert (
+        read_tensor_file(tmp_path / "last.pth")["progress"]["total_steps"] == 7
+    )
 
 
 def test_a_stop_that_cannot_save_is_an_error(tmp_path, monkeypatch):
     saver = make_saver(tmp_path, asked=True)
     monkeypatch.setattr(saver.checkpoints, "save_last", lambda state: False)
     with pytest.raises(
-        ResourceError, match=r"the state could not be saved.*there is no .*last.pth"
+        ResourceError,
+        match=r"the state could not be saved.*there is no .*last.pth",
     ):
         saver.save_and_stop()
 

@@ -61,7 +61,8 @@ def test_t_names_weights_whose_classes_may_differ(tmp_path, weights):
 def test_r_names_a_state_to_resume(tmp_path, run):
     start = read(tmp_path, resume=str(run / "last.pth"))
     assert (
-        start.path == run / "last.pth" and start.state["progress"]["total_steps"] == 3
+        start.path == run / "last.pth"
+        and start.state["progress"]["total_steps"] == 3
     )
     assert start.keeps_classes
 
@@ -69,7 +70,9 @@ def test_r_names_a_state_to_resume(tmp_path, run):
 def test_r_with_test_only_names_weights_to_evaluate_also_if_start_weights_are_configured(
     run, weights
 ):
-    start = read(run, resume=str(weights), tuning=str(run / "last.pth"), test_only=True)
+    start = read(
+        run, resume=str(weights), tuning=str(run / "last.pth"), test_only=True
+    )
     assert start.path == weights and start.state is None and not start.tunes
 
 
@@ -80,13 +83,17 @@ def test_auto_resumes_the_run_in_the_output_folder_and_not_from_start_weights(
     assert start.path == run / "last.pth" and not start.tunes
 
 
-def test_auto_in_an_empty_folder_starts_from_the_weights_of_t(tmp_path, weights):
+def test_auto_in_an_empty_folder_starts_from_the_weights_of_t(
+    tmp_path, weights
+):
     start = read(tmp_path, resume="auto", tuning=str(weights))
     assert start.path == weights and start.tunes
 
 
 def test_weights_without_a_state_cannot_be_resumed(tmp_path, weights):
-    with pytest.raises(CheckpointError, match="holds weights but no training state"):
+    with pytest.raises(
+        CheckpointError, match="holds weights but no training state"
+    ):
         read(tmp_path, resume=str(weights))
 
 

@@ -34,7 +34,9 @@ def test_a_whole_state_passes():
 def test_a_part_that_is_missing_is_named(key):
     state = small_state()
     del state[key]
-    with pytest.raises(CheckpointError, match=f"^last.pth: the content has no {key}; "):
+    with pytest.raises(
+        CheckpointError, match=f"^last.pth: the content has no {key}; "
+    ):
         check_state("last.pth", state)
 
 
@@ -68,7 +70,11 @@ def test_states_of_a_scaler_and_a_meter_pass():
     ("key", "value", "place"),
     [
         ("progress", [0, 1], "progress"),
-        ("progress", {"epoch": 0, "step": -5, "total_steps": 1}, "progress.step"),
+        (
+            "progress",
+            {"epoch": 0, "step": -5, "total_steps": 1},
+            "progress.step",
+        ),
         ("progress", {"epoch": "0", "step": 0}, "progress.epoch"),
         ("progress", {"epoch": 1.5, "step": 0}, "progress.epoch"),
         ("progress", {"epoch": 10**30, "step": 0}, "progress.epoch"),
@@ -83,7 +89,11 @@ def test_states_of_a_scaler_and_a_meter_pass():
         ("ema", [], "ema"),
         ("ema", {"module": WEIGHT, "updates": -1}, "ema.updates"),
         ("ema", {"module": WEIGHT, "updates": 1, "decay": 2.0}, "ema.decay"),
-        ("ema", {"module": WEIGHT, "updates": 1, "configured_decay": 0.9}, "ema"),
+        (
+            "ema",
+            {"module": WEIGHT, "updates": 1, "configured_decay": 0.9},
+            "ema",
+        ),
         ("optimizer", {}, "optimizer has no state"),
         (
             "optimizer",
@@ -108,7 +118,11 @@ def test_states_of_a_scaler_and_a_meter_pass():
         ("guard", {"in_a_row": None, "in_epoch": 0}, "guard.in_a_row"),
         ("best", BEST | {"score": float("inf")}, "best.score"),
         ("best", BEST | {"epoch": "1"}, "best.epoch"),
-        ("best", BEST | {"stage_one_weights": {"w": 0}}, "best.stage_one_weights.w"),
+        (
+            "best",
+            BEST | {"stage_one_weights": {"w": 0}},
+            "best.stage_one_weights.w",
+        ),
         ("best", {"score": 0.1}, "best has no epoch"),
         ("meta", {"config": 1, "classes": []}, "meta."),
         ("meta", {"config": "epochs: 1"}, "meta has no classes"),
@@ -122,7 +136,13 @@ def test_states_of_a_scaler_and_a_meter_pass():
         ("data", {"train": {}}, "data.train has no names"),
         (
             "data",
-            {"train": {"names": torch.ones(1), "labels": DIGESTS, "classes": []}},
+            {
+                "train": {
+                    "names": torch.ones(1),
+                    "labels": DIGESTS,
+                    "classes": [],
+                }
+            },
             "data.train",
         ),
         (
@@ -139,7 +159,11 @@ def test_states_of_a_scaler_and_a_meter_pass():
         ("meter", METER | {"seconds": -1.0}, "meter.seconds"),
         ("meter", METER | {"total": torch.ones(2)}, "meter"),
         ("meter", METER | {"steps": 0}, "meter"),
-        ("meter", METER | {"boxes_lost": {"Crop": -1}}, "meter.boxes_lost.Crop"),
+        (
+            "meter",
+            METER | {"boxes_lost": {"Crop": -1}},
+            "meter.boxes_lost.Crop",
+        ),
     ],
     ids=str,
 )

@@ -96,7 +96,11 @@ def test_model_and_ema_begin_stage_two_with_the_best_weights(run, caplog):
         name: torch.full_like(value, 7.0)
         for name, value in run.state.model.state_dict().items()
     }
-    run.state.best.stage_one_weights, run.state.best.epoch, run.state.best.score = (
+    (
+        run.state.best.stage_one_weights,
+        run.state.best.epoch,
+        run.state.best.score,
+    ) = (
         best,
         1,
         0.5,
@@ -106,17 +110,26 @@ def test_model_and_ema_begin_stage_two_with_the_best_weights(run, caplog):
     assert (run.state.model.weight == 7).all() and (
         run.state.ema.module.weight == 7
     ).all()
-    assert not run.state.best.stage_one_weights and "(epoch 2, AP 0.500)" in caplog.text
+    assert (
+        not run.state.best.stage_one_weights
+        and "(epoch 2, AP 0.500)" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(("disable", "lines"), [(True, 1), (False, 0)])
-def test_a_line_is_logged_where_no_progress_bar_is_seen(run, caplog, disable, lines):
+def test_a_line_is_logged_where_no_progress_bar_is_seen(
+    run, caplog, disable, lines
+):
     log, bar = MagicMock(), MagicMock(disable=disable)
     run.state.progress.step = 2
     meter = SimpleNamespace(seconds=4.0, steps=2)
     with caplog.at_level("INFO", "dfine"):
         report_step(
-            run, log, {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, meter, bar
+            run,
+            log,
+            {"a": torch.tensor(1.0), "b": torch.tensor(2.0)},
+            meter,
+            bar,
         )
     assert log.step.call_args.args[1] == {"a": 1.0, "b": 2.0}
     assert len(caplog.messages) == lines
@@ -125,12 +138,16 @@ def test_a_line_is_logged_where_no_progress_bar_is_seen(run, caplog, disable, li
 @pytest.mark.parametrize(
     ("wanted", "tried"), [(None, False), (False, False), (True, True)]
 )
-def test_memory_is_tried_on_a_cpu_only_on_request(run, monkeypatch, wanted, tried):
+def test_memory_is_tried_on_a_cpu_only_on_request(
+    run, monkeypatch, wanted, tried
+):
     trial = MagicMock()
     monkeypatch.setattr(training_loop, "try_memory", trial)
     run.settings.memory_trial = wanted
     run.data.train_loader.dataset.output_size = (64, 96)
-    run.data.train_loader.dataset.boxes_per_image.return_value = torch.tensor([3, 9])
+    run.data.train_loader.dataset.boxes_per_image.return_value = torch.tensor(
+        [3, 9]
+    )
     rehearse(run)
     assert trial.called == tried
     if tried:

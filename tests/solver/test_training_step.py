@@ -74,8 +74,13 @@ def test_a_step_moves_weights_and_average_and_returns_the_terms():
     step = make_step(Model().train())
     before = snapshot(step)
     losses = step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
-    assert set(losses) == {"loss_a", "loss_b"} and not losses["loss_a"].requires_grad
-    assert step.model.weight != before["model"]["weight"] and step.ema.updates == 1
+    assert (
+        set(losses) == {"loss_a", "loss_b"}
+        and not losses["loss_a"].requires_grad
+    )
+    assert (
+        step.model.weight != before["model"]["weight"] and step.ema.updates == 1
+    )
 
 
 def test_the_gradient_is_clipped():
@@ -89,7 +94,10 @@ def test_the_gradient_is_clipped():
     step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
     moved = (
         torch.cat(
-            [(p.detach() - before[k]).flatten() for k, p in model.named_parameters()]
+            [
+                (p.detach() - before[k]).flatten()
+                for k, p in model.named_parameters()
+            ]
         )
         .norm()
         .item()
@@ -125,11 +133,17 @@ def test_a_batch_counts_in_its_window_by_its_images():
 
 
 @pytest.mark.parametrize(("limit", "gradient"), [(0.0, 2.0), (0.1, 0.1)])
-def test_loss_scaling_changes_neither_the_step_nor_what_is_clipped(limit, gradient):
+def test_loss_scaling_changes_neither_the_step_nor_what_is_clipped(
+    limit, gradient
+):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    step = make_step(Scaled().train(), identity, clip_max_norm=limit, scaler=scaler)
+    step = make_step(
+        Scaled().train(), identity, clip_max_norm=limit, scaler=scaler
+    )
     step(0, [constant(2, 2.0)])
-    assert step.model.weight.item() == pytest.approx(1 - 0.1 * gradient, rel=1e-4)
+    assert step.model.weight.item() == pytest.approx(
+        1 - 0.1 * gradient, rel=1e-4
+    )
 
 
 def test_a_step_that_loss_scaling_leaves_out_is_not_averaged():

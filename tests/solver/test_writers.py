@@ -73,14 +73,18 @@ def test_a_resumed_run_keeps_the_history_and_drops_what_it_does_again(tmp_path):
 
 
 def test_tensorboard_gets_steps_and_epochs(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
 
     writer = TensorBoardWriter(tmp_path)
     writer.write_step(7, {"Loss/total": 3.0})
     writer.write_epoch(0, RECORD)
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("Loss/total")] == [(7, 3.0)]
+    assert [(e.step, e.value) for e in events.Scalars("Loss/total")] == [
+        (7, 3.0)
+    ]
     assert events.Scalars("Test/coco_eval_bbox_0")[0].value == 0.5
 
 
@@ -95,26 +99,43 @@ def test_missing_wandb_is_reported_before_training(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0:00:00"), (59.9, "0:00:59"), (3600, "1:00:00"), (90061, "25:01:01")],
+    [
+        (0.4, "0:00:00"),
+        (59.9, "0:00:59"),
+        (3600, "1:00:00"),
+        (90061, "25:01:01"),
+    ],
 )
 def test_durations_are_hours_minutes_seconds(seconds, text):
     assert format_seconds(seconds) == text
 
 
 def test_pictures_become_jpeg_files_and_go_to_tensorboard(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
 
-    folder, board = PictureFolder(tmp_path), TensorBoardWriter(tmp_path / "summary")
+    folder, board = (
+        PictureFolder(tmp_path),
+        TensorBoardWriter(tmp_path / "summary"),
+    )
     for writer in (folder, board):
         writer.write_picture(
             4, "training", torch.full((3, 20, 30), 200, dtype=torch.uint8)
         )
         writer.close()
-    assert Image.open(tmp_path / "pictures/training_epoch0005.jpg").size == (30, 20)
-    shown = (
-        EventAccumulator(str(tmp_path / "summary")).Reload().Images("Images/training")
+    assert Image.open(tmp_path / "pictures/training_epoch0005.jpg").size == (
+        30,
+        20,
     )
-    assert [(event.step, event.width, event.height) for event in shown] == [(4, 30, 20)]
+    shown = (
+        EventAccumulator(str(tmp_path / "summary"))
+        .Reload()
+        .Images("Images/training")
+    )
+    assert [(event.step, event.width, event.height) for event in shown] == [
+        (4, 30, 20)
+    ]
 
 
 def test_a_folder_whose_name_is_not_utf8_costs_the_curves_and_nothing_else(

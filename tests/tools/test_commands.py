@@ -45,7 +45,9 @@ def test_help_answers_without_importing_torch(command, tmp_path):
     assert "usage:" in result.stdout
 
 
-def test_make_synthetic_writes_a_coco_set_with_overlaps_and_empty_images(tmp_path):
+def test_make_synthetic_writes_a_coco_set_with_overlaps_and_empty_images(
+    tmp_path,
+):
     result = run_python(
         "tools/dataset/make_synthetic.py",
         "--output",
@@ -72,7 +74,11 @@ def test_make_synthetic_writes_a_coco_set_with_overlaps_and_empty_images(tmp_pat
 
 def test_compare_names_a_checkpoint_that_is_not_there(tmp_path):
     result = run_python(
-        "tools/visualization/compare.py", "-c", DEMO_CONFIG, "-r", tmp_path / "none.pth"
+        "tools/visualization/compare.py",
+        "-c",
+        DEMO_CONFIG,
+        "-r",
+        tmp_path / "none.pth",
     )
     assert result.returncode == 4
     assert (
@@ -87,7 +93,12 @@ NEEDS_INPUT = {
     "tools/deployment/export_onnx.py": ["-r", MISSING],
     "tools/inference/torch_inf.py": ["-r", TRAINED, "-i", MISSING],
     "tools/inference/onnx_inf.py": ["--onnx", MISSING, "-i", DEMO_IMAGE],
-    "tools/inference/openvino_inf.py": ["-ov_model", MISSING, "-image", DEMO_IMAGE],
+    "tools/inference/openvino_inf.py": [
+        "-ov_model",
+        MISSING,
+        "-image",
+        DEMO_IMAGE,
+    ],
     "tools/inference/trt_inf.py": ["-trt", MISSING, "-i", DEMO_IMAGE],
     "tools/benchmark/trt_benchmark.py": ["--engine_dir", MISSING],
     "tools/benchmark/benchmark.py": ["-r", MISSING],
@@ -118,7 +129,9 @@ OPTIONAL = [
 
 
 def test_every_command_that_reads_something_is_tried_without_it():
-    others = {command for command in COMMANDS if command.startswith("reference/")}
+    others = {
+        command for command in COMMANDS if command.startswith("reference/")
+    }
     assert set(COMMANDS) - others - WITHOUT_INPUT == set(NEEDS_INPUT) - {
         "reference/convert_weight.py"
     }
@@ -134,7 +147,9 @@ def test_a_missing_input_is_named_before_a_package_that_is_not_installed(
     output = ["--output", tmp_path] if "inference" in command else []
     ended = run_here(command, *NEEDS_INPUT[command], *output)
     assert (
-        ended.code in (2, 3, 4) and MISSING in ended.err and ended.err.count("\n") == 1
+        ended.code in (2, 3, 4)
+        and MISSING in ended.err
+        and ended.err.count("\n") == 1
     ), ended
     assert "pip install" not in ended.err
 

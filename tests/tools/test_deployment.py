@@ -20,7 +20,9 @@ def entries(folder) -> list[dict]:
     return json.loads((folder / "predictions.json").read_text())
 
 
-def test_an_export_is_written_beside_its_checkpoint_and_checked(tmp_path, tiny_data):
+def test_an_export_is_written_beside_its_checkpoint_and_checked(
+    tmp_path, tiny_data
+):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     checkpoint = shutil.copy(TRAINED, tmp_path / "best.pth")
@@ -44,7 +46,9 @@ def test_an_export_is_written_beside_its_checkpoint_and_checked(tmp_path, tiny_d
         "best.onnx",
         "best.json",
     }
-    assert "opset 17, batches of 2" in ended.out and "5 images agree" in ended.out
+    assert (
+        "opset 17, batches of 2" in ended.out and "5 images agree" in ended.out
+    )
 
 
 def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(
@@ -98,7 +102,11 @@ def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(
             3,
             "nowhere does not exist",
         ),
-        (["-r", TRAINED, "--input-size", "60", "64"], 2, "not a multiple of 32"),
+        (
+            ["-r", TRAINED, "--input-size", "60", "64"],
+            2,
+            "not a multiple of 32",
+        ),
     ],
 )
 def test_an_export_refuses_what_it_cannot_use(arguments, code, message):
@@ -153,7 +161,9 @@ def test_exported_models_write_what_the_checkpoint_writes(
     assert len(list((tmp_path / "b").glob("*.jpg"))) == 4
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="for machines without CUDA"
+)
 def test_tensorrt_tools_say_that_there_is_no_gpu(exported, tmp_path):
     (tmp_path / "a.engine").touch()
     for command in (
@@ -176,9 +186,15 @@ def test_tensorrt_tools_say_that_there_is_no_gpu(exported, tmp_path):
         assert ended.code == 2 and "finds no CUDA device here" in ended.err
 
 
-def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(tmp_path):
+def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(
+    tmp_path,
+):
     ended = run_here(
-        "tools/benchmark/get_info.py", "-r", TRAINED, "--json", tmp_path / "info.json"
+        "tools/benchmark/get_info.py",
+        "-r",
+        TRAINED,
+        "--json",
+        tmp_path / "info.json",
     )
     assert ended.code == 0, ended.err
     info = json.loads((tmp_path / "info.json").read_text())
@@ -194,10 +210,18 @@ def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(tm
             == counts["backbone"] + counts["encoder"] + counts["decoder"]
         )
     flops = info["flops"]
-    assert flops["all"] == flops["backbone"] + flops["encoder"] + flops["decoder"] > 0
+    assert (
+        flops["all"]
+        == flops["backbone"] + flops["encoder"] + flops["decoder"]
+        > 0
+    )
     tokens, width, depth = 16 + 5, 32, 2
-    attention = depth * 4 * tokens * tokens * width  # two products of 2 * n * n * d
-    assert flops["backbone"] > depth * 2 * 12 * tokens * width * width + attention
+    attention = (
+        depth * 4 * tokens * tokens * width
+    )  # two products of 2 * n * n * d
+    assert (
+        flops["backbone"] > depth * 2 * 12 * tokens * width * width + attention
+    )
     assert 0.01 < info["forward_memory_mib"] < 10
 
 
@@ -229,9 +253,9 @@ def test_get_info_gives_the_published_numbers_of_n(tmp_path):
         2 * 400 * 400 * 128,
         3 * 2 * 300 * 300 * 128,
     )  # products of attention, which other counters leave out
-    assert info["flops"]["all"] / 2e9 - (encoder + decoder) / 1e9 == pytest.approx(
-        3.551, rel=0.002
-    )
+    assert info["flops"]["all"] / 2e9 - (
+        encoder + decoder
+    ) / 1e9 == pytest.approx(3.551, rel=0.002)
 
 
 def test_get_info_needs_a_configuration_or_a_checkpoint():
@@ -295,7 +319,9 @@ def test_converted_weights_are_the_average_with_what_the_checkpoint_says_about_i
         set(content) == {"model", "meta", "written_by"}
         and content["meta"] == trained["meta"]
     )
-    assert all(torch.equal(content["model"][key], average[key]) for key in average)
+    assert all(
+        torch.equal(content["model"][key], average[key]) for key in average
+    )
     assert (
         read_weights(tmp_path / "last_converted.pth").classes
         == trained["meta"]["classes"]

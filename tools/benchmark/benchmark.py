@@ -37,7 +37,10 @@ def main() -> None:
         help="configuration, with random weights; with -r: for a checkpoint without a configuration",
     )
     parser.add_argument(
-        "-d", "--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu"
+        "-d",
+        "--device",
+        default="cpu",
+        help="cpu, cuda or cuda:N; default: cpu",
     )
     parser.add_argument(
         "--input-size",
@@ -53,7 +56,9 @@ def main() -> None:
         default=list(ENGINES),
         help="engines to measure; default: all",
     )
-    parser.add_argument("--batch", type=int, default=1, help="batch size; default: 1")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="batch size; default: 1"
+    )
     parser.add_argument(
         "--repeats",
         type=int,
@@ -162,7 +167,9 @@ def open_detector(arguments, device: str):
         if arguments.input_size
         else preprocessing
     )
-    cfg.set("eval_spatial_size", list(preprocessing.input_size), "the input size")
+    cfg.set(
+        "eval_spatial_size", list(preprocessing.input_size), "the input size"
+    )
     torch.manual_seed(0)
     engine = TorchEngine(
         cfg.model.deploy(), cfg.postprocessor.deploy(), torch.device(device)
@@ -200,7 +207,9 @@ def build_works(detector, images, device, arguments) -> dict:
                     torch.compile(copy.deepcopy(own[0])), own[1], device
                 )
             elif name == "onnx":
-                engine = OnnxEngine(file, str(device), threads=arguments.threads)
+                engine = OnnxEngine(
+                    file, str(device), threads=arguments.threads
+                )
                 engines[
                     f"ONNX Runtime ({engine.providers[0].removesuffix('ExecutionProvider')})"
                 ] = engine
@@ -226,7 +235,10 @@ def bare_vit(size):
 
     torch.manual_seed(0)
     return timm.create_model(
-        "vit_small_patch16_224", pretrained=False, num_classes=0, img_size=tuple(size)
+        "vit_small_patch16_224",
+        pretrained=False,
+        num_classes=0,
+        img_size=tuple(size),
     ).eval()
 
 

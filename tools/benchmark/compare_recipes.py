@@ -22,10 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "-c", "--configs", nargs="+", required=True, help="configuration files, .yml"
+        "-c",
+        "--configs",
+        nargs="+",
+        required=True,
+        help="configuration files, .yml",
     )
     parser.add_argument(
         "--seeds",
@@ -65,7 +70,9 @@ def main() -> None:
             )
             for seed in arguments.seeds
         ]
-        best = [max(run["records"], key=lambda record: record["AP"]) for run in runs]
+        best = [
+            max(run["records"], key=lambda record: record["AP"]) for run in runs
+        ]
         scores = [record["AP"] for record in best]
         print(
             f"| `{Path(config).name}` | {' | '.join(f'{score:.3f}' for score in scores)} | "
@@ -111,7 +118,9 @@ def train(config: str, seed: int, folder: Path, updates: list[str]) -> dict:
         ) / 60
         records = [
             json.loads(line)
-            for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+            for line in (folder / "log.txt")
+            .read_text(encoding="utf-8")
+            .splitlines()
         ]
         result.write_text(json.dumps({"minutes": minutes, "records": records}))
     return json.loads(result.read_text())

@@ -46,7 +46,10 @@ def main() -> None:
         help="batch size of the pass whose memory is measured; default: 1",
     )
     parser.add_argument(
-        "-d", "--device", default="cpu", help="device of that pass; default: cpu"
+        "-d",
+        "--device",
+        default="cpu",
+        help="device of that pass; default: cpu",
     )
     parser.add_argument(
         "--json",
@@ -71,7 +74,9 @@ def report(arguments) -> dict:
         raise ConfigError(f"--batch is {arguments.batch}, expected at least 1")
     device, cfg = pick_device(arguments.device), open_config(arguments)
     size = tuple(
-        arguments.input_size or cfg.yaml_cfg.get("eval_spatial_size") or (640, 640)
+        arguments.input_size
+        or cfg.yaml_cfg.get("eval_spatial_size")
+        or (640, 640)
     )
     cfg.set("eval_spatial_size", list(size), "the input size")
     model = cfg.model
@@ -79,14 +84,17 @@ def report(arguments) -> dict:
         "torch": torch.__version__,
         "input_size": list(size),
         "parameters": {"train": count_parameters(model)},
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable": sum(
+            p.numel() for p in model.parameters() if p.requires_grad
+        ),
     }
     model = model.deploy()
     info["parameters"]["deploy"] = count_parameters(model)
     info["flops"] = count_flops(model, size)
     info["forward_memory_mib"], info["memory_of"] = (
         forward_memory(
-            model.to(device), torch.rand(arguments.batch, 3, *size, device=device)
+            model.to(device),
+            torch.rand(arguments.batch, 3, *size, device=device),
         ),
         arguments.batch,
     )
@@ -148,7 +156,8 @@ def count_flops(model, size: tuple[int, int]) -> dict[str, int]:
     by_module = counter.get_flop_counts()
     name = type(model).__name__
     return {
-        part: sum(by_module.get(f"{name}.{part}", {}).values()) for part in PARTS
+        part: sum(by_module.get(f"{name}.{part}", {}).values())
+        for part in PARTS
     } | {"all": counter.get_total_flops()}
 
 
@@ -167,15 +176,22 @@ def forward_memory(model, images) -> float:
             before = torch.cuda.memory_allocated(images.device)
             model(images)
             torch.cuda.synchronize(images.device)
-            return (torch.cuda.max_memory_allocated(images.device) - before) / 2**20
+            return (
+                torch.cuda.max_memory_allocated(images.device) - before
+            ) / 2**20
         with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            activities=[torch.profiler.ProfilerActivity.CPU],
+            profile_memory=True,
         ) as profile:
             kept = model(images)
         del kept
     total = peak = 0
     for event in sorted(
-        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+        (
+            e
+            for e in profile.profiler.kineto_results.events()
+            if e.name() == "[memory]"
+        ),
         key=lambda e: e.start_ns(),
     ):
         total += event.nbytes()

@@ -23,7 +23,10 @@ def main() -> None:
         help="folder of images; default: /data/COCO2017/val2017",
     )
     parser.add_argument(
-        "--engine_dir", type=user_path, required=True, help="folder of .engine files"
+        "--engine_dir",
+        type=user_path,
+        required=True,
+        help="folder of .engine files",
     )
     parser.add_argument(
         "--busy",
@@ -31,13 +34,19 @@ def main() -> None:
         help="the GPU is shared: report the mean of the fastest tenth instead of the median",
     )
     parser.add_argument(
-        "-d", "--device", default="cuda:0", help="cuda or cuda:N; default: cuda:0"
+        "-d",
+        "--device",
+        default="cuda:0",
+        help="cuda or cuda:N; default: cuda:0",
     )
     parser.add_argument(
         "--warmup", type=int, default=1000, help="warm-up runs; default: 1000"
     )
     parser.add_argument(
-        "--count", type=int, default=1000, help="number of images; default: 1000"
+        "--count",
+        type=int,
+        default=1000,
+        help="number of images; default: 1000",
     )
     arguments = parser.parse_args()
     run(lambda: benchmark(arguments), arguments)
@@ -66,14 +75,16 @@ def benchmark(arguments) -> None:
         detector = Detector.from_tensorrt(path, device=arguments.device)
         inputs = [
             tuple(
-                part.to(device) for part in detector.preprocessing([load_image(file)])
+                part.to(device)
+                for part in detector.preprocessing([load_image(file)])
             )
             for file in files
         ]
         for turn in range(arguments.warmup):
             detector.engine(*inputs[turn % len(inputs)])
         times = (
-            np.sort([timed(detector.engine, device, *pair) for pair in inputs]) * 1000
+            np.sort([timed(detector.engine, device, *pair) for pair in inputs])
+            * 1000
         )
         low, median, high, fastest = (
             *np.quantile(times, (0.1, 0.5, 0.9)),

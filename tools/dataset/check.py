@@ -96,7 +96,10 @@ def main() -> None:
         help="training size, to find boxes that become too small; default: the configuration's, or 640 640",
     )
     parser.add_argument(
-        "--report", type=user_path, metavar="FILE", help="write all findings as JSON"
+        "--report",
+        type=user_path,
+        metavar="FILE",
+        help="write all findings as JSON",
     )
     parser.add_argument(
         "--show",
@@ -106,7 +109,10 @@ def main() -> None:
         help="lines to print for each kind of fault; default: 20",
     )
     parser.add_argument(
-        "--workers", type=int, default=4, help="threads that decode images; default: 4"
+        "--workers",
+        type=int,
+        default=4,
+        help="threads that decode images; default: 4",
     )
     arguments = parser.parse_args()
     if (
@@ -114,8 +120,12 @@ def main() -> None:
         or arguments.show < 0
         or (arguments.queries is not None and arguments.queries < 1)
     ):
-        parser.error("--workers and --queries must be at least 1, --show at least 0")
-    if not arguments.config and not (arguments.annotations and arguments.images):
+        parser.error(
+            "--workers and --queries must be at least 1, --show at least 0"
+        )
+    if not arguments.config and not (
+        arguments.annotations and arguments.images
+    ):
         parser.error("say --annotations and --images, or -c")
 
     def command() -> None:
@@ -145,14 +155,18 @@ def main() -> None:
         queries = 300 if arguments.queries is None else arguments.queries
         given = None
         if arguments.boxes or arguments.units:
-            given = BoxFormat(arguments.boxes or "xywh", arguments.units or "pixels")
+            given = BoxFormat(
+                arguments.boxes or "xywh", arguments.units or "pixels"
+            )
         transforms = default_transforms(arguments.size or (640, 640))
         if arguments.config:
             config = YAMLConfig(
                 arguments.config, **parse_overrides(arguments.update)
             ).resolved_cfg
             data_sets, made_for = data_sets_of(config)
-            queries = (made_for or 300) if arguments.queries is None else queries
+            queries = (
+                (made_for or 300) if arguments.queries is None else queries
+            )
             if arguments.size is None:
                 transforms = training_transforms(config)
         else:
@@ -169,8 +183,12 @@ def main() -> None:
         copies = (
             copies_of(data_sets, arguments.fix) if arguments.fix else []
         )  # refused before a long look at the images
-        images = ImageCheck(decode=not arguments.quick, workers=arguments.workers)
-        report = check(data_sets, images, queries=queries, transforms=transforms)
+        images = ImageCheck(
+            decode=not arguments.quick, workers=arguments.workers
+        )
+        report = check(
+            data_sets, images, queries=queries, transforms=transforms
+        )
         tell(report.summaries())
         tell(report.lines(arguments.show))
         if arguments.report:
@@ -181,10 +199,14 @@ def main() -> None:
             for data, copy in zip(data_sets, copies):
                 tell(
                     describe(
-                        data, copy.annotations, fix(data, copy.annotations, images)
+                        data,
+                        copy.annotations,
+                        fix(data, copy.annotations, images),
                     )
                 )
-            report = check(copies, images, queries=queries, transforms=transforms)
+            report = check(
+                copies, images, queries=queries, transforms=transforms
+            )
             tell(report.summaries())
             tell(["what is left:", *report.lines(arguments.show)])
         report.raise_if_faulty()

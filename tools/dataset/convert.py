@@ -35,7 +35,10 @@ def main() -> None:
         help="fraction of images for validation if the data set has none; default: 0.1",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="random seed of this split; default: 0"
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed of this split; default: 0",
     )
     parser.add_argument(
         "--difficult",
@@ -59,7 +62,10 @@ def main() -> None:
         help="drop and count boxes without area or outside their image, which are faults otherwise",
     )
     parser.add_argument(
-        "--report", type=user_path, metavar="FILE", help="write all faults as JSON"
+        "--report",
+        type=user_path,
+        metavar="FILE",
+        help="write all faults as JSON",
     )
     arguments = parser.parse_args()
     if not 0 < arguments.val_fraction < 1:

@@ -14,10 +14,14 @@ from tools.common import user_path
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--output", type=user_path, default="data/synthetic", help="folder to write to"
+        "--output",
+        type=user_path,
+        default="data/synthetic",
+        help="folder to write to",
     )
     parser.add_argument(
         "--train", type=int, default=1000, help="number of training images"
@@ -26,7 +30,10 @@ def main() -> None:
         "--val", type=int, default=200, help="number of validation images"
     )
     parser.add_argument(
-        "--size", type=int, default=128, help="side length of the images in pixels"
+        "--size",
+        type=int,
+        default=128,
+        help="side length of the images in pixels",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args()

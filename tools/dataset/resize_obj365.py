@@ -24,10 +24,16 @@ def main() -> None:
         help="folder with train/ and val/",
     )
     parser.add_argument(
-        "--max_size", type=int, default=640, help="longest side in pixels; default: 640"
+        "--max_size",
+        type=int,
+        default=640,
+        help="longest side in pixels; default: 640",
     )
     parser.add_argument(
-        "--num_workers", type=int, default=4, help="number of processes; default: 4"
+        "--num_workers",
+        type=int,
+        default=4,
+        help="number of processes; default: 4",
     )
     arguments = parser.parse_args()
 

@@ -50,7 +50,9 @@ def main() -> None:
         help="input size; default: the size that the model was trained for",
     )
     batch = parser.add_mutually_exclusive_group()
-    batch.add_argument("--batch", type=int, metavar="N", help="fixed batch size")
+    batch.add_argument(
+        "--batch", type=int, metavar="N", help="fixed batch size"
+    )
     batch.add_argument(
         "--dynamic",
         action="store_true",
@@ -125,7 +127,9 @@ def main() -> None:
         if images is None:
             return
         try:
-            check_agreement(detector, Detector.from_onnx(path, device="cpu"), *images)
+            check_agreement(
+                detector, Detector.from_onnx(path, device="cpu"), *images
+            )
         except ExportError as error:
             kept = path.replace(path.with_suffix(DISAGREES))
             path.with_suffix(".json").unlink()

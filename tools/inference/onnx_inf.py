@@ -45,7 +45,9 @@ def main() -> None:
         predict_from(
             arguments,
             lambda: Detector.from_onnx(
-                arguments.onnx, device=arguments.device, threads=arguments.threads
+                arguments.onnx,
+                device=arguments.device,
+                threads=arguments.threads,
             ),
         )
 

@@ -38,7 +38,9 @@ def main() -> None:
         help="device name of OpenVINO: CPU, GPU, NPU, AUTO ...; default: CPU",
     )
     add_threads_argument(parser)
-    add_prediction_arguments(parser, "openvino_results", also=("--image", "-image"))
+    add_prediction_arguments(
+        parser, "openvino_results", also=("--image", "-image")
+    )
     arguments = parser.parse_args()
 
     def command() -> None:
@@ -47,7 +49,9 @@ def main() -> None:
         predict_from(
             arguments,
             lambda: Detector.from_openvino(
-                arguments.ov_model, device=arguments.device, threads=arguments.threads
+                arguments.ov_model,
+                device=arguments.device,
+                threads=arguments.threads,
             ),
         )
 

@@ -33,7 +33,10 @@ def main() -> None:
     add_checkpoint_arguments(parser)
     add_prediction_arguments(parser, "torch_results")
     arguments = parser.parse_args()
-    run(lambda: predict_from(arguments, lambda: detector_from(arguments)), arguments)
+    run(
+        lambda: predict_from(arguments, lambda: detector_from(arguments)),
+        arguments,
+    )
 
 
 if __name__ == "__main__":

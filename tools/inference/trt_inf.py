@@ -26,7 +26,10 @@ def main() -> None:
         help="engine, with its .json beside it",
     )
     parser.add_argument(
-        "-d", "--device", default="cuda:0", help="cuda or cuda:N; default: cuda:0"
+        "-d",
+        "--device",
+        default="cuda:0",
+        help="cuda or cuda:N; default: cuda:0",
     )
     add_prediction_arguments(parser, "trt_results")
     arguments = parser.parse_args()
@@ -36,7 +39,9 @@ def main() -> None:
 
         predict_from(
             arguments,
-            lambda: Detector.from_tensorrt(arguments.trt, device=arguments.device),
+            lambda: Detector.from_tensorrt(
+                arguments.trt, device=arguments.device
+            ),
         )
 
     run(command, arguments)

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "-c", "--config", required=True, help="configuration file, .yml"
@@ -24,7 +25,9 @@ def parse_arguments() -> argparse.Namespace:
         "--output",
         help="folder for the pictures; default: pictures/ beside the checkpoint",
     )
-    parser.add_argument("--count", type=int, default=16, help="number of images")
+    parser.add_argument(
+        "--count", type=int, default=16, help="number of images"
+    )
     parser.add_argument(
         "--threshold",
         type=float,
@@ -75,7 +78,10 @@ def main() -> None:
             else Path(arguments.resume).parent / "pictures"
         )
         names = (
-            {label: entry["name"] for label, entry in enumerate(detector.classes)}
+            {
+                label: entry["name"]
+                for label, entry in enumerate(detector.classes)
+            }
             if file.classes
             else None
         )

@@ -32,7 +32,9 @@ def main() -> None:
         help="name of the data set in FiftyOne, replaced if it exists; default: dfine",
     )
     parser.add_argument(
-        "--threshold", type=float, help="minimum score; default: the checkpoint's"
+        "--threshold",
+        type=float,
+        help="minimum score; default: the checkpoint's",
     )
     parser.add_argument(
         "--port", type=int, default=5151, help="port of the app; default: 5151"
@@ -65,10 +67,14 @@ def main() -> None:
         data_set = to_fiftyone(
             evaluation,
             arguments.name,
-            detector.threshold if arguments.threshold is None else arguments.threshold,
+            detector.threshold
+            if arguments.threshold is None
+            else arguments.threshold,
         )
         if not arguments.no_launch:
-            import_optional("fiftyone").launch_app(data_set, port=arguments.port).wait()
+            import_optional("fiftyone").launch_app(
+                data_set, port=arguments.port
+            ).wait()
 
     run(command, arguments)
 

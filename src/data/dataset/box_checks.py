@@ -94,7 +94,9 @@ def _check_boxes(
     image_of, category_of, sound, sizes = references
     xywh = to_coco(records.bbox, sizes, box_format)
     starts = xywh[:, :2]
-    with np.errstate(over="ignore"):  # absurd sizes become infinite and are clipped
+    with np.errstate(
+        over="ignore"
+    ):  # absurd sizes become infinite and are clipped
         ends = starts + xywh[:, 2:]
         corners = np.concatenate([starts, ends], 1)
         corners = corners.astype(np.float32)  # the stored precision
@@ -168,15 +170,23 @@ def _account(
     computed = learned & _computed_boxes(content, findings)
     unusable = ledger.boxes - boxes.sound.sum()
     ledger.add(
-        "faulty, or of an image or category that is not listed", unusable, "lost"
+        "faulty, or of an image or category that is not listed",
+        unusable,
+        "lost",
     )
     ledger.add("without area or reversed", boxes.flat.sum(), "lost")
     ledger.add("outside their image", boxes.outside.sum(), "lost")
     ledger.add("crowd regions", (kept & crowds).sum(), "left out")
-    ledger.add("flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out")
+    ledger.add(
+        "flagged to be ignored", (kept & ignored & ~crowds).sum(), "left out"
+    )
     ledger.add("computed from a polygon or mask", computed.sum(), "changed")
-    ledger.add("clipped to their image", (learned & boxes.beyond).sum(), "changed")
-    ledger.add("listed more than once", (learned & boxes.repeated).sum(), "changed")
+    ledger.add(
+        "clipped to their image", (learned & boxes.beyond).sum(), "changed"
+    )
+    ledger.add(
+        "listed more than once", (learned & boxes.repeated).sum(), "changed"
+    )
     return ledger
 
 

@@ -82,7 +82,8 @@ class BoxFormat(NamedTuple):
 COCO = BoxFormat()
 
 FORMATS = [
-    BoxFormat(order, unit) for unit, order in product(get_args(Unit), get_args(Order))
+    BoxFormat(order, unit)
+    for unit, order in product(get_args(Unit), get_args(Order))
 ]
 
 
@@ -180,7 +181,9 @@ def _suspect_places(xywh: np.ndarray, sizes: np.ndarray) -> Suspicion | None:
         likely = [given for given in likely if given.order != "cxcywh"]
     if not likely:
         return None
-    return Suspicion(f"{beyond} of {count} boxes reach out of their image", likely)
+    return Suspicion(
+        f"{beyond} of {count} boxes reach out of their image", likely
+    )
 
 
 def _outside_and_beyond(xywh: np.ndarray, sizes: np.ndarray) -> tuple[int, int]:

@@ -103,7 +103,9 @@ class CocoDetection(DetectionDataset):
         given = None
         if box_order or box_unit:
             given = BoxFormat(box_order or "xywh", box_unit or "pixels")
-        true_sizes = partial(sizes_in_folder, self.img_folder) if trust_files else None
+        true_sizes = (
+            partial(sizes_in_folder, self.img_folder) if trust_files else None
+        )
         self.labels = load_coco(ann_file, true_sizes, given)
         self.class_names = self.labels.category_names
         self.category_ids = self.labels.category_ids
@@ -160,7 +162,9 @@ class CocoDetection(DetectionDataset):
         """Decode an image, or random others drawn by `rng` until one is readable (`ImagePolicy.load`)."""
         return self.policy.load(index, rng)
 
-    def check(self, *, strict: bool = False, cache: Path | None = None) -> list[str]:
+    def check(
+        self, *, strict: bool = False, cache: Path | None = None
+    ) -> list[str]:
         """Compare the labels with the image files before a run; all ranks together.
 
         Args:
@@ -295,7 +299,11 @@ class CocoDetection(DetectionDataset):
         It includes the boxes that the transforms drop in every epoch.
         """
         labels = self.labels
-        rows = {"boxes": labels.boxes, "crowds": labels.crowds, "starts": labels.starts}
+        rows = {
+            "boxes": labels.boxes,
+            "crowds": labels.crowds,
+            "starts": labels.starts,
+        }
         return labels.ledger.after(
             self.transforms.certain_losses, rows, labels.sizes.numpy()
         )

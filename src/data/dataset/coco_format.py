@@ -124,7 +124,9 @@ class CocoLabels:
         Args:
             ids: `[C]` int64, the id of each category in the dictionary.
         """
-        image_of_box = torch.repeat_interleave(self.image_ids, self.starts.diff())
+        image_of_box = torch.repeat_interleave(
+            self.image_ids, self.starts.diff()
+        )
         corners = self.boxes[:, :2]
         extents = self.boxes[:, 2:] - corners
         xywh = torch.cat([corners, extents], 1)
@@ -138,7 +140,11 @@ class CocoLabels:
             "iscrowd": self.crowds.int().tolist(),
         }
         widths, heights = self.sizes.T.tolist()
-        images = {"id": self.image_ids.tolist(), "width": widths, "height": heights}
+        images = {
+            "id": self.image_ids.tolist(),
+            "width": widths,
+            "height": heights,
+        }
         names = dict(zip(ids.tolist(), self.category_names))
         sorted_ids = sorted(names)
         categories = {"id": sorted_ids, "name": [names[i] for i in sorted_ids]}
@@ -190,7 +196,9 @@ def inspect_coco(
     Raises:
         DataError: if the file cannot be read as COCO at all.
     """
-    content, findings, table, rows, ledger = examine_coco(path, true_sizes, box_format)
+    content, findings, table, rows, ledger = examine_coco(
+        path, true_sizes, box_format
+    )
     if findings.faults:
         return findings
     ids = []
@@ -207,7 +215,9 @@ def inspect_coco(
         **rows,
         category_ids=list(table),
         category_names=list(table.values()),
-        name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
+        name_bytes=torch.frombuffer(
+            bytearray(b"".join(names)), dtype=torch.uint8
+        ),
         name_starts=running_total(map(len, names)),
         findings=findings,
         ledger=ledger,
@@ -257,7 +267,9 @@ def examine_records(
     return Examination(content, findings, table, rows, ledger)
 
 
-def _check_categories(content: CocoContent, findings: Findings) -> dict[int, str]:
+def _check_categories(
+    content: CocoContent, findings: Findings
+) -> dict[int, str]:
     records = content.categories
     places = content.places["categories"]
     if not records and not findings.faults:
@@ -314,7 +326,9 @@ def check_images(content: CocoContent, findings: Findings) -> None:
             findings.fault(Kind.BAD_ID, what, "images", place)
         elif record.id in seen_ids:
             what = "this id is used twice"
-            findings.fault(Kind.REPEATED_IMAGE, what, "images", place, record.id)
+            findings.fault(
+                Kind.REPEATED_IMAGE, what, "images", place, record.id
+            )
         reason = unsafe_file_name(record.file_name)
         if reason:
             what = f"file_name is {record.file_name[:80]!r}, {reason}"
@@ -329,7 +343,9 @@ def check_images(content: CocoContent, findings: Findings) -> None:
         seen_ids.add(record.id)
         seen_names.add(record.file_name)
     places = _rows(places, repeated)
-    findings.note(Kind.REPEATED_FILE, "images", places, _objects(ids), _objects(names))
+    findings.note(
+        Kind.REPEATED_FILE, "images", places, _objects(ids), _objects(names)
+    )
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
@@ -376,7 +392,9 @@ def _correct_sizes(
         image.width = width
         image.height = height
     places = _rows(content.places["images"], differing)
-    findings.note(Kind.TRUE_SIZE, "images", places, _objects(ids), _objects(details))
+    findings.note(
+        Kind.TRUE_SIZE, "images", places, _objects(ids), _objects(details)
+    )
 
 
 def _missing(
@@ -484,7 +502,9 @@ def _non_negative(
     for index in np.flatnonzero(values < 0):
         what = f"{key} is {values[index]}, {ID_EXPECTED}"
         record_id = ids[index] if ids[index] >= 0 else None
-        findings.fault(Kind.BAD_ID, what, "annotations", places[index], record_id)
+        findings.fault(
+            Kind.BAD_ID, what, "annotations", places[index], record_id
+        )
     return values.clip(min=-1)
 
 

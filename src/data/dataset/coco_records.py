@@ -187,7 +187,9 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
         file = msgspec.json.decode(raw, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_leniently(raw, path, findings)
-    annotations, annotation_places, lost = _read_annotations(file.annotations, findings)
+    annotations, annotation_places, lost = _read_annotations(
+        file.annotations, findings
+    )
     places = {
         "images": np.arange(len(file.images)),
         "annotations": annotation_places,
@@ -222,7 +224,11 @@ def image_records(path: Path, findings: Findings) -> CocoContent:
         sound,
         Annotations.room_for(0),
         [],
-        places={"images": places, "annotations": nothing, "categories": nothing},
+        places={
+            "images": places,
+            "annotations": nothing,
+            "categories": nothing,
+        },
         lost={"images": lost, "annotations": set(), "categories": set()},
     )
 
@@ -236,7 +242,9 @@ def unsafe_file_name(name: Any) -> str | None:
     if "://" in name:
         return "which is an address; images must lie in the image folder"
     if name[0] in "/\\" or name[1:3] in (":\\", ":/"):
-        return "which is an absolute path; names are relative to the image folder"
+        return (
+            "which is an absolute path; names are relative to the image folder"
+        )
     if ".." in name and ".." in name.replace("\\", "/").split("/"):
         return "which leaves the image folder"
     if len(name) > 1024 and len(name.encode(errors="replace")) > 4096:
@@ -256,7 +264,9 @@ def read_annotation_file(path: Path) -> bytes:
         if is_system_limit(error):
             raise
         missing = isinstance(error, FileNotFoundError)
-        hint = did_you_mean_file(path) if missing else files_inside(path, "*.json")
+        hint = (
+            did_you_mean_file(path) if missing else files_inside(path, "*.json")
+        )
         reason = error.strerror or error
         raise DataError(
             f"annotation file {path} cannot be read: {reason}{hint}"
@@ -330,7 +340,9 @@ def _parse_plainly(
             f"{path} is not valid JSON: not UTF-8 at byte {error.start}"
         ) from None
     except RecursionError:
-        raise DataError(f"{path} is not valid JSON: nested too deeply") from None
+        raise DataError(
+            f"{path} is not valid JSON: nested too deeply"
+        ) from None
     except ValueError as error:  # a number with thousands of digits
         raise DataError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
@@ -386,7 +398,9 @@ def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
     )
 
 
-def _mask_sizes(records: list[Any], findings: Findings) -> dict[int, tuple[int, int]]:
+def _mask_sizes(
+    records: list[Any], findings: Findings
+) -> dict[int, tuple[int, int]]:
     """Return (width, height) of each mask that a box was computed from, by position."""
     sizes = {}
     for note in findings.notes:
@@ -435,7 +449,12 @@ def _sound_annotations(
     start: int,
 ) -> tuple[list[Any], np.ndarray, set[int]]:
     return _sound(
-        records, "annotations", _annotation_faults, AnnotationRecord, findings, start
+        records,
+        "annotations",
+        _annotation_faults,
+        AnnotationRecord,
+        findings,
+        start,
     )
 
 
@@ -460,7 +479,9 @@ def _boxes_from_segmentations(
     has_area = (extents > 0).all(1)  # False for a missing box, which is NaN
     for row in np.flatnonzero(~has_area):
         place = int(places[row])
-        box = box_of_segmentation(parse_record(records[place]).get("segmentation"))
+        box = box_of_segmentation(
+            parse_record(records[place]).get("segmentation")
+        )
         if box is not None:
             block.bbox[row] = box
             repaired.append((place, int(block.id[row])))
@@ -558,11 +579,18 @@ def _annotation_faults(record: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
         yield Kind.BAD_BOX, f"{_shown(record, 'bbox')}, {expected}"
     area = record.get("area")
     if area is not None and not _is_number(area):
-        yield Kind.BAD_AREA, f"{_shown(record, 'area')}, expected a non-negative number"
+        yield (
+            Kind.BAD_AREA,
+            f"{_shown(record, 'area')}, expected a non-negative number",
+        )
     crowd = record.get("iscrowd", 0)
     if crowd is not None and not is_id(crowd):
         yield Kind.BAD_CROWD, f"{_shown(record, 'iscrowd')}, expected 0 or 1"
-    if record.get("ignore", 0) not in (None, False, True):  # 0 and 1 are equal to these
+    if record.get("ignore", 0) not in (
+        None,
+        False,
+        True,
+    ):  # 0 and 1 are equal to these
         yield Kind.BAD_IGNORE, f"{_shown(record, 'ignore')}, expected 0 or 1"
 
 
@@ -634,7 +662,9 @@ def _read_images(
 def _read_categories(
     records: list[Any], findings: Findings
 ) -> tuple[list[Any], np.ndarray, set[int]]:
-    return _sound(records, "categories", _category_faults, CategoryRecord, findings)
+    return _sound(
+        records, "categories", _category_faults, CategoryRecord, findings
+    )
 
 
 _Reader = Callable[[list[Any], Findings], tuple[Any, np.ndarray, set[int]]]

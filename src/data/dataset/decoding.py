@@ -104,7 +104,9 @@ FLAG_TEXTS = {
 """Texts of the messages about images that have a flag and are readable."""
 
 
-def load_image(path: str | Path, expected_wh: tuple[int, int] | None = None) -> Tensor:
+def load_image(
+    path: str | Path, expected_wh: tuple[int, int] | None = None
+) -> Tensor:
     """Decode an image, as `inspect_image` does, and return it without its flags."""
     image, _ = inspect_image(path, expected_wh)
     return image
@@ -167,7 +169,9 @@ def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
         upright = ImageOps.exif_transpose(image)
     except Exception as error:
         # Pillow decodes an image when it is first used; its plugins raise many types, see _decode_any
-        raise ImageError(f"image {name} is damaged: {first_line(error)}") from None
+        raise ImageError(
+            f"image {name} is damaged: {first_line(error)}"
+        ) from None
     return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
 
 
@@ -237,7 +241,9 @@ def _decode_any(
         ) from None
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, zlib.error ...
-        raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
+        raise ImageError(
+            f"image {path} is damaged: {first_line(error)}"
+        ) from None
     if expected_wh is not None:
         expected = tuple(expected_wh)
         if upright.size != expected and image.size == expected:
@@ -310,7 +316,9 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
             f"image {path} cannot be read: {error.strerror or error}"
         ) from None
     except Exception as error:
-        raise ImageError(f"image {path} is damaged: {first_line(error)}") from None
+        raise ImageError(
+            f"image {path} is damaged: {first_line(error)}"
+        ) from None
     stored = (width, height)
     upright = (height, width) if rotated else stored
     return stored, upright

@@ -62,7 +62,9 @@ class DetectionDataset(DetectionData):
         """Decode an image and apply the transforms, except for resampling."""
         return self.transforms(self.raw_sample(index), self.epoch)
 
-    def raw_sample(self, index: int, rng: np.random.Generator | None = None) -> Sample:
+    def raw_sample(
+        self, index: int, rng: np.random.Generator | None = None
+    ) -> Sample:
         """Decode an image, or its replacement, with its boxes in pixels; ignored objects are left out.
 
         Args:

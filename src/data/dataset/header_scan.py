@@ -20,7 +20,13 @@ import torch
 from PIL import Image
 
 from ...core.errors import ResourceError
-from ...runtime.distributed import gather_objects, is_main, machine, rank, world_size
+from ...runtime.distributed import (
+    gather_objects,
+    is_main,
+    machine,
+    rank,
+    world_size,
+)
 from ...runtime.files import write_atomically
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
@@ -247,9 +253,20 @@ def _read_cache(
         with np.load(cache, allow_pickle=False) as content:
             rows = content["rows"]
             same_names = str(content["names"]) == names
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return nothing
-    if same_names and rows.shape == nothing.shape and rows.dtype == nothing.dtype:
+    if (
+        same_names
+        and rows.shape == nothing.shape
+        and rows.dtype == nothing.dtype
+    ):
         return rows
     return nothing
 
@@ -260,7 +277,9 @@ def _write_cache(
     rows: np.ndarray,
 ) -> None:
     try:
-        write_atomically(cache, lambda file: np.savez(file, names=names, rows=rows))
+        write_atomically(
+            cache, lambda file: np.savez(file, names=names, rows=rows)
+        )
     except ResourceError as error:  # the next start reads the headers again
         logger.warning("%s", error)
 

@@ -156,7 +156,9 @@ class FileIndex:
         (`/home/me/images/a.jpg`, `images/a.jpg`) or lacks some.
         """
         folded = _folded(name.strip())
-        parts = [part for part in folded.split("/") if part not in ("", ".", "..")]
+        parts = [
+            part for part in folded.split("/") if part not in ("", ".", "..")
+        ]
         for start in range(len(parts)):
             end = "/".join(parts[start:])
             if end in self._by_folded:
@@ -199,5 +201,7 @@ def _only(names: list[str]) -> str | None:
 
 def _folded(name: str) -> str:
     """Return a name in the form for comparisons (`folded_name`); for a URL, use its path."""
-    address = re.match(r"[a-z][a-z0-9+.-]*://[^/]*/([^?#]*)", name, re.IGNORECASE)
+    address = re.match(
+        r"[a-z][a-z0-9+.-]*://[^/]*/([^?#]*)", name, re.IGNORECASE
+    )
     return folded_name(address[1] if address else name)

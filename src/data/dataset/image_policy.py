@@ -60,7 +60,9 @@ class ImagePolicy:
     @property
     def tolerated(self) -> int:
         """Number of images that may be unreadable."""
-        tolerance = 1e-9  # makes 0.7 * 10 round to 7 despite floating-point error
+        tolerance = (
+            1e-9  # makes 0.7 * 10 round to 7 despite floating-point error
+        )
         return int((self.bad_images or 0) * len(self.images) + tolerance)
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
@@ -124,7 +126,9 @@ class ImagePolicy:
         self.flags.join_ranks()
         bad = self.flags.take_news(ImageFlag.UNREADABLE)
         for index in bad[:FAULTS_SHOWN]:
-            logger.warning("%s; it is replaced by another image", self._reason(index))
+            logger.warning(
+                "%s; it is replaced by another image", self._reason(index)
+            )
         if bad:
             logger.warning(
                 "%s: images that cannot be read: %d, allowed: %d (bad_images: %g)",

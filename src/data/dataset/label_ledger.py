@@ -65,7 +65,9 @@ class LabelLedger:
 
     def after(
         self,
-        losses: Callable[[np.ndarray, np.ndarray], Iterable[tuple[str, np.ndarray]]],
+        losses: Callable[
+            [np.ndarray, np.ndarray], Iterable[tuple[str, np.ndarray]]
+        ],
         rows: Mapping[str, Tensor],
         sizes: np.ndarray,
     ) -> LabelLedger:
@@ -88,7 +90,9 @@ class LabelLedger:
 
     def total(self, effect: Effect) -> int:
         """Return the number of boxes with an effect."""
-        return sum(entry.count for entry in self.entries if entry.effect == effect)
+        return sum(
+            entry.count for entry in self.entries if entry.effect == effect
+        )
 
     @property
     def learned(self) -> int:

@@ -78,17 +78,23 @@ class ListedImages:
         if leaving and not self.follow_links:
             places = []
             for index, target in leaving.items():
-                places.append(f"{self._place(index)} {names[index]} -> {target}")
+                places.append(
+                    f"{self._place(index)} {names[index]} -> {target}"
+                )
             raise DataError(
                 f"{len(leaving)} {of_all} are symbolic links out of {self.folder}: {listed(places)}; "
                 "set img_folder to where the images are, "
                 "or dataset.follow_links to True if you trust the links"
             )
 
-    def _describe_all_missing(self, missing: list[int], names: list[str]) -> str:
+    def _describe_all_missing(
+        self, missing: list[int], names: list[str]
+    ) -> str:
         """Return the first missing images with suggestions, and advice."""
         files = FileIndex(self.folder)
-        shown = [self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN]]
+        shown = [
+            self._describe_missing(i, files) for i in missing[:FAULTS_SHOWN]
+        ]
         text = "; ".join(shown)
         if len(missing) > FAULTS_SHOWN:
             text += f" ... and {len(missing) - FAULTS_SHOWN} more"

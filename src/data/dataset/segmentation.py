@@ -124,7 +124,9 @@ def _around_mask(mask: dict[str, Any]) -> Box | None:
     x2 = last_column.max() + 1
     y1 = 0
     y2 = height
-    if (first_column == last_column).all():  # no run continues in the next column
+    if (
+        first_column == last_column
+    ).all():  # no run continues in the next column
         y1 = (first % height).min()
         y2 = (last % height).max() + 1
     return list(map(float, (x1, y1, x2 - x1, y2 - y1)))

@@ -124,7 +124,9 @@ def write_synthetic_coco(
         "val": _picture_paths(image_folder, "val", val),
     }
     labels = [folder / "train.json", folder / "val.json"]
-    refuse_foreign(labels, "choose another --output", recognize=is_our_coco_file)
+    refuse_foreign(
+        labels, "choose another --output", recognize=is_our_coco_file
+    )
     own = chain.from_iterable(pictures.values())
     refuse_foreign(own, "choose another --output", recognize=is_our_data_image)
     prepare_output_dir(image_folder)

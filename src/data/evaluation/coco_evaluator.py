@@ -12,7 +12,12 @@ from ...core.errors import DataError
 from ...core.registry import register
 from ...runtime.distributed import broadcast_object, gather_objects, is_main
 from .diagnosis import diagnose
-from .true_positives import best_operating_point, match, objects_of, operating_point_at
+from .true_positives import (
+    best_operating_point,
+    match,
+    objects_of,
+    operating_point_at,
+)
 
 METRICS = (
     "AP",
@@ -73,7 +78,9 @@ class CocoEvaluator:
             if not entry.get("iscrowd", 0):
                 areas.append(entry["area"])
         if not areas:
-            return dict.fromkeys(self.metric_names, "there is no object to find")
+            return dict.fromkeys(
+                self.metric_names, "there is no object to find"
+            )
         if min(areas) > LARGEST_AREA:
             reason = (
                 f"all objects have an area above {LARGEST_AREA:g} square pixels, "
@@ -112,7 +119,9 @@ class CocoEvaluator:
             starts = boxes[:, :2]
             extents = boxes[:, 2:] - starts
             rows = np.column_stack([starts, extents, scores, labels])
-            self._detections[image_id] = rows  # [R, 6]: x, y, w, h, score, category
+            self._detections[image_id] = (
+                rows  # [R, 6]: x, y, w, h, score, category
+            )
 
     def synchronize(self) -> None:
         """Merge the detections of all ranks."""
@@ -160,7 +169,9 @@ class CocoEvaluator:
         run.evaluate()
         run.accumulate()
         run.summarize()
-        precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
+        precision = run.eval["precision"][
+            :, :, :, 0, -1
+        ]  # [IoU, recall, category]
         metrics = dict(zip(METRICS, map(_defined, run.stats)))
         by_class = {}
         for column, category in enumerate(run.params.catIds):
@@ -193,7 +204,9 @@ class CocoEvaluator:
         precisions = {}
         recalls = {}
         for category in sorted(matches.objects):
-            point = operating_point_at(matches.of_category(category), best.threshold)
+            point = operating_point_at(
+                matches.of_category(category), best.threshold
+            )
             precisions[category] = point.precision
             recalls[category] = point.recall
         return {

@@ -20,7 +20,9 @@ RARELY_OVERLAP = 0.02
 """Fraction of detections that overlap an object below which the boxes are wrong rather than the labels."""
 
 
-def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -> str:
+def diagnose(
+    coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]
+) -> str:
     """Compare the best detections of each image with its objects, separately for boxes and labels.
 
     Args:
@@ -52,9 +54,7 @@ def diagnose(coco_gt: Mapping[str, Any], detections: Mapping[int, np.ndarray]) -
         labelled.update(true_labels.tolist())
     if not scores:
         return "the model gives no detections at all"
-    score_range = (
-        f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
-    )
+    score_range = f"scores of the best detections go from {min(scores):.3f} to {max(scores):.3f}"
     part = f"{overlapping} of the {len(scores)} best detections"
     if overlapping < RARELY_OVERLAP * len(scores):
         return (

@@ -96,7 +96,9 @@ def match(
     all_images = [np.empty(0, np.int64)]
     for image, unsorted in detections.items():
         rows = unsorted[np.argsort(-unsorted[:, 4], kind="stable")]
-        found = match_image(rows, objects.get(image), same_category=same_category)
+        found = match_image(
+            rows, objects.get(image), same_category=same_category
+        )
         all_rows.append(rows)
         all_found.append(found)
         all_images.append(np.full(len(rows), image, np.int64))
@@ -132,7 +134,9 @@ def match_image(
     overlap = iou_xywh(rows[:, :4], objects[:, :4], crowd)
     if same_category:
         overlap *= rows[:, 5, None] == objects[None, :, 4]
-    overlapping = (overlap >= MATCH_IOU).any(1)  # most detections do not overlap any
+    overlapping = (overlap >= MATCH_IOU).any(
+        1
+    )  # most detections do not overlap any
     for row in np.flatnonzero(overlapping):
         best = np.where(crowd, 0, overlap[row]).argmax()
         if not crowd[best] and overlap[row, best] >= MATCH_IOU:
@@ -170,7 +174,9 @@ def best_operating_point(matches: Matches) -> OperatingPoint | None:
     if points is None:
         return None
     best = int(points.f1.argmax())
-    threshold, precision, recall, f1 = (float(values[best]) for values in points)
+    threshold, precision, recall, f1 = (
+        float(values[best]) for values in points
+    )
     return OperatingPoint(threshold, precision, recall, f1)
 
 

@@ -175,7 +175,9 @@ class Report:
             if group.is_fault:
                 files[group.file] = None
         if files:
-            raise DataError(f"{count_faults(self.num_faults)} in {', '.join(files)}")
+            raise DataError(
+                f"{count_faults(self.num_faults)} in {', '.join(files)}"
+            )
 
 
 def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
@@ -266,7 +268,9 @@ class _FileGroups(NamedTuple):
     ) -> None:
         """Add a group, unless it is empty."""
         if entries:
-            group = Group(self.file, kind, is_fault, len(entries), lambda: entries)
+            group = Group(
+                self.file, kind, is_fault, len(entries), lambda: entries
+            )
             self.groups.append(group)
 
 
@@ -418,7 +422,9 @@ def look_at_images(
         np.array(sizes, np.int64).reshape(-1, 2),
         follow_links=data.follow_links,
     )
-    checked.missing = [index for index in checked.missing if index not in unsafe]
+    checked.missing = [
+        index for index in checked.missing if index not in unsafe
+    ]
     return checked
 
 
@@ -467,7 +473,9 @@ def _compare(
     scored = _positions_of_files(val)
     shared = sorted(trained.keys() & scored.keys())
     both = [scored[path] for path in shared]
-    found.add("images that are used for training too", False, _images(val, both))
+    found.add(
+        "images that are used for training too", False, _images(val, both)
+    )
 
 
 def _compare_categories(
@@ -518,7 +526,9 @@ def _add_duplicates(checked: list[Checked], groups: list[Group]) -> None:
             )
 
 
-def _duplicate_entries(checked: Checked, groups: list[list[str]]) -> list[Entry]:
+def _duplicate_entries(
+    checked: Checked, groups: list[list[str]]
+) -> list[Entry]:
     """Return an entry for each image of a data set that has the content of the first in its group."""
     paths = checked.images.scan.paths
     positions = {path: index for index, path in enumerate(paths)}

@@ -72,7 +72,9 @@ def convert(
                 drop_boxes=drop_boxes,
             )
         else:
-            data = read_yolo(source, follow_links=follow_links, drop_boxes=drop_boxes)
+            data = read_yolo(
+                source, follow_links=follow_links, drop_boxes=drop_boxes
+            )
     except ConversionError as error:
         if report is not None:
             error.write(report)
@@ -104,7 +106,9 @@ def training_command(
         prefix = f"{part}_dataloader.dataset"
         settings |= {
             f"{prefix}.img_folder": _yaml_text(str(data.folder)),
-            f"{prefix}.ann_file": _yaml_text(os.path.abspath(output / f"{part}.json")),
+            f"{prefix}.ann_file": _yaml_text(
+                os.path.abspath(output / f"{part}.json")
+            ),
         }
         if follow_links:
             settings[f"{prefix}.follow_links"] = "True"

@@ -19,7 +19,13 @@ import numpy as np
 
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import refuse_replacing, write_atomically
-from ..dataset.box_formats import COCO, LIKELY_FRACTION, BoxFormat, fitting, to_coco
+from ..dataset.box_formats import (
+    COCO,
+    LIKELY_FRACTION,
+    BoxFormat,
+    fitting,
+    to_coco,
+)
 from ..dataset.coco_format import Examination, examine_records
 from ..dataset.coco_records import (
     LISTS,
@@ -136,7 +142,9 @@ def fix(
     """
     _refuse_replacing(data.annotations, output)
     box_format = box_format or data.box_format
-    content = split_records(read_annotation_file(data.annotations), data.annotations)
+    content = split_records(
+        read_annotation_file(data.annotations), data.annotations
+    )
     fixing = _Fixing(data, content)
     if box_format not in (None, COCO):
         fixing.convert_boxes(box_format)
@@ -183,7 +191,8 @@ class _Fixing:
         self.dropped_images: set[int] = set()
         self.files = FileIndex(data.images)
         self.renumbered = {
-            where: self._new_numbers(where) for where in ("images", "categories")
+            where: self._new_numbers(where)
+            for where in ("images", "categories")
         }
 
     def convert_boxes(self, given: BoxFormat) -> None:
@@ -200,7 +209,9 @@ class _Fixing:
                     continue  # the image is not listed; the box is dropped later
                 size = (1, 1)  # not used by formats in pixels
             boxes = np.array([box], float)
-            converted = to_coco(boxes, np.array([size], float), given)[0].tolist()
+            converted = to_coco(boxes, np.array([size], float), given)[
+                0
+            ].tolist()
             record["bbox"] = [round(value, DECIMALS) for value in converted]
             record.pop("area", None)  # it belonged to the wrong box
             self._close("annotations", index, record)
@@ -285,7 +296,9 @@ class _Fixing:
             places: positions of the annotations in the file.
             factors: factors along x and y for each of them.
         """
-        change = "boxes scaled to the size of their image file, which was resized"
+        change = (
+            "boxes scaled to the size of their image file, which was resized"
+        )
         for place, (x, y) in zip(places, factors):
             record = self._open("annotations", place)
             _scale(record, x, y)
@@ -320,7 +333,9 @@ class _Fixing:
         self.dropped_images = set()
         for index in checked.missing:
             self._correct_name(int(places[index]))
-        if self.changes.total() > before:  # look again before anything is dropped
+        if (
+            self.changes.total() > before
+        ):  # look again before anything is dropped
             return True
         change = "images dropped: no file that can be read"
         for index in (*checked.missing, *checked.leaving, *checked.unreadable):
@@ -359,7 +374,9 @@ class _Fixing:
     def new_id(self) -> int:
         """Return an annotation id that is not used."""
         if self._new_ids is None:
-            assert self._examined is not None, "ids are needed after an examination"
+            assert self._examined is not None, (
+                "ids are needed after an examination"
+            )
             content = self._examined.content
             used = set(content.annotations.id.tolist())
             used |= content.lost["annotations"]
@@ -373,7 +390,9 @@ class _Fixing:
         kind: str,
     ) -> None:
         if kind == Kind.NO_OBJECT:
-            self._drop(where, index, f"{_CALLED[where]} dropped: not a JSON object")
+            self._drop(
+                where, index, f"{_CALLED[where]} dropped: not a JSON object"
+            )
         fixer = _FIXERS.get((where, kind))
         if fixer is None or self.content[where][index] is None:
             return
@@ -410,9 +429,13 @@ class _Fixing:
 
     def _drop_boxes_of_dropped_images(self, examined: Examination) -> None:
         content = examined.content
-        orphaned = np.isin(content.annotations.image_id, list(self.dropped_images))
+        orphaned = np.isin(
+            content.annotations.image_id, list(self.dropped_images)
+        )
         for place in content.places["annotations"][orphaned].tolist():
-            self._drop("annotations", place, "boxes dropped: their image was dropped")
+            self._drop(
+                "annotations", place, "boxes dropped: their image was dropped"
+            )
         change = "images dropped: two of them have one id"
         places = content.places["images"].tolist()
         for image, place in zip(content.images, places):
@@ -421,7 +444,9 @@ class _Fixing:
 
     def _remove_dropped(self) -> None:
         for where in LISTS:
-            kept = [record for record in self.content[where] if record is not None]
+            kept = [
+                record for record in self.content[where] if record is not None
+            ]
             self.content[where] = kept
 
 
@@ -538,7 +563,9 @@ def _usable_box(fixing: _Fixing, record: Record) -> list[float] | None:
 def _box_from_segmentation(fixing: _Fixing, record: Record) -> Iterator[str]:
     box = _usable_box(fixing, record)
     if box is None:
-        raise _Dropped("no four finite numbers, and no polygon or mask of its image")
+        raise _Dropped(
+            "no four finite numbers, and no polygon or mask of its image"
+        )
     record["bbox"] = box
     yield "boxes computed from their polygon or mask"
 
@@ -559,7 +586,12 @@ def _outside(fixing: _Fixing, record: Record) -> Iterator[str]:
     """Use the box of the polygon or mask if it lies in the image."""
     box = box_of_segmentation(record.get("segmentation"))
     width, height = fixing.sizes[record["image_id"]]
-    if box is None or box == record["bbox"] or box[0] >= width or box[1] >= height:
+    if (
+        box is None
+        or box == record["bbox"]
+        or box[0] >= width
+        or box[1] >= height
+    ):
         raise _Dropped("outside their image")
     record["bbox"] = box
     yield "boxes computed from their polygon or mask"
@@ -685,7 +717,11 @@ def _repeated_category(fixing: _Fixing, record: Record) -> Iterable[str]:
     return ()
 
 
-_CALLED = {"images": "images", "annotations": "boxes", "categories": "categories"}
+_CALLED = {
+    "images": "images",
+    "annotations": "boxes",
+    "categories": "categories",
+}
 
 _FIXERS: dict[tuple[str, str], _Fixer] = {
     ("images", Kind.BAD_ID): _numeric_ids(id="images"),
@@ -701,7 +737,9 @@ _FIXERS: dict[tuple[str, str], _Fixer] = {
     ("annotations", Kind.BAD_AREA): _area,
     ("annotations", Kind.BAD_CROWD): _crowd,
     ("annotations", Kind.ORPHAN): _dropped("their image is not listed"),
-    ("annotations", Kind.UNKNOWN_CATEGORY): _dropped("their category is not listed"),
+    ("annotations", Kind.UNKNOWN_CATEGORY): _dropped(
+        "their category is not listed"
+    ),
     ("annotations", Kind.REPEATED_ANNOTATION): _new_annotation_id,
     ("annotations", Kind.BAD_IGNORE): _ignore,
     ("annotations", Kind.BOX_COMPUTED): _box_from_segmentation,
@@ -745,6 +783,12 @@ def describe(
 
 
 def _refuse_replacing(annotations: Path, output: Path) -> None:
-    if output.exists() and annotations.exists() and output.samefile(annotations):
-        raise ConfigError(f"--fix would replace {annotations}; name another folder")
+    if (
+        output.exists()
+        and annotations.exists()
+        and output.samefile(annotations)
+    ):
+        raise ConfigError(
+            f"--fix would replace {annotations}; name another folder"
+        )
     refuse_replacing(output)

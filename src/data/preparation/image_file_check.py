@@ -96,7 +96,11 @@ class ImageCheck:
         for index, (error, found) in zip(present, states):
             if error:
                 unreadable[index] = error
-            for flag in (ImageFlag.ROTATED, ImageFlag.CMYK, ImageFlag.SIXTEEN_BIT):
+            for flag in (
+                ImageFlag.ROTATED,
+                ImageFlag.CMYK,
+                ImageFlag.SIXTEEN_BIT,
+            ):
                 if flag in found:
                     flags[flag].append(index)
         return CheckedImages(missing, leaving, unreadable, flags, scan)

@@ -97,7 +97,9 @@ class ConversionError(DataError):
         self.faults = list(faults)
         kinds: dict[str, list[str]] = {}
         for fault in faults:
-            kinds.setdefault(fault.kind, []).append(f"{fault.where}: {fault.what}")
+            kinds.setdefault(fault.kind, []).append(
+                f"{fault.where}: {fault.what}"
+            )
         parts = []
         for kind in sorted(kinds, key=lambda kind: -len(kinds[kind])):
             own = kinds[kind]
@@ -166,7 +168,9 @@ def boxes_inside(
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
     overhang = abs(inside - ordered)
     beyond = kept & (overhang > 0.5).any(1)
-    account.notes["boxes reaching beyond their image, clipped"] += int(beyond.sum())
+    account.notes["boxes reaching beyond their image, clipped"] += int(
+        beyond.sum()
+    )
     for row in np.flatnonzero(~kept).tolist():
         if account.drop_boxes:
             account.notes[f"{UNUSABLE}, dropped"] += 1
@@ -222,7 +226,9 @@ def _image_records(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _annotation_records(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:
+def _annotation_records(
+    images: Sequence[LabelledImage],
+) -> Iterator[dict[str, Any]]:
     annotation_ids = count(1)
     for image_id, image in enumerate(images, 1):
         starts = image.boxes[:, :2]

@@ -178,7 +178,9 @@ def _renumbered_for_training(
     new_image_id = _free_ids(train["images"], images, train_path, val_path)
     new_box_id = _free_ids(train["annotations"], boxes, train_path, val_path)
     if new_image_id or new_box_id:
-        boxes = [_renumbered(record, new_image_id, new_box_id) for record in boxes]
+        boxes = [
+            _renumbered(record, new_image_id, new_box_id) for record in boxes
+        ]
     return {
         "images": [_moved_image(record, new_image_id) for record in images],
         "annotations": boxes,
@@ -307,7 +309,9 @@ def _write_labels(path: Path, content: dict[str, Any]) -> None:
     """Write an annotation file with this project's mark."""
     if content.get("info") is not None:
         content = {**content, "info": parse_record(content["info"])}
-    write_atomically(path, lambda file: write_records(file, marked_coco(content)))
+    write_atomically(
+        path, lambda file: write_records(file, marked_coco(content))
+    )
 
 
 def _annotations(base: Path, part: str) -> Path:
@@ -382,7 +386,9 @@ def _renumbered(
 ) -> dict[str, Any]:
     record = parse_record(record)
     record["id"] = new_box_id.get(record["id"], record["id"])
-    record["image_id"] = new_image_id.get(record["image_id"], record["image_id"])
+    record["image_id"] = new_image_id.get(
+        record["image_id"], record["image_id"]
+    )
     return record
 
 

@@ -96,9 +96,9 @@ def read_voc(
         raise DataError(f"{root} has no images to train on: {_why_empty(root)}")
     listed = chain.from_iterable(sets.values())
     spare = by_stem.keys() - set(listed)
-    account.notes["images without an annotation file or not listed, left out"] += len(
-        spare
-    )
+    account.notes[
+        "images without an annotation file or not listed, left out"
+    ] += len(spare)
     ids = _category_ids(root, found)
     parts: dict[str, list[LabelledImage]] = {}
     for part, entries in found.items():
@@ -147,7 +147,9 @@ def _read_part(
     annotations = folder.root / "Annotations"
     outside: set[str] = set()
     if not folder.follow_links:
-        leaving = find_misplaced(annotations, [f"{stem}.xml" for stem in stems]).leaving
+        leaving = find_misplaced(
+            annotations, [f"{stem}.xml" for stem in stems]
+        ).leaving
         outside = {stems[index] for index in leaving}
     found = []
     for stem in stems:
@@ -162,11 +164,15 @@ def _read_part(
             size = _image_size(tree, folder.images, name, folder.follow_links)
             found.append(_Annotated(name, size, list(_objects(tree))))
         except DataError as error:
-            faults.add("annotation files that cannot be used", str(path), str(error))
+            faults.add(
+                "annotation files that cannot be used", str(path), str(error)
+            )
     return found
 
 
-def _category_ids(root: Path, found: dict[str, list[_Annotated]]) -> dict[str, int]:
+def _category_ids(
+    root: Path, found: dict[str, list[_Annotated]]
+) -> dict[str, int]:
     """Return ids from 1 for the names of all objects, sorted."""
     names: set[str] = set()
     for image in chain.from_iterable(found.values()):

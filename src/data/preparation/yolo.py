@@ -75,7 +75,9 @@ def read_yolo(
         if settings.get(part):
             where = f"{path}: {part}"
             needed = part == "train"
-            files[part] = _image_files(settings[part], root, where, account, needed)
+            files[part] = _image_files(
+                settings[part], root, where, account, needed
+            )
     account.faults.raise_if_any()
     if "train" not in files:
         raise DataError(
@@ -89,7 +91,13 @@ def read_yolo(
     for part, names_of_part in files.items():
         if names_of_part:
             parts[part] = _read_part(
-                root, names_of_part, names, extra, account, follow_links, numbers
+                root,
+                names_of_part,
+                names,
+                extra,
+                account,
+                follow_links,
+                numbers,
             )
     _look_for_corners(np.concatenate(numbers), path, account)
     _note_labels_without_image(root, files, account)
@@ -166,15 +174,23 @@ def _note_labels_without_image(
         for path in sorted((label_root / folder).glob("*")):
             stem = _stem(path.name)
             is_used = os.path.join(folder, stem) in used
-            if path.suffix.lower() != ".txt" or is_used or not _has_labels(path):
+            if (
+                path.suffix.lower() != ".txt"
+                or is_used
+                or not _has_labels(path)
+            ):
                 continue
             if stem in present:
-                account.notes["labels of images that no list names, left out"] += 1
+                account.notes[
+                    "labels of images that no list names, left out"
+                ] += 1
             elif account.drop_boxes:
                 account.notes["label files without an image, left out"] += 1
             else:
                 text = "holds labels, but there is no image of this name; --drop-boxes leaves it out"
-                account.faults.add("label files without an image", str(path), text)
+                account.faults.add(
+                    "label files without an image", str(path), text
+                )
 
 
 def _stems_of_images(folder: Path) -> set[str]:
@@ -221,7 +237,9 @@ def _read_part(
     """
     label_root = _label_root(root, images)
     labels = [_existing_label(label_root, name) for name in images]
-    usable = _usable(root, images, label_root, labels, account.faults, follow_links)
+    usable = _usable(
+        root, images, label_root, labels, account.faults, follow_links
+    )
     paths = [root / images[index] for index in usable]
     sizes = _upright_sizes(paths, account.faults)
     result = []
@@ -238,7 +256,9 @@ def _read_part(
         inside, kept = boxes_inside(corners, size, places, account)
         crowds = np.zeros(int(kept.sum()), bool)
         result.append(
-            LabelledImage(images[index], size, classes[kept], inside[kept], crowds)
+            LabelledImage(
+                images[index], size, classes[kept], inside[kept], crowds
+            )
         )
     return result
 
@@ -329,7 +349,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             what = f"{what}, line {error.problem_mark.line + 1}"
         raise DataError(f"{path} is not valid YAML: {what}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid YAML: {first_line(error)}") from None
+        raise DataError(
+            f"{path} is not valid YAML: {first_line(error)}"
+        ) from None
     if not isinstance(settings, dict):
         raise DataError(
             f"{path} holds a {type(settings).__name__}, expected train, val and names"
@@ -358,7 +380,9 @@ def _names(settings: dict[str, Any], path: Path) -> dict[int, str]:
         )
     count = settings.get("nc", str(len(table)))
     if isinstance(names, list) and count != str(len(names)):
-        raise DataError(f"{path}: nc is {count}, but there are {len(names)} names")
+        raise DataError(
+            f"{path}: nc is {count}, but there are {len(names)} names"
+        )
     repeated = []
     for name, times in Counter(table.values()).items():
         if times > 1:
@@ -377,7 +401,9 @@ def _is_table_of_names(value: Any) -> TypeGuard[dict[str, str]]:
     """Return whether a value is a dictionary of names by number, with at least one of them."""
     if not isinstance(value, dict) or not value or not _all_digits(value):
         return False
-    return all(isinstance(name, str) and name.strip() for name in value.values())
+    return all(
+        isinstance(name, str) and name.strip() for name in value.values()
+    )
 
 
 def _all_digits(texts: Iterable[Any]) -> bool:
@@ -443,7 +469,9 @@ def _image_files(
     for entry in _as_list(value):
         if not isinstance(entry, str) or not entry or "\0" in entry:
             text = f"{reprlib.repr(entry)}, expected a folder, a text file or a list of them"
-            account.faults.add("entries of data.yaml that are not paths", where, text)
+            account.faults.add(
+                "entries of data.yaml that are not paths", where, text
+            )
             continue
         entry = entry.replace("\\", "/")
         place = root / user_path(entry)
@@ -549,10 +577,15 @@ def _usable(
         similar = files.similar_to(names[index])
         hint = f", did you mean {similar!r}?" if similar else ""
         bad[index] = ("images that are missing", f"is missing{hint}")
-    for where, leaving in ((root, leaving_images), (label_root, leaving_labels)):
+    for where, leaving in (
+        (root, leaving_images),
+        (label_root, leaving_labels),
+    ):
         for index, target in leaving.items():
             text = f"or its labels lead out of {where} to {target}; give --follow-links if you trust it"
-            bad.setdefault(index, ("images or labels outside the data set", text))
+            bad.setdefault(
+                index, ("images or labels outside the data set", text)
+            )
     for index, name in enumerate(names):
         reason = unsafe_file_name(name)
         if reason:
@@ -585,7 +618,9 @@ def _read_labels(
     try:
         lines = read_text(path, errors="replace").splitlines()
     except FileNotFoundError:
-        account.notes["images without a label file, taken as without objects"] += 1
+        account.notes[
+            "images without a label file, taken as without objects"
+        ] += 1
         lines = []
     except OSError as error:
         if is_system_limit(error):

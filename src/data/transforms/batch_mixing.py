@@ -46,7 +46,11 @@ def check_mixable(
     for target in targets:
         if len(target["boxes"]):
             largest = max(largest, float(target["boxes"].max()))
-    if not images.is_floating_point() or box_format != "cxcywh" or largest > 1.01:
+    if (
+        not images.is_floating_point()
+        or box_format != "cxcywh"
+        or largest > 1.01
+    ):
         raise ConfigError(
             "mixup and CopyBlend take floating-point images and boxes as cxcywh in 0..1, but got "
             f"{images.dtype} and {box_format} up to {largest:g}; end the transforms with ConvertPILImage and "
@@ -88,7 +92,9 @@ def mixup(
         images[number].lerp_(images[number - 1], weight)
     images[0].lerp_(last, weight)
     others = [targets[-1], *targets]
-    return [_joined(target, other, fields) for target, other in zip(targets, others)]
+    return [
+        _joined(target, other, fields) for target, other in zip(targets, others)
+    ]
 
 
 def _rows(target: Target | dict[str, Tensor], name: str) -> Tensor:
@@ -101,7 +107,8 @@ def _joined(
 ) -> Target:
     """Return a target with the boxes of another one appended."""
     joined = {
-        name: torch.cat([_rows(target, name), _rows(other, name)]) for name in fields
+        name: torch.cat([_rows(target, name), _rows(other, name)])
+        for name in fields
     }
     return cast(Target, {**target, **joined})
 
@@ -115,7 +122,9 @@ def _in_pixels(boxes: Tensor, size: np.ndarray) -> np.ndarray:
     return (corners * size).clip(0, size)
 
 
-def _relative(boxes_px: np.ndarray, size: np.ndarray, dtype: torch.dtype) -> Tensor:
+def _relative(
+    boxes_px: np.ndarray, size: np.ndarray, dtype: torch.dtype
+) -> Tensor:
     """Convert boxes `[N, 4]` from xyxy in pixels to cxcywh in 0..1."""
     corners = torch.from_numpy(boxes_px / size)
     return xyxy_to_cxcywh(corners).to(dtype)
@@ -189,9 +198,14 @@ class CopyBlend:
             )
         if not num_objects >= 1:
             raise _refused("num_objects", num_objects, "at least 1")
-        if len(expand_ratios) != 2 or not 0 <= expand_ratios[0] <= expand_ratios[1]:
+        if (
+            len(expand_ratios) != 2
+            or not 0 <= expand_ratios[0] <= expand_ratios[1]
+        ):
             raise _refused(
-                "expand_ratios", expand_ratios, "two numbers from 0, the smaller first"
+                "expand_ratios",
+                expand_ratios,
+                "two numbers from 0, the smaller first",
             )
         self.weights = BLEND_RANGE if kind == "blend" else (1.0, 1.0)
         self.area_threshold = area_threshold
@@ -212,7 +226,9 @@ class CopyBlend:
         size = np.array([width, height, width, height], float)
         objects = {}
         for name in fields:
-            objects[name] = torch.cat([_rows(target, name) for target in targets])
+            objects[name] = torch.cat(
+                [_rows(target, name) for target in targets]
+            )
         counts = [len(target["boxes"]) for target in targets]
         owners = np.repeat(np.arange(len(targets)), counts)
         boxes_px = _in_pixels(objects["boxes"], size)  # [N, 4]
@@ -223,11 +239,15 @@ class CopyBlend:
         copies: list[_Copy] = []
         result = []
         for number, target in enumerate(targets):
-            chosen = rng.choice(large, min(self.num_objects, len(large)), replace=False)
+            chosen = rng.choice(
+                large, min(self.num_objects, len(large)), replace=False
+            )
             moved = []
             for index in chosen:
                 source = images[owners[index]]
-                copy, box_px = self._copy(source, boxes_px[index], images[number], rng)
+                copy, box_px = self._copy(
+                    source, boxes_px[index], images[number], rng
+                )
                 copies.append(copy)
                 moved.append(box_px)
             added = {name: values[chosen] for name, values in objects.items()}
@@ -262,12 +282,18 @@ class CopyBlend:
         rows, columns = _slices(window)
         patch = source[:, rows, columns].clone()
         rows, columns = _slices(place)
-        copy = _Copy(target[:, rows, columns], patch, rng.uniform(*self.weights))
+        copy = _Copy(
+            target[:, rows, columns], patch, rng.uniform(*self.weights)
+        )
         moved_by = np.subtract(place[:2], window[:2])
         return copy, box_px + np.tile(moved_by, 2)
 
     def _window(
-        self, box_px: np.ndarray, width: int, height: int, rng: np.random.Generator
+        self,
+        box_px: np.ndarray,
+        width: int,
+        height: int,
+        rng: np.random.Generator,
     ) -> PixelWindow:
         """Return the pixels to copy for an object."""
         start = box_px[:2]

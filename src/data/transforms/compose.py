@@ -110,7 +110,9 @@ class Compose:
         self.ops = list(ops or [])
         self.mosaic_prob = mosaic_prob
         if not 0 <= mosaic_prob <= 1:
-            raise ConfigError(f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1")
+            raise ConfigError(
+                f"Compose.mosaic_prob is {mosaic_prob}, expected 0 to 1"
+            )
         for before, op in zip(self.ops, self.ops[1:]):
             if isinstance(op, Mosaic):
                 raise ConfigError(

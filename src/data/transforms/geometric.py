@@ -24,7 +24,10 @@ class RandomZoomOut:
     """
 
     def __init__(
-        self, fill: float = 0, side_range: Sequence[float] = (1.0, 4.0), p: float = 0.5
+        self,
+        fill: float = 0,
+        side_range: Sequence[float] = (1.0, 4.0),
+        p: float = 0.5,
     ) -> None:
         """Store the settings.
 
@@ -48,7 +51,9 @@ class RandomZoomOut:
         if sample.rng.random() >= self.p:
             return
         side, right, down = sample.rng.random(3)
-        ratio = self.side_range[0] + side * (self.side_range[1] - self.side_range[0])
+        ratio = self.side_range[0] + side * (
+            self.side_range[1] - self.side_range[0]
+        )
         width, height = sample.canvas
         canvas = (int(width * ratio), int(height * ratio))
         left = int((canvas[0] - width) * right)
@@ -98,7 +103,9 @@ class RandomIoUCrop:
             )
         self.scale = (min_scale, max_scale)
         self.aspect = (min_aspect_ratio, max_aspect_ratio)
-        self.options = tuple(sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
+        self.options = tuple(
+            sampler_options or (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+        )
         if max(self.options) < 1:
             raise ConfigError(
                 f"RandomIoUCrop.sampler_options is {list(self.options)}, expected a value of at "
@@ -129,12 +136,16 @@ class RandomIoUCrop:
         size = np.array(sample.canvas)
         draws = sample.rng.random((self.trials, 4))
         low, high = self.scale
-        sides = (size * (low + (high - low) * draws[:, :2])).astype(int)  # [n, 2]
+        sides = (size * (low + (high - low) * draws[:, :2])).astype(
+            int
+        )  # [n, 2]
         corner = ((size - sides) * draws[:, 2:]).astype(int)
         crops = np.concatenate([corner, corner + sides], 1).astype(float)
         positive = (sides > 0).all(1)
         aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
-        fits = positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
+        fits = (
+            positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
+        )
         fits &= _contains_an_object(crops, sample.boxes, min_iou)
         return crops[fits.argmax()] if fits.any() else None
 
@@ -229,7 +240,9 @@ class Resize:
         """Resize a sample."""
         height, width = self.size
         old_width, old_height = sample.canvas
-        sample.move((width / old_width, height / old_height), (0, 0), (width, height))
+        sample.move(
+            (width / old_width, height / old_height), (0, 0), (width, height)
+        )
 
     def track(
         self, boxes: np.ndarray, canvas: np.ndarray

@@ -103,13 +103,18 @@ class Mosaic:
             raise ConfigError(
                 f"Mosaic.translation_range is {list(translation_range)}, expected two numbers from 0 to 1"
             )
-        if len(scaling_range) != 2 or not 0 < scaling_range[0] <= scaling_range[1]:
+        if (
+            len(scaling_range) != 2
+            or not 0 < scaling_range[0] <= scaling_range[1]
+        ):
             raise ConfigError(
                 f"Mosaic.scaling_range is {list(scaling_range)}, expected two numbers above 0, "
                 "the smaller first"
             )
         if not 0 <= probability <= 1:
-            raise ConfigError(f"Mosaic.probability is {probability}, expected 0 to 1")
+            raise ConfigError(
+                f"Mosaic.probability is {probability}, expected 0 to 1"
+            )
         self.output_size = output_size
         self.rotation = rotation_range
         self.translation = tuple(translation_range)
@@ -155,7 +160,9 @@ class Mosaic:
         canvas = torch.full((3, 2 * height, 2 * width), float(self.fill))
         places = ((0, 0), (width, 0), (0, height), (width, height))
         boxes = []
-        fields: dict[str, list[np.ndarray]] = {name: [] for name in samples[0].fields}
+        fields: dict[str, list[np.ndarray]] = {
+            name: [] for name in samples[0].fields
+        }
         for sample, (h, w), (x, y) in zip(samples, sizes, places):
             tile = canvas[:, y : y + h, x : x + w]
             _, target = sample.render((h, w), tile)
@@ -163,7 +170,9 @@ class Mosaic:
             rows = cast(dict[str, Tensor], target)
             for name, values in fields.items():
                 values.append(rows[name].numpy())
-        joined = {name: np.concatenate(values) for name, values in fields.items()}
+        joined = {
+            name: np.concatenate(values) for name, values in fields.items()
+        }
         return canvas, np.concatenate(boxes), joined
 
     def _tile_size(self, sample: Sample) -> tuple[int, int]:
@@ -234,7 +243,10 @@ def warp(
 
 
 def moved_boxes(
-    boxes: np.ndarray, matrix: np.ndarray, shift: np.ndarray, canvas: tuple[int, int]
+    boxes: np.ndarray,
+    matrix: np.ndarray,
+    shift: np.ndarray,
+    canvas: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Map boxes by p -> matrix @ p + shift, and clip them to the canvas.
 

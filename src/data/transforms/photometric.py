@@ -51,7 +51,9 @@ class RandomPhotometricDistort:
             p: probability of each step.
         """
         if not 0 <= p <= 1:
-            raise ConfigError(f"RandomPhotometricDistort.p is {p}, expected 0 to 1")
+            raise ConfigError(
+                f"RandomPhotometricDistort.p is {p}, expected 0 to 1"
+            )
         for name, pair in (
             ("brightness", brightness),
             ("contrast", contrast),
@@ -110,7 +112,9 @@ def mean_rgb(sample: Sample) -> np.ndarray:
     return pixels.float().mean((1, 2)).double().numpy()
 
 
-def adjust_contrast(colour: np.ndarray, factor: float, mean: np.ndarray) -> np.ndarray:
+def adjust_contrast(
+    colour: np.ndarray, factor: float, mean: np.ndarray
+) -> np.ndarray:
     """Scale a colour matrix around the grey value of the mean colour that it produces.
 
     >>> adjust_contrast(np.eye(3, 4), 0.5, np.full(3, 100.0))[0].tolist()

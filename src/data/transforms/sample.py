@@ -106,7 +106,9 @@ class Sample:
     def keep(self, mask: np.ndarray) -> None:
         """Keep the boxes under `mask [T]` and drop the others."""
         self.boxes = self.boxes[mask]
-        self.fields = {name: values[mask] for name, values in self.fields.items()}
+        self.fields = {
+            name: values[mask] for name, values in self.fields.items()
+        }
 
     def restart(
         self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]
@@ -187,7 +189,9 @@ class Sample:
         left, top, right, bottom = target
         size = (bottom - top, right - left)
         if pixels.shape[2:] != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+            pixels = F.interpolate(
+                pixels, size, mode="bilinear", antialias=True
+            )
         mirrored = []
         if self.scale[0] < 0:
             mirrored.append(3)
@@ -216,7 +220,9 @@ class Sample:
                 mixed.round_()
             out.copy_(mixed.view(pixels.shape))
 
-    def _final_boxes(self, source: PixelWindow, target: PixelWindow) -> np.ndarray:
+    def _final_boxes(
+        self, source: PixelWindow, target: PixelWindow
+    ) -> np.ndarray:
         """Map the boxes from the canvas back to the file, and from there to the rendered image."""
         low = np.array(source[:2], float)
         high = np.array(source[2:], float)
@@ -226,7 +232,9 @@ class Sample:
         in_file = _mapped(self.boxes, 1 / self.scale, -self.shift / self.scale)
         mirrored = self.scale < 0
         factor = np.where(mirrored, -ratio, ratio)
-        offset = np.where(mirrored, out_high + low * ratio, out_low - low * ratio)
+        offset = np.where(
+            mirrored, out_high + low * ratio, out_low - low * ratio
+        )
         boxes = _mapped(in_file, factor, offset)
         return boxes.clip(np.tile(out_low, 2), np.tile(out_high, 2))
 
@@ -246,7 +254,10 @@ class Sample:
             boxes = np.concatenate([(starts + ends) / 2, ends - starts], 1)
         target = {
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
-            **{name: torch.from_numpy(values) for name, values in fields.items()},
+            **{
+                name: torch.from_numpy(values)
+                for name, values in fields.items()
+            },
             **self.info,
             "boxes_read": self.boxes_read,
             "boxes_lost": dict(self.lost),
@@ -254,7 +265,9 @@ class Sample:
         return cast(Target, target)
 
 
-def _mapped(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def _mapped(
+    boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray
+) -> np.ndarray:
     """Map boxes `[..., 4]` by x -> scale * x + shift; corners stay ordered if a scale is negative."""
     low = boxes[..., :2] * scale + shift
     high = boxes[..., 2:] * scale + shift

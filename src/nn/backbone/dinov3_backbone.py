@@ -323,7 +323,9 @@ class DINOv3Backbone(nn.Module):
                 setting="DINOv3Backbone.checkpoint_path",
                 without="start without it: -u DINOv3Backbone.pretrained=False",
             )
-            licence = "DINOv3 License, which also applies to models trained from it"
+            licence = (
+                "DINOv3 License, which also applies to models trained from it"
+            )
             self.licence_note = f"{self.model_name} by Meta: {licence}"
 
     def _precision(self, images: Tensor) -> AbstractContextManager:
@@ -339,7 +341,11 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
     """Build a DINOv3 ViT of timm without weights; settings that timm refuses raise ConfigError."""
     import timm
 
-    if not timm.is_model(name) or "dinov3" not in name or not name.startswith("vit_"):
+    if (
+        not timm.is_model(name)
+        or "dinov3" not in name
+        or not name.startswith("vit_")
+    ):
         known = ", ".join([*ALIASES, *timm.list_models("vit_*dinov3*")])
         raise ConfigError(
             f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are "
@@ -347,7 +353,11 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
         )
     try:
         built = timm.create_model(
-            name, pretrained=False, num_classes=0, dynamic_img_size=True, **arguments
+            name,
+            pretrained=False,
+            num_classes=0,
+            dynamic_img_size=True,
+            **arguments,
         )
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ConfigError(
@@ -371,7 +381,11 @@ def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
         ends = {round(depth * part / 4) for part in (2, 3, 4)}
         return sorted(end - 1 for end in ends if end)
     taps = list(taps)
-    if not taps or taps != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < depth:
+    if (
+        not taps
+        or taps != sorted(set(taps))
+        or not 0 <= taps[0] <= taps[-1] < depth
+    ):
         raise ConfigError(
             f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}"
         )

@@ -29,10 +29,21 @@ OFFICIAL_FILES = {
 }
 """File that Meta publishes for each of timm's models; its name ends with the first digits of its SHA-256."""
 
-_SIZES = {192: "T", 384: "S", 768: "B", 1024: "L", 1280: "H", 1536: "g", 4096: "7B"}
+_SIZES = {
+    192: "T",
+    384: "S",
+    768: "B",
+    1024: "L",
+    1280: "H",
+    1536: "g",
+    4096: "7B",
+}
 """Usual name of a ViT by its width."""
 
-_PATCH_WEIGHTS = ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
+_PATCH_WEIGHTS = (
+    "patch_embed.proj.weight",
+    "patch_embeddings.projection.weight",
+)
 """Ends of the keys of a patch embedding, `[D, 3, patch, patch]`."""
 
 _NEVER_LOADED = re.compile(
@@ -191,7 +202,9 @@ def load_dinov3_weights(
     if claimed:
         remarks.append("as its name says")
     expected = len(merged_state_dict(vit))
-    return LoadReport(path, layout, len(converted), expected, digest, tuple(remarks))
+    return LoadReport(
+        path, layout, len(converted), expected, digest, tuple(remarks)
+    )
 
 
 def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
@@ -223,7 +236,11 @@ def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
         return _split_fused_bias(_renamed(state, _OFFICIAL_TO_TIMM), state)
     if layout == "Hugging Face":
         return _fuse_projections(_rename_hugging_face(state))
-    return {key: value for key, value in state.items() if not _NEVER_LOADED.search(key)}
+    return {
+        key: value
+        for key, value in state.items()
+        if not _NEVER_LOADED.search(key)
+    }
 
 
 def fit_biases(
@@ -276,7 +293,11 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "teacher", "ema", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not is_state_dict(content):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not is_state_dict(content)
+    ):
         raise CheckpointError(f"{path} is not a state dict (names to tensors)")
     result: dict[str, Tensor] = {}
     for key, value in content.items():
@@ -314,7 +335,9 @@ def _split_fused_bias(
             continue
         mask = state.get(f"{key}_mask")
         if mask is not None:
-            value = torch.where(mask == 0, torch.zeros_like(value), value * mask)
+            value = torch.where(
+                mask == 0, torch.zeros_like(value), value * mask
+            )
         for part, name in zip(value.chunk(3), ("q_bias", "k_bias", "v_bias")):
             result[key.replace("qkv.bias", name)] = part.clone()
     return result
@@ -337,7 +360,9 @@ def _rename_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _fuse_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Join `attention.{q,k,v}_proj` into timm's fused matrix, and give biases timm's names."""
-    result = {key: value for key, value in state.items() if ".attention." not in key}
+    result = {
+        key: value for key, value in state.items() if ".attention." not in key
+    }
     suffix = ".attention.q_proj.weight"
     for key in state:
         if not key.endswith(suffix):
@@ -391,13 +416,17 @@ def refuse_misfits(
     ):
         if keys:
             details.append(f"{len(keys)} {kind} (first {keys[0]})")
-    raise CheckpointError(f"{path} does not fit {model_name}: {', '.join(details)}")
+    raise CheckpointError(
+        f"{path} does not fit {model_name}: {', '.join(details)}"
+    )
 
 
 def _size_of(state: dict[str, Tensor]) -> str:
     """Describe the size of a ViT in words; 0 stands for what the state dict does not show."""
     width = state["cls_token"].shape[-1] if "cls_token" in state else 0
-    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    depth = len(
+        {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    )
     gated = any(".mlp.fc1_g." in key for key in state)
     embedding = state.get("patch_embed.proj.weight")
     patch = 0 if embedding is None else embedding.shape[-1]

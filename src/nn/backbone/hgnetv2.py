@@ -71,7 +71,9 @@ class HGNetv2(nn.Module):
         self.pretrained = pretrained
         self.licence_note: str | None = None
         self.local_model_dir = local_model_dir
-        self.out_channels = [variant.stages[index].out for index in self.return_idx]
+        self.out_channels = [
+            variant.stages[index].out for index in self.return_idx
+        ]
         self.out_strides = [STRIDES[index] for index in self.return_idx]
 
         mid, out = variant.stem
@@ -137,7 +139,9 @@ class HGNetv2(nn.Module):
                     f"the file there, or start without it: -u HGNetv2.pretrained=False"
                 ) from None
         if not isinstance(weights, dict) or not is_state_dict(weights):
-            raise CheckpointError(f"{source} is not a state dict (names to tensors)")
+            raise CheckpointError(
+                f"{source} is not a state dict (names to tensors)"
+            )
         own = self.state_dict()
         weights = _without_classifier(weights, own)
         different = sorted(set(own) ^ set(weights))
@@ -177,6 +181,10 @@ def freeze_batch_norms(module: nn.Module) -> None:
     """Replace every `BatchNorm2d` below `module` by a `FrozenBatchNorm2d`, whose values are all buffers."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
+            setattr(
+                module,
+                name,
+                FrozenBatchNorm2d(child.num_features, eps=child.eps),
+            )
         else:
             freeze_batch_norms(child)

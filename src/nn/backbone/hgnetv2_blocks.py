@@ -51,7 +51,9 @@ class ConvBNAct(nn.Module):
         )
         self.bn = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU() if use_act else nn.Identity()
-        self.lab = LearnableAffineBlock() if use_act and use_lab else nn.Identity()
+        self.lab = (
+            LearnableAffineBlock() if use_act and use_lab else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H/stride, W/stride]`."""
@@ -99,7 +101,9 @@ class Stem(nn.Module):
         use_lab: bool = False,
     ) -> None:
         super().__init__()
-        self.stem1 = ConvBNAct(in_channels, mid_channels, 3, stride=2, use_lab=use_lab)
+        self.stem1 = ConvBNAct(
+            in_channels, mid_channels, 3, stride=2, use_lab=use_lab
+        )
         self.stem2a = ConvBNAct(
             mid_channels, mid_channels // 2, 2, use_lab=use_lab, padding=0
         )
@@ -180,7 +184,12 @@ class HGStage(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if downsample:
             self.downsample = ConvBNAct(
-                in_channels, in_channels, 3, stride=2, groups=in_channels, use_act=False
+                in_channels,
+                in_channels,
+                3,
+                stride=2,
+                groups=in_channels,
+                use_act=False,
             )
         self.blocks = nn.Sequential()
         for index in range(num_blocks):

@@ -30,7 +30,10 @@ class Variant(NamedTuple):
 
 
 def _variant(
-    timm_name: str, stem: tuple[int, int], layers: int, *stages: tuple[int, int, int]
+    timm_name: str,
+    stem: tuple[int, int],
+    layers: int,
+    *stages: tuple[int, int, int],
 ) -> Variant:
     """Return a variant; a stage is given as (mid, out, blocks), and all have the same number of layers."""
     specs = [StageSpec(mid, out, blocks, layers) for mid, out, blocks in stages]

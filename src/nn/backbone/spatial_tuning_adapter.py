@@ -79,7 +79,13 @@ class SpatialTuningAdapter(nn.Module):
         self.shrink: nn.Conv2d | None = None
         if 32 in strides:
             self.shrink = nn.Conv2d(
-                in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False
+                in_channels,
+                in_channels,
+                3,
+                2,
+                1,
+                groups=in_channels,
+                bias=False,
             )
         self.project = nn.ModuleList(
             nn.Conv2d(in_channels, channels, 1, bias=False)
@@ -130,7 +136,9 @@ class SpatialTuningAdapter(nn.Module):
         if self.row_code is None or self.column_code is None:
             return 0.0
         rows = F.interpolate(self.row_code, (shape[0], 1), mode="bilinear")
-        columns = F.interpolate(self.column_code, (1, shape[1]), mode="bilinear")
+        columns = F.interpolate(
+            self.column_code, (1, shape[1]), mode="bilinear"
+        )
         return rows + columns
 
     def _to_stride(self, x: Tensor, stride: int, project: nn.Module) -> Tensor:
@@ -143,9 +151,14 @@ class SpatialTuningAdapter(nn.Module):
         x = project(x)
         if stride == PATCH:
             return x
-        options = {"align_corners": False} if self.upsample_mode == "bilinear" else {}
+        options = (
+            {"align_corners": False} if self.upsample_mode == "bilinear" else {}
+        )
         return F.interpolate(
-            x, scale_factor=float(PATCH // stride), mode=self.upsample_mode, **options
+            x,
+            scale_factor=float(PATCH // stride),
+            mode=self.upsample_mode,
+            **options,
         )
 
 
@@ -194,7 +207,13 @@ class DetailBranch(nn.Module):
 
     def __init__(self, width: int, deepest: int) -> None:
         super().__init__()
-        widths = {2: width, 4: 2 * width, 8: 4 * width, 16: 4 * width, 32: 4 * width}
+        widths = {
+            2: width,
+            4: 2 * width,
+            8: 4 * width,
+            16: 4 * width,
+            32: 4 * width,
+        }
         self.out_channels = {stride: widths[stride] for stride in STRIDES}
         self.layers = nn.ModuleList()
         previous = 3

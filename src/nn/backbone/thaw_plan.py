@@ -65,7 +65,10 @@ class ThawPlan:
                 f"one before"
             )
         counts = [phase.blocks for phase in self.phases]
-        if counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= self.depth:
+        if (
+            counts != sorted(counts)
+            or not 0 <= counts[0] <= counts[-1] <= self.depth
+        ):
             raise ConfigError(
                 f"DINOv3Backbone: {counts} trainable blocks in turn, expected numbers from 0 to {self.depth} "
                 f"that do not fall"
@@ -118,7 +121,9 @@ class ThawPlan:
         block = _block_of(name)
         if block is not None:
             return self.layer_decay ** (running - block)
-        return 1.0 if _is_final_norm(name) else self.layer_decay ** (running + 1)
+        return (
+            1.0 if _is_final_norm(name) else self.layer_decay ** (running + 1)
+        )
 
 
 def read_phases(

@@ -27,7 +27,11 @@ def timm_state_dict(model_name: str) -> dict[str, Tensor]:
     if repository.endswith("/"):
         repository += model_name
     cached = try_to_load_from_cache(repository, "model.safetensors")
-    reason = None if isinstance(cached, str) else _why_unreachable(constants.ENDPOINT)
+    reason = (
+        None
+        if isinstance(cached, str)
+        else _why_unreachable(constants.ENDPOINT)
+    )
     if reason:
         raise CheckpointError(
             f"{repository} is not in the local cache and {constants.ENDPOINT} cannot be reached ({reason})"
@@ -54,14 +58,21 @@ def _why_unreachable(endpoint: str) -> str | None:
 
     This tries to connect once, for at most 5 seconds. The hub client would retry for most of a minute.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in (
+        "1",
+        "TRUE",
+        "YES",
+        "ON",
+    ):
         return "HF_HUB_OFFLINE is set"
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         if os.environ.get(name):
             return None  # only the proxy could tell
     url = urlparse(endpoint)
     try:
-        socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+        socket.create_connection(
+            (url.hostname, url.port or 443), timeout=5
+        ).close()
     except OSError as error:
         return error.strerror or str(error)
     return None

@@ -49,7 +49,9 @@ def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
             target, query = linear_sum_assignment(cost[:count])
             heads = np.full_like(query, head)
             images = np.full_like(query, image)
-            parts.append(np.stack([heads, images, query, target + (end - count)]))
+            parts.append(
+                np.stack([heads, images, query, target + (end - count)])
+            )
     if not parts:
         return no_pairs()
     return Pairs(*np.concatenate(parts, axis=1).astype(np.int64, copy=False))
@@ -74,4 +76,6 @@ def unite_heads(pairs: Pairs) -> Pairs:
     first = np.diff(owner, prepend=-1) != 0
     owner = owner[first]
     target = target[first]
-    return Pairs(np.zeros_like(owner), owner // queries, owner % queries, target)
+    return Pairs(
+        np.zeros_like(owner), owner // queries, owner % queries, target
+    )

@@ -135,7 +135,9 @@ class RepNCSPELAN4(nn.Module):
             CSPLayer(inner_channels, inner_channels, num_blocks, act=act),
             ConvNorm(inner_channels, inner_channels, 3, act=act),
         )
-        self.cv4 = ConvNorm(mid_channels + 2 * inner_channels, out_channels, 1, act=act)
+        self.cv4 = ConvNorm(
+            mid_channels + 2 * inner_channels, out_channels, 1, act=act
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, in, H, W]` to `[B, out, H, W]`."""

@@ -26,7 +26,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_features, *[hidden] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(widths, widths[1:])
+        )
 
     @property
     def linears(self) -> list[nn.Linear]:
@@ -139,6 +141,10 @@ class LQE(nn.Module):
     def forward(self, corners: Tensor) -> Tensor:
         """Map corner logits `[B, Q, 4 * K]` to an offset `[B, Q, 1]`."""
         probabilities = F.softmax(corners.unflatten(-1, (4, -1)), dim=-1)
-        top = probabilities.topk(TOP_PROBABILITIES, dim=-1).values  # [B, Q, 4, 4]
-        statistics = torch.cat([top, top.mean(-1, keepdim=True)], -1)  # [B, Q, 4, 5]
+        top = probabilities.topk(
+            TOP_PROBABILITIES, dim=-1
+        ).values  # [B, Q, 4, 4]
+        statistics = torch.cat(
+            [top, top.mean(-1, keepdim=True)], -1
+        )  # [B, Q, 4, 5]
         return self.reg_conf(statistics.flatten(2))

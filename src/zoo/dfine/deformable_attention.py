@@ -52,14 +52,18 @@ class MultiScaleDeformableAttention(nn.Module):
         angles = torch.arange(self.num_heads, dtype=torch.float32) * turn
         rays = torch.stack([angles.cos(), angles.sin()], -1)
         rays = rays / rays.abs().max(-1, keepdim=True).values
-        steps = torch.cat([torch.arange(1, count + 1) for count in self.num_points])
+        steps = torch.cat(
+            [torch.arange(1, count + 1) for count in self.num_points]
+        )
         offsets = rays[:, None] * steps[None, :, None]  # [heads, S, 2]
         nn.init.zeros_(self.sampling_offsets.weight)
         self.sampling_offsets.bias.data = offsets.flatten()
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
 
-    def forward(self, query: Tensor, reference: Tensor, values: list[Tensor]) -> Tensor:
+    def forward(
+        self, query: Tensor, reference: Tensor, values: list[Tensor]
+    ) -> Tensor:
         """Gather features for each query.
 
         Args:
@@ -72,7 +76,9 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         batch, queries, _ = query.shape
         by_head = (batch, queries, self.num_heads, -1)
-        offsets = self.sampling_offsets(query).view(*by_head, 2)  # [B, Q, heads, S, 2]
+        offsets = self.sampling_offsets(query).view(
+            *by_head, 2
+        )  # [B, Q, heads, S, 2]
         scores = self.attention_weights(query).view(by_head)
         weights = F.softmax(scores, dim=-1)  # [B, Q, heads, S]
         centre = reference[:, :, None, None, :2]

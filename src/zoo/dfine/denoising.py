@@ -75,8 +75,12 @@ def make_denoising_queries(
         batch_first=True,
         padding_value=num_classes,
     )  # [B, G_max]
-    boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
-    boxes = boxes.view(len(targets), most, 4)  # without objects, boxes are [B, 0]
+    boxes = pad_sequence(
+        [target["boxes"] for target in targets], batch_first=True
+    )
+    boxes = boxes.view(
+        len(targets), most, 4
+    )  # without objects, boxes are [B, 0]
     labels = labels.tile(1, 2 * groups)  # [B, D']
     boxes = boxes.tile(1, 2 * groups, 1)  # [B, D', 4]
     position = torch.arange(length, device=device)
@@ -120,7 +124,9 @@ def _limit_objects(
             continue
         few = torch.randperm(count)[:most].sort().values
         on_device = few.to(device)
-        selected = {name: target[name][on_device] for name in ("labels", "boxes")}
+        selected = {
+            name: target[name][on_device] for name in ("labels", "boxes")
+        }
         kept.append(selected)
         chosen.append(few)
     return kept, chosen
@@ -142,7 +148,9 @@ def _noise_boxes(boxes: Tensor, negative: Tensor, scale: float) -> Tensor:
     sign = torch.randint_like(boxes, 0, 2) * 2 - 1
     magnitude = torch.rand_like(boxes) + negative[None, :, None]
     corners = cxcywh_to_xyxy(boxes) + sign * magnitude * half_sizes * scale
-    return xyxy_to_cxcywh(corners.clamp(0, 1)).abs()  # opposite edges may have crossed
+    return xyxy_to_cxcywh(
+        corners.clamp(0, 1)
+    ).abs()  # opposite edges may have crossed
 
 
 def _visibility_mask(

@@ -63,7 +63,9 @@ class DFINE(nn.Module):
         for module in list(model.modules()):
             if isinstance(module, Deployable):
                 module.convert_to_deploy()
-        return model.eval()  # modules created by the conversion are in training mode
+        return (
+            model.eval()
+        )  # modules created by the conversion are in training mode
 
 
 def check_image_size(
@@ -95,7 +97,9 @@ def _check_joint(giver: nn.Module, taker: nn.Module, taker_key: str) -> None:
 
     A part written by a user may lack these attributes; they are then not compared.
     """
-    adds_levels = taker_key == "feat_channels"  # a decoder makes coarser levels itself
+    adds_levels = (
+        taker_key == "feat_channels"
+    )  # a decoder makes coarser levels itself
     for given_key, wanted_key in (
         ("out_channels", taker_key),
         ("out_strides", "feat_strides"),

@@ -186,7 +186,9 @@ class DFINECriterion(nn.Module):
             supervisions, share = self._match(outputs, batch, normalizers)
             for supervision in supervisions:
                 terms.update(self._class_terms(supervision, batch))
-                terms.update(self._box_terms(supervision, batch, outputs, share))
+                terms.update(
+                    self._box_terms(supervision, batch, outputs, share)
+                )
             terms.update(self._teacher_term(outputs, supervisions[-1].stack))
         return terms
 
@@ -262,12 +264,19 @@ class DFINECriterion(nn.Module):
             if stack.teacher_corners is not None:
                 balance = distillation_balance(_matched_queries(stack, union))
             supervision = _Supervision(
-                stack, own, union, normalizers.targets, normalizers.union, balance
+                stack,
+                own,
+                union,
+                normalizers.targets,
+                normalizers.union,
+                balance,
             )
             supervisions.append(supervision)
         if meta:
             stack = denoising_heads(outputs, self.reg_max + 1)
-            dn_pairs = dn_pairs._replace(query=torch.cat(meta["dn_positive_idx"]))
+            dn_pairs = dn_pairs._replace(
+                query=torch.cat(meta["dn_positive_idx"])
+            )
             own = _for_every_head(dn_pairs, len(stack.suffixes))
             normalizer = normalizers.targets * max(meta["dn_num_group"], 1)
             supervision = _Supervision(
@@ -278,8 +287,12 @@ class DFINECriterion(nn.Module):
 
     def _pairs_of_heads(self, stacks: list[HeadStack], batch: _Batch) -> Pairs:
         """Match the heads of all stacks; heads are numbered through all stacks."""
-        heads = [(stack.logits.detach(), stack.boxes.detach()) for stack in stacks]
-        return self.matcher.match(heads, batch.labels, batch.boxes, batch.counts)
+        heads = [
+            (stack.logits.detach(), stack.boxes.detach()) for stack in stacks
+        ]
+        return self.matcher.match(
+            heads, batch.labels, batch.boxes, batch.counts
+        )
 
     # ---- step 2: class terms ----
 
@@ -322,7 +335,10 @@ class DFINECriterion(nn.Module):
         predicted = stack.boxes[:, pairs.image, pairs.query]  # [K, M, 4]
         targets = batch.boxes[pairs.target]
         losses = box_losses(predicted, targets, self.boxes_weight_format)
-        for term, sums in (("loss_bbox", losses.l1), ("loss_giou", losses.giou)):
+        for term, sums in (
+            ("loss_bbox", losses.l1),
+            ("loss_giou", losses.giou),
+        ):
             if term in self.weights:
                 values = sums / normalizer
                 yield from self._weighted_terms(term, stack.suffixes, values)
@@ -343,7 +359,9 @@ class DFINECriterion(nn.Module):
             sums = _distillation_sums(
                 supervision, stack.corners, stack.teacher_corners, losses.iou
             )
-            yield from self._weighted_terms("loss_ddf", stack.suffixes, sums * share)
+            yield from self._weighted_terms(
+                "loss_ddf", stack.suffixes, sums * share
+            )
 
     def _localization_sums(
         self,
@@ -364,7 +382,9 @@ class DFINECriterion(nn.Module):
             reg_scale,
         )
         matched = corners[:, pairs.image, pairs.query]  # [L, M, 4, N]
-        return fine_grained_localization_loss(matched, bins, iou[: len(corners)])
+        return fine_grained_localization_loss(
+            matched, bins, iou[: len(corners)]
+        )
 
     def _teacher_term(
         self, outputs: dict[str, Any], stack: HeadStack
@@ -373,7 +393,10 @@ class DFINECriterion(nn.Module):
         if not outputs.get("dn_meta"):
             return
         if "loss_ddf" in self.weights and stack.corners is not None:
-            yield f"loss_ddf_dn_{len(stack.corners) - 1}", stack.corners.new_zeros(())
+            yield (
+                f"loss_ddf_dn_{len(stack.corners) - 1}",
+                stack.corners.new_zeros(()),
+            )
 
     def _weighted_terms(
         self, term: str, suffixes: list[str], values: Tensor
@@ -389,7 +412,9 @@ def all_rank_normalizers(
 ) -> Normalizers:
     """Return the mean counts over ranks, at least 1, without a host-device synchronization."""
     if world_size() == 1:
-        return Normalizers(max(float(num_targets), 1.0), max(float(num_union), 1.0))
+        return Normalizers(
+            max(float(num_targets), 1.0), max(float(num_union), 1.0)
+        )
     own = torch.tensor([num_targets, num_union], dtype=torch.float32)
     own = own.to(device, non_blocking=True)
     mean = sum_over_ranks(own) / world_size()
@@ -415,7 +440,9 @@ def _distillation_sums(
     stack = supervision.stack
     pairs = supervision.box_pairs
     students = len(corners) - 1
-    assert stack.teacher_logits is not None  # it is set together with teacher_corners
+    assert (
+        stack.teacher_logits is not None
+    )  # it is set together with teacher_corners
     confidence = stack.teacher_logits.sigmoid().amax(-1)  # [B, Q]
     trust = confidence.repeat(students, 1, 1)  # [L - 1, B, Q]
     trust[:, pairs.image, pairs.query] = iou[:students]
@@ -491,6 +518,8 @@ def _to_device(all_pairs: list[Pairs], device: torch.device) -> list[Matched]:
 def _matched_queries(stack: HeadStack, pairs: Matched) -> Tensor:
     """Return True for each query that has a pair, `[B, Q]` bool."""
     boxes = stack.boxes
-    matched = torch.zeros(boxes.shape[1:3], dtype=torch.bool, device=boxes.device)
+    matched = torch.zeros(
+        boxes.shape[1:3], dtype=torch.bool, device=boxes.device
+    )
     matched[pairs.image, pairs.query] = True
     return matched

@@ -24,8 +24,17 @@ from ...ops.maps import flatten_map
 from .decoder_layers import LQE, MLP, DecoderLayer
 from .deformable_attention import split_heads
 from .denoising import DenoisingQueries, make_denoising_queries
-from .distribution import distance_to_box, expected_distances, weighting_sequence
-from .query_selection import SelectMethod, gather_tokens, make_anchors, select_tokens
+from .distribution import (
+    distance_to_box,
+    expected_distances,
+    weighting_sequence,
+)
+from .query_selection import (
+    SelectMethod,
+    gather_tokens,
+    make_anchors,
+    select_tokens,
+)
 
 PRIOR_PROBABILITY = 0.01
 """Initial score of every class."""
@@ -287,14 +296,18 @@ class DFINETransformer(nn.Module):
         self.learn_query_content = learn_query_content
         self.aux_loss = aux_loss
         self.query_select_method = query_select_method
-        self.eval_spatial_size = tuple(eval_spatial_size) if eval_spatial_size else None
+        self.eval_spatial_size = (
+            tuple(eval_spatial_size) if eval_spatial_size else None
+        )
 
         self.up = nn.Parameter(torch.tensor([0.5]), requires_grad=False)
         scale = torch.tensor([reg_scale])  # int64 for an integer
         self.reg_scale = nn.Parameter(scale, requires_grad=False)
         if self.eval_spatial_size:
             shapes = self._shapes_of(self.eval_spatial_size)
-            anchors, valid = make_anchors(shapes, eps, torch.get_default_device())
+            anchors, valid = make_anchors(
+                shapes, eps, torch.get_default_device()
+            )
             self.register_buffer("anchors", anchors.clone())
             self.register_buffer("valid_mask", valid.clone())
         self.input_proj = self._build_input_projections()
@@ -321,7 +334,9 @@ class DFINETransformer(nn.Module):
                 projections.append(_projection(channels, width, kernel_size=1))
         channels = self.feat_channels[-1]
         for _ in range(self.num_inputs, len(self.feat_strides)):
-            projections.append(_projection(channels, width, kernel_size=3, stride=2))
+            projections.append(
+                _projection(channels, width, kernel_size=3, stride=2)
+            )
             channels = width
         return nn.ModuleList(projections)
 
@@ -388,9 +403,13 @@ class DFINETransformer(nn.Module):
         scores = 1 if self.query_select_method == "agnostic" else classes
         self.enc_score_head = nn.Linear(width, scores)
         self.enc_bbox_head = MLP(width, width, 4, 3)
-        self.dec_score_head = nn.ModuleList(nn.Linear(w, classes) for w in widths)
+        self.dec_score_head = nn.ModuleList(
+            nn.Linear(w, classes) for w in widths
+        )
         self.pre_bbox_head = MLP(width, width, 4, 3)
-        self.dec_bbox_head = nn.ModuleList(MLP(w, w, 4 * bins, 3) for w in widths)
+        self.dec_bbox_head = nn.ModuleList(
+            MLP(w, w, 4 * bins, 3) for w in widths
+        )
 
         nn.init.xavier_uniform_(projection.weight)
         self._initialize_heads()
@@ -402,7 +421,11 @@ class DFINETransformer(nn.Module):
         prior_logit = math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY))
         for score_head in (self.enc_score_head, *self.dec_score_head):
             nn.init.constant_(score_head.get_parameter("bias"), prior_logit)
-        for box_head in (self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head):
+        for box_head in (
+            self.enc_bbox_head,
+            self.pre_bbox_head,
+            *self.dec_bbox_head,
+        ):
             if isinstance(box_head, MLP):
                 box_head.start_at_zero()
 
@@ -428,7 +451,9 @@ class DFINETransformer(nn.Module):
         mask = None
         if denoising is not None:
             content = torch.cat([denoising.content, content], 1)
-            reference_unact = torch.cat([denoising.reference_unact, reference_unact], 1)
+            reference_unact = torch.cat(
+                [denoising.reference_unact, reference_unact], 1
+            )
             mask = denoising.mask
         heads = _Heads(
             self.dec_bbox_head,
@@ -436,15 +461,22 @@ class DFINETransformer(nn.Module):
             self.query_pos_head,
             self.pre_bbox_head,
         )
-        layers = self.decoder(content, reference_unact, memory, shapes, heads, mask)
+        layers = self.decoder(
+            content, reference_unact, memory, shapes, heads, mask
+        )
         if not self.training:
-            return {"pred_logits": layers.logits[-1], "pred_boxes": layers.boxes[-1]}
+            return {
+                "pred_logits": layers.logits[-1],
+                "pred_boxes": layers.boxes[-1],
+            }
         return self._training_outputs(layers, first, denoising)
 
     def convert_to_deploy(self) -> None:
         """Drop the heads that only training needs."""
         end = self.eval_idx + 1
-        self.dec_score_head = _keep_heads(self.dec_score_head, range(end - 1, end))
+        self.dec_score_head = _keep_heads(
+            self.dec_score_head, range(end - 1, end)
+        )
         self.dec_bbox_head = _keep_heads(self.dec_bbox_head, range(end))
 
     def _denoising_queries(
@@ -464,7 +496,9 @@ class DFINETransformer(nn.Module):
             box_noise_scale=self.box_noise_scale,
         )
 
-    def _flatten(self, maps: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    def _flatten(
+        self, maps: list[Tensor]
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
         """Project the maps to D channels, make the coarser levels that have no map, and join all tokens.
 
         Returns:
@@ -504,7 +538,9 @@ class DFINETransformer(nn.Module):
         logits = gather_tokens(logits, chosen)
         batch, queries = chosen.shape
         shift = self.enc_bbox_head(tokens).float()
-        boxes_unact = shift + gather_tokens(anchors.expand(batch, -1, -1), chosen)
+        boxes_unact = shift + gather_tokens(
+            anchors.expand(batch, -1, -1), chosen
+        )
         content = tokens.detach()
         if self.learn_query_content:
             content = self.tgt_embed.weight[:queries].expand(batch, -1, -1)
@@ -521,16 +557,24 @@ class DFINETransformer(nn.Module):
         Evaluation at `eval_spatial_size` uses the anchors of the checkpoint.
         """
         image_hw = self.eval_spatial_size
-        if not self.training and image_hw and shapes == self._shapes_of(image_hw):
+        if (
+            not self.training
+            and image_hw
+            and shapes == self._shapes_of(image_hw)
+        ):
             return self.anchors, self.valid_mask
         return make_anchors(shapes, self.eps, device)
 
-    def _shapes_of(self, image_hw: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    def _shapes_of(
+        self, image_hw: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
         """Return (height, width) of each level for an image of (height, width)."""
         height, width = image_hw
         shapes = []
         for stride in self.feat_strides:
-            shapes.append((math.ceil(height / stride), math.ceil(width / stride)))
+            shapes.append(
+                (math.ceil(height / stride), math.ceil(width / stride))
+            )
         return tuple(shapes)
 
     def _training_outputs(
@@ -549,13 +593,19 @@ class DFINETransformer(nn.Module):
         num_denoising = denoising.reference_unact.shape[1] if denoising else 0
         split = [num_denoising, first["pred_logits"].shape[1]]
         rows, teacher, pre = _outputs_of_part(layers, split, 1)
-        out: dict[str, Any] = {**rows[-1], "up": self.up, "reg_scale": self.reg_scale}
+        out: dict[str, Any] = {
+            **rows[-1],
+            "up": self.up,
+            "reg_scale": self.reg_scale,
+        }
         if not self.aux_loss:
             return out
         out["aux_outputs"] = [row | teacher for row in rows[:-1]]
         out["enc_aux_outputs"] = [first]
         out["pre_outputs"] = pre
-        out["enc_meta"] = {"class_agnostic": self.query_select_method == "agnostic"}
+        out["enc_meta"] = {
+            "class_agnostic": self.query_select_method == "agnostic"
+        }
         if denoising is not None:
             rows, teacher, pre = _outputs_of_part(layers, split, 0)
             out["dn_outputs"] = [row | teacher for row in rows]
@@ -589,7 +639,9 @@ def _outputs_of_part(
         return tensor.split(split, dim=1)[which]
 
     rows = []
-    for logits, boxes, corners in zip(layers.logits, layers.boxes, layers.corners):
+    for logits, boxes, corners in zip(
+        layers.logits, layers.boxes, layers.corners
+    ):
         row = {
             "pred_logits": part(logits),
             "pred_boxes": part(boxes),
@@ -601,7 +653,10 @@ def _outputs_of_part(
         "teacher_corners": rows[-1]["pred_corners"],
         "teacher_logits": rows[-1]["pred_logits"],
     }
-    pre = {"pred_logits": part(layers.pre_logits), "pred_boxes": part(layers.pre_boxes)}
+    pre = {
+        "pred_logits": part(layers.pre_logits),
+        "pred_boxes": part(layers.pre_boxes),
+    }
     return rows, teacher, pre
 
 

@@ -34,7 +34,9 @@ def weighting_sequence(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
 
 def expected_distances(corners: Tensor, weights: Tensor) -> Tensor:
     """Return the distances of the four edges, `[..., 4]`, from logits `[..., 4 * K]` and W `[K]`."""
-    probabilities = F.softmax(corners.unflatten(-1, (4, weights.numel())), dim=-1)
+    probabilities = F.softmax(
+        corners.unflatten(-1, (4, weights.numel())), dim=-1
+    )
     return F.linear(probabilities, weights[None]).squeeze(-1)
 
 

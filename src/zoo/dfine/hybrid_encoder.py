@@ -79,7 +79,12 @@ class HybridEncoder(nn.Module):
 
         def fusion() -> RepNCSPELAN4:
             return RepNCSPELAN4(
-                2 * hidden_dim, hidden_dim, 2 * hidden_dim, inner, blocks, act=act
+                2 * hidden_dim,
+                hidden_dim,
+                2 * hidden_dim,
+                inner,
+                blocks,
+                act=act,
             )
 
         self.input_proj = nn.ModuleList(
@@ -87,7 +92,12 @@ class HybridEncoder(nn.Module):
         )
         self.encoder = nn.ModuleList(
             TransformerEncoder(
-                hidden_dim, nhead, dim_feedforward, dropout, enc_act, num_encoder_layers
+                hidden_dim,
+                nhead,
+                dim_feedforward,
+                dropout,
+                enc_act,
+                num_encoder_layers,
             )
             for _ in use_encoder_idx
         )
@@ -123,7 +133,9 @@ class HybridEncoder(nn.Module):
         Returns:
             One map per level, `[B, D, h, w]`, of the same sizes.
         """
-        maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
+        maps = [
+            project(x) for project, x in zip(self.input_proj, maps, strict=True)
+        ]
         for encoder, level in zip(self.encoder, self.use_encoder_idx):
             maps[level] = self._attend(encoder, maps[level])
         return self._bottom_up(self._top_down(maps))
@@ -134,7 +146,9 @@ class HybridEncoder(nn.Module):
         position = position_table(
             height, width, self.hidden_dim, self.pe_temperature, x.device
         )
-        tokens = encoder(flatten_map(x).transpose(1, 2), position)  # [B, h*w, D]
+        tokens = encoder(
+            flatten_map(x).transpose(1, 2), position
+        )  # [B, h*w, D]
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     def _top_down(self, maps: list[Tensor]) -> list[Tensor]:
@@ -171,10 +185,14 @@ class TransformerEncoder(nn.Module):
         num_layers: int,
     ) -> None:
         super().__init__()
-        first = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
+        first = TransformerEncoderLayer(
+            width, nhead, dim_feedforward, dropout, act
+        )
         self.layers = nn.ModuleList([first])
         for _ in range(num_layers - 1):
-            layer = TransformerEncoderLayer(width, nhead, dim_feedforward, dropout, act)
+            layer = TransformerEncoderLayer(
+                width, nhead, dim_feedforward, dropout, act
+            )
             # In the published recipe all layers start from the same weights.
             layer.load_state_dict(first.state_dict())
             self.layers.append(layer)
@@ -190,10 +208,17 @@ class TransformerEncoderLayer(nn.Module):
     """Self-attention with norms after the sums; position codes enter queries and keys, but not values."""
 
     def __init__(
-        self, width: int, nhead: int, dim_feedforward: int, dropout: float, act: str
+        self,
+        width: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float,
+        act: str,
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, nhead, dropout, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(
+            width, nhead, dropout, batch_first=True
+        )
         self.linear1 = nn.Linear(width, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, width)
         self.norm1 = nn.LayerNorm(width)
@@ -206,7 +231,9 @@ class TransformerEncoderLayer(nn.Module):
         query = tokens + position
         attended, _ = self.self_attn(query, query, tokens, need_weights=False)
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.linear2(self.dropout(self.activation(self.linear1(tokens))))
+        hidden = self.linear2(
+            self.dropout(self.activation(self.linear1(tokens)))
+        )
         return self.norm2(tokens + self.dropout(hidden))
 
 
@@ -247,7 +274,9 @@ def position_table(
 def _input_projection(channels: int, hidden_dim: int) -> nn.Sequential:
     """Return a 1x1 convolution with batch norm."""
     conv = nn.Conv2d(channels, hidden_dim, 1, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(hidden_dim)))
+    return nn.Sequential(
+        OrderedDict(conv=conv, norm=nn.BatchNorm2d(hidden_dim))
+    )
 
 
 def _check_levels(

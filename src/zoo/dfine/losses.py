@@ -121,12 +121,23 @@ class _QualityFocal(torch.autograd.Function):
         as_negative = alpha * p**gamma * F.softplus(matched)
         gradient[where] = weight_of_pair * (p - target)
         ctx.save_for_backward(gradient)
-        return torch.cat(totals).index_add_(0, where[0], as_positive - as_negative)
+        return torch.cat(totals).index_add_(
+            0, where[0], as_positive - as_negative
+        )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad[:, None, None, None], None, None, None, None, None
+        return (
+            gradient * grad[:, None, None, None],
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def focal_loss(
@@ -262,7 +273,9 @@ class _Distillation(torch.autograd.Function):
             log_student = F.log_softmax(corners[heads] / TEMPERATURE, dim=-1)
             p_student = torch.exp(log_student, out=gradient[heads])
             scale = weight[heads] / TEMPERATURE
-            p_student.sub_(p_teacher).mul_(scale[..., None, None])  # now the gradient
+            p_student.sub_(p_teacher).mul_(
+                scale[..., None, None]
+            )  # now the gradient
             cross = log_student.mul_(p_teacher).sum((-2, -1))
             divergence = negative_entropy - cross
             totals.append((weight[heads] * divergence).sum((1, 2)))

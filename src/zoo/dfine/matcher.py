@@ -140,7 +140,9 @@ class HungarianMatcher(nn.Module):
             parts.append(self._costs(logits, predicted, labels, boxes))
         costs = torch.cat(parts).cpu().numpy()
         if not np.isfinite(costs).all():
-            raise NumericsError(self._describe_non_finite_cost(heads, labels, boxes))
+            raise NumericsError(
+                self._describe_non_finite_cost(heads, labels, boxes)
+            )
         return solve_assignments(costs, counts)
 
     def _costs(
@@ -171,7 +173,10 @@ class HungarianMatcher(nn.Module):
             piece = slice(start, start + size)
             of_piece = image[piece]
             cost = self._weighted_cost(
-                logits[piece], predicted[piece], labels[of_piece], boxes[of_piece]
+                logits[piece],
+                predicted[piece],
+                labels[of_piece],
+                boxes[of_piece],
             )
             pieces.append(cost)
         return torch.cat(pieces).unflatten(0, (heads, batch))
@@ -200,7 +205,9 @@ class HungarianMatcher(nn.Module):
             boxes: `[n, T, 4]` cxcywh.
         """
         columns = torch.zeros_like(labels) if logits.shape[-1] == 1 else labels
-        columns = columns[..., None].expand(-1, -1, logits.shape[1])  # [n, T, Q]
+        columns = columns[..., None].expand(
+            -1, -1, logits.shape[1]
+        )  # [n, T, Q]
         if self.late:
             p = logits.sigmoid() if self.use_focal_loss else logits.softmax(-1)
             p = p.transpose(1, 2).gather(1, columns)
@@ -214,7 +221,11 @@ class HungarianMatcher(nn.Module):
         else:
             class_cost = -logits.softmax(-1).transpose(1, 2).gather(1, columns)
         l1, giou = pairwise_l1_and_giou(boxes, predicted)
-        return {"cost_class": class_cost, "cost_bbox": l1, "cost_giou": giou.neg_()}
+        return {
+            "cost_class": class_cost,
+            "cost_bbox": l1,
+            "cost_giou": giou.neg_(),
+        }
 
     def _focal_cost(self, p: Tensor) -> Tensor:
         """Return the focal loss of probabilities as positives, less that as negatives."""
@@ -232,7 +243,9 @@ class HungarianMatcher(nn.Module):
     ) -> str:
         """Return a message that names the first term and image with a cost that is not finite."""
         for logits, predicted in heads:
-            for of_head, predicted_of_head in zip(logits.float(), predicted.float()):
+            for of_head, predicted_of_head in zip(
+                logits.float(), predicted.float()
+            ):
                 terms = self._terms(of_head, predicted_of_head, labels, boxes)
                 for name, term in terms.items():
                     bad = ~torch.isfinite(term).flatten(1).all(1)

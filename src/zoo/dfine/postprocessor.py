@@ -92,7 +92,9 @@ class DFINEPostProcessor(nn.Module):
         if self.deploy_mode:
             return labels, boxes, scores
         if self.remap_mscoco_category:
-            labels = torch.tensor(COCO_CATEGORY_IDS, device=labels.device)[labels]
+            labels = torch.tensor(COCO_CATEGORY_IDS, device=labels.device)[
+                labels
+            ]
         detections: list[Detections] = []
         for label, box, score in zip(labels, boxes, scores):
             detections.append({"labels": label, "boxes": box, "scores": score})

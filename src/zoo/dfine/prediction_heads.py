@@ -94,7 +94,9 @@ def _stack(
     teacher_corners = None
     teacher_logits = None
     if layers and reference is not None:
-        corners = torch.stack([layer["pred_corners"] for layer in layers]).float()
+        corners = torch.stack(
+            [layer["pred_corners"] for layer in layers]
+        ).float()
         corners = corners.unflatten(-1, edges)
         reference = reference.detach().float()
     if len(layers) > 1:

@@ -43,11 +43,15 @@ def make_anchors(
         anchors = torch.cat(levels, 1)
         inside = (anchors > margin) & (anchors < 1 - margin)
         valid = inside.all(-1, keepdim=True)
-        anchors = torch.log(anchors / (1 - anchors)).masked_fill(~valid, torch.inf)
+        anchors = torch.log(anchors / (1 - anchors)).masked_fill(
+            ~valid, torch.inf
+        )
         return anchors.to(device), valid.to(device)
 
 
-def select_tokens(logits: Tensor, num_queries: int, method: SelectMethod) -> Tensor:
+def select_tokens(
+    logits: Tensor, num_queries: int, method: SelectMethod
+) -> Tensor:
     """Return the indices of the most promising tokens, best first, `[B, min(num_queries, S)]`.
 
     Args:
@@ -68,7 +72,9 @@ def select_tokens(logits: Tensor, num_queries: int, method: SelectMethod) -> Ten
     if method == "one2many":
         best_pairs = logits.flatten(1).topk(count, dim=1).indices
         return best_pairs // logits.shape[-1]
-    scores = logits.squeeze(-1) if method == "agnostic" else logits.max(-1).values
+    scores = (
+        logits.squeeze(-1) if method == "agnostic" else logits.max(-1).values
+    )
     return scores.topk(count, dim=1).indices
 
 

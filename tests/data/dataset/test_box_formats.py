@@ -28,7 +28,9 @@ def natural(
     return np.concatenate([corner, side], 1).round(1), own
 
 
-def written(xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat) -> np.ndarray:
+def written(
+    xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat
+) -> np.ndarray:
     """Return boxes as a file of a format has them."""
     x, y, w, h = xywh.T
     boxes = {
@@ -44,8 +46,14 @@ def written(xywh: np.ndarray, sizes: np.ndarray, given: BoxFormat) -> np.ndarray
     ]
     if scale is None:
         return np.stack(boxes, 1)
-    sides = [height, width] * 2 if given.order.startswith("y") else [width, height] * 2
-    return np.stack([scale * value / side for value, side in zip(boxes, sides)], 1)
+    sides = (
+        [height, width] * 2
+        if given.order.startswith("y")
+        else [width, height] * 2
+    )
+    return np.stack(
+        [scale * value / side for value, side in zip(boxes, sides)], 1
+    )
 
 
 @pytest.mark.parametrize("given", FORMATS, ids=str)
@@ -59,7 +67,9 @@ def test_every_format_is_converted_to_the_same_boxes(given):
 @pytest.mark.parametrize(
     "given", [given for given in FORMATS if given != COCO], ids=str
 )
-def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(given):
+def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(
+    given,
+):
     boxes, sizes = natural(300)
     suspicion = suspect(written(boxes, sizes, given), sizes)
     assert suspicion is not None
@@ -68,7 +78,9 @@ def test_every_other_format_is_suspected_and_the_right_one_is_among_the_likely(g
 
 
 @pytest.mark.parametrize(
-    "given", [given for given in FORMATS if given.order.startswith("y")], ids=str
+    "given",
+    [given for given in FORMATS if given.order.startswith("y")],
+    ids=str,
 )
 def test_y_first_is_named_where_no_other_order_fits(given):
     boxes, sizes = natural(300, sizes=np.array([[1500.0, 300.0]]))
@@ -87,14 +99,20 @@ def test_y_first_is_named_where_no_other_order_fits(given):
 )
 @settings(max_examples=150, deadline=None)
 def test_natural_boxes_are_never_suspected(seed, count, width, height, jitter):
-    boxes, sizes = natural(count, seed, np.array([[float(width), float(height)]]))
+    boxes, sizes = natural(
+        count, seed, np.array([[float(width), float(height)]])
+    )
     boxes = (
-        boxes + np.random.default_rng(seed).uniform(-jitter, jitter, boxes.shape) * 0.2
+        boxes
+        + np.random.default_rng(seed).uniform(-jitter, jitter, boxes.shape)
+        * 0.2
     )
     boxes[:, 2:] = boxes[:, 2:].clip(
         2
     )  # a box within the first pixel may as well be in fractions
-    inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, :2] + boxes[:, 2:] <= sizes).all(1)
+    inside = (boxes[:, :2] >= 0).all(1) & (
+        boxes[:, :2] + boxes[:, 2:] <= sizes
+    ).all(1)
     assert suspect(boxes[inside], sizes[inside]) is None
 
 
@@ -128,7 +146,9 @@ def test_no_boxes_fit_nothing():
 
 
 def test_permille_in_large_images_is_named_whatever_the_order():
-    boxes, sizes = natural(300, sizes=np.array([[1920.0, 1080.0], [1080.0, 1920.0]]))
+    boxes, sizes = natural(
+        300, sizes=np.array([[1920.0, 1080.0], [1080.0, 1920.0]])
+    )
     for order in ("xywh", "xyxy", "yxyx"):
         given = BoxFormat(order, "permille")
         assert given in suspect(written(boxes, sizes, given), sizes).likely
@@ -150,7 +170,10 @@ def test_fractions_with_a_few_other_boxes_are_named():
     mixed = written(boxes, sizes, BoxFormat("cxcywh", "fraction"))
     mixed[0], mixed[1, 2] = [10, 10, 200, 100], 1.05
     found = suspect(mixed, sizes)
-    assert found.what == "98 of 100 boxes have numbers from 0 to 1, expected pixels"
+    assert (
+        found.what
+        == "98 of 100 boxes have numbers from 0 to 1, expected pixels"
+    )
     assert found.likely[0] == BoxFormat("cxcywh", "fraction")
 
 
@@ -161,7 +184,9 @@ def test_one_bad_box_in_a_small_file_is_no_other_format():
 
 
 @pytest.mark.parametrize("overhang", [1, 8, 60])
-def test_a_few_boxes_that_reach_out_of_their_image_are_not_treated_as_centres(overhang):
+def test_a_few_boxes_that_reach_out_of_their_image_are_not_treated_as_centres(
+    overhang,
+):
     boxes, sizes = natural(20, sizes=np.array([[640.0, 480.0]]))
     boxes = np.clip(boxes, [200, 150, 10, 10], [300, 200, 100, 100])
     boxes[:4] = 540 + overhang, 100, 100, 200

@@ -33,7 +33,9 @@ from tests.fixtures.processes import on_ranks
 
 def data_set(folder: Path, content=None, **settings) -> CocoDetection:
     return CocoDetection(
-        str(folder), str(write_coco(folder, content or sound_coco())), **settings
+        str(folder),
+        str(write_coco(folder, content or sound_coco())),
+        **settings,
     )
 
 
@@ -176,7 +178,11 @@ def test_unused_categories_count_as_classes(tmp_path):
     content = sound_coco()
     content["categories"].append({"id": 5, "name": "unused"})
     data = data_set(tmp_path, content)
-    assert (data.num_classes, data.class_names, data[0][1]["labels"].tolist()) == (
+    assert (
+        data.num_classes,
+        data.class_names,
+        data[0][1]["labels"].tolist(),
+    ) == (
         3,
         ["cat", "unused", "dog"],
         [0, 2],
@@ -232,7 +238,10 @@ def test_names_stand_under_labels_and_under_what_detections_carry(
     data = data_set(tmp_path, **settings)
     if as_ids:
         data.use_labels(data.labels.category_ids)
-    assert (data.label_names, data.detection_names) == (of_labels, of_detections)
+    assert (data.label_names, data.detection_names) == (
+        of_labels,
+        of_detections,
+    )
 
 
 # ---- truth for the evaluator ----
@@ -331,13 +340,17 @@ def test_another_epoch_seed_or_index_gives_another_sample(tmp_path):
     data.set_epoch(0)
     data.seed = 1
     images.append(data[0][0])
-    assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
+    assert all(
+        not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i]
+    )
 
 
 def test_sample_draws_all_others_of_the_data_set_evenly(tmp_path):
     first = data_set(tmp_path).raw_sample(0)
     others = [first.draw_other(first.rng) for _ in range(300)]
-    counts = np.bincount([int(other.info["idx"]) for other in others], minlength=3)
+    counts = np.bincount(
+        [int(other.info["idx"]) for other in others], minlength=3
+    )
     assert (abs(counts - 100) < 4 * (300 * 2 / 9) ** 0.5).all()
     assert all(other.rng is first.rng for other in others)
 
@@ -359,7 +372,9 @@ def test_epoch_reaches_the_transforms(tmp_path):
 
 def test_data_set_hands_its_arrays_to_a_worker_without_copying_them(tmp_path):
     content = sound_coco(2000)
-    data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content, draw=False)))
+    data = CocoDetection(
+        str(tmp_path), str(write_coco(tmp_path, content, draw=False))
+    )
     stream = io.BytesIO()
     ForkingPickler(stream).dump(data)
     arrays = sum(
@@ -375,9 +390,12 @@ def test_data_set_hands_its_arrays_to_a_worker_without_copying_them(tmp_path):
 
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(
-        ConfigError, match="^CocoDetection.img_folder /no/such/folder is not a folder$"
+        ConfigError,
+        match="^CocoDetection.img_folder /no/such/folder is not a folder$",
     ):
-        CocoDetection("/no/such/folder", str(write_coco(tmp_path, sound_coco())))
+        CocoDetection(
+            "/no/such/folder", str(write_coco(tmp_path, sound_coco()))
+        )
 
 
 def test_masks_are_refused(tmp_path):
@@ -418,7 +436,9 @@ def test_many_missing_images_are_counted_and_the_first_named(tmp_path):
 def test_missing_folder_of_images_is_noticed(tmp_path):
     content = sound_coco()
     content["images"][1]["file_name"] = "absent/2.png"
-    data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content, draw=False)))
+    data = CocoDetection(
+        str(tmp_path), str(write_coco(tmp_path, content, draw=False))
+    )
     for name in ("1.png", "3.png"):
         (tmp_path / name).touch()
     with pytest.raises(
@@ -441,7 +461,9 @@ def test_links_out_of_the_folder_are_opened_where_they_are_trusted(tmp_path):
         r"images\[1\] \(id 2\) 2\.png -> .*elsewhere\.png; set",
     ):
         CocoDetection(str(folder), str(labels)).check_images_exist()
-    CocoDetection(str(folder), str(labels), follow_links=True).check_images_exist()
+    CocoDetection(
+        str(folder), str(labels), follow_links=True
+    ).check_images_exist()
 
 
 def test_images_in_common_are_those_of_the_same_path(tmp_path):
@@ -449,7 +471,8 @@ def test_images_in_common_are_those_of_the_same_path(tmp_path):
     content = sound_coco(2)
     content["images"][0]["file_name"] = "other.png"
     other = CocoDetection(
-        str(tmp_path), str(write_coco(tmp_path, content, "other.json", draw=False))
+        str(tmp_path),
+        str(write_coco(tmp_path, content, "other.json", draw=False)),
     )
     assert data.images.in_common(other.images) == [str(tmp_path / "2.png")]
 
@@ -466,7 +489,9 @@ def test_last_image_of_a_worker_is_named_by_id_and_file(tmp_path):
 # ---- images that cannot be read ----
 
 
-def with_bad(folder: Path, *indices: int, count: int = 10, **settings) -> CocoDetection:
+def with_bad(
+    folder: Path, *indices: int, count: int = 10, **settings
+) -> CocoDetection:
     """Return a data set of which some images are empty files."""
     data = data_set(folder, sound_coco(count), **settings)
     for index in indices:
@@ -478,13 +503,17 @@ def test_an_unreadable_image_is_replaced_by_another_one(tmp_path):
     data = with_bad(tmp_path, 3, bad_images=0.1)
     taken = [int(data.sample(3).info["idx"]) for data.epoch in range(20)]
     assert 3 not in taken and len(set(taken)) > 4
-    assert [int(data.sample(3).info["idx"]) for data.epoch in range(20)] == taken
+    assert [
+        int(data.sample(3).info["idx"]) for data.epoch in range(20)
+    ] == taken
 
 
 def test_sound_images_are_what_they_would_be_without_bad_ones(tmp_path):
     before = data_set(tmp_path, sound_coco(10), transforms=random_transforms())
     expected = before[5]
-    after = with_bad(tmp_path, 3, bad_images=0.1, transforms=random_transforms())
+    after = with_bad(
+        tmp_path, 3, bad_images=0.1, transforms=random_transforms()
+    )
     assert torch.equal(after[5][0], expected[0]) and torch.equal(
         after[5][1]["boxes"], expected[1]["boxes"]
     )
@@ -492,7 +521,10 @@ def test_sound_images_are_what_they_would_be_without_bad_ones(tmp_path):
 
 def test_mosaic_does_without_images_that_cannot_be_read(tmp_path):
     data = with_bad(
-        tmp_path, *range(1, 10), bad_images=0.9, transforms=Compose([Mosaic(32)])
+        tmp_path,
+        *range(1, 10),
+        bad_images=0.9,
+        transforms=Compose([Mosaic(32)]),
     )
     assert int(data.sample(0).info["idx"]) == 0
 
@@ -504,7 +536,9 @@ def test_image_read_twice_counts_once(tmp_path):
     data.report_images()
 
 
-def test_more_than_the_limit_is_refused_with_all_files_and_the_last_reason(tmp_path):
+def test_more_than_the_limit_is_refused_with_all_files_and_the_last_reason(
+    tmp_path,
+):
     data = with_bad(tmp_path, 3, 4, bad_images=0.1)
     data.sample(3)
     with pytest.raises(DataError) as caught:
@@ -523,7 +557,9 @@ def test_without_a_tolerated_fraction_the_first_ends_the_run(tmp_path, share):
         with_bad(tmp_path, 3, bad_images=share).sample(3)
 
 
-@pytest.mark.parametrize(("given", "allowed"), [(None, 0.001), (0, 0), (0.2, 0.2)])
+@pytest.mark.parametrize(
+    ("given", "allowed"), [(None, 0.001), (0, 0), (0.2, 0.2)]
+)
 def test_training_allows_one_bad_image_in_a_thousand_by_default(
     tmp_path, given, allowed
 ):
@@ -532,7 +568,9 @@ def test_training_allows_one_bad_image_in_a_thousand_by_default(
     assert data.policy.bad_images == allowed
 
 
-@pytest.mark.parametrize(("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)])
+@pytest.mark.parametrize(
+    ("count", "tolerated"), [(999, 0), (1000, 1), (3000, 3)]
+)
 def test_fraction_is_rounded_down_to_whole_images(tmp_path, count, tolerated):
     data = CocoDetection(
         str(tmp_path),
@@ -559,7 +597,10 @@ def test_each_bad_image_is_reported_once_with_its_reason(tmp_path, caplog):
         )
         for name in ("4.png", "5.png")
     ] == [1, 1]
-    assert "images that cannot be read: 2, allowed: 2 (bad_images: 0.2)" in caplog.text
+    assert (
+        "images that cannot be read: 2, allowed: 2 (bad_images: 0.2)"
+        in caplog.text
+    )
 
 
 def test_image_that_can_be_read_later_is_reported_too(tmp_path, caplog):
@@ -585,7 +626,9 @@ def test_ranks_count_bad_images_together(tmp_path):
 
     with_bad(tmp_path, 3, 4)
     messages = on_ranks(2, work)
-    assert messages[0] == messages[1] and messages[0].startswith("2 of 10 images")
+    assert messages[0] == messages[1] and messages[0].startswith(
+        "2 of 10 images"
+    )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1])

@@ -89,7 +89,11 @@ def test_boxes_become_corners(tmp_path):
 
 def test_category_ids_with_gaps_become_their_positions(tmp_path):
     labels = load(tmp_path, sound_coco(1))
-    assert (labels.category_ids, labels.category_names, labels.categories.tolist()) == (
+    assert (
+        labels.category_ids,
+        labels.category_names,
+        labels.categories.tolist(),
+    ) == (
         [3, 7],
         ["cat", "dog"],
         [0, 1],
@@ -100,7 +104,11 @@ def test_categories_are_sorted_by_id_whatever_their_order(tmp_path):
     content = sound_coco(1)
     content["categories"].reverse()
     labels = load(tmp_path, content)
-    assert (labels.category_ids, labels.category_names, labels.categories.tolist()) == (
+    assert (
+        labels.category_ids,
+        labels.category_names,
+        labels.categories.tolist(),
+    ) == (
         [3, 7],
         ["cat", "dog"],
         [0, 1],
@@ -111,22 +119,27 @@ def test_unused_category_keeps_its_place(tmp_path):
     content = sound_coco(1)
     content["categories"].insert(1, {"id": 5, "name": "unused"})
     labels = load(tmp_path, content)
-    assert (labels.category_ids, labels.categories.tolist()) == ([3, 5, 7], [0, 2])
+    assert (labels.category_ids, labels.categories.tolist()) == (
+        [3, 5, 7],
+        [0, 2],
+    )
 
 
 @pytest.mark.parametrize("ids", [(0, 1), (1, 2), (1, 90), (0, 10**6)])
 def test_any_category_ids_will_do(tmp_path, ids):
     content = sound_coco(1)
     for k, category in enumerate(ids):
-        content["categories"][k]["id"] = content["annotations"][k]["category_id"] = (
-            category
-        )
+        content["categories"][k]["id"] = content["annotations"][k][
+            "category_id"
+        ] = category
     assert load(tmp_path, content).categories.tolist() == [0, 1]
 
 
 def test_boxes_belong_to_their_images_whatever_their_order(tmp_path):
     content = sound_coco(3)
-    content["annotations"] = [content["annotations"][i] for i in (5, 0, 3, 1, 4, 2)]
+    content["annotations"] = [
+        content["annotations"][i] for i in (5, 0, 3, 1, 4, 2)
+    ]
     content["annotations"][0]["bbox"][0] = 9.0
     labels = load(tmp_path, content)
     assert [labels.boxes[labels.rows(i), 0].tolist() for i in range(3)] == [
@@ -138,7 +151,9 @@ def test_boxes_belong_to_their_images_whatever_their_order(tmp_path):
 
 def test_image_without_objects_is_kept(tmp_path):
     content = sound_coco(3)
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 2]
+    content["annotations"] = [
+        a for a in content["annotations"] if a["image_id"] != 2
+    ]
     labels = load(tmp_path, content)
     assert (labels.starts.tolist(), len(labels)) == ([0, 2, 2, 4], 3)
 
@@ -181,7 +196,9 @@ def test_crowd_flag_is_kept_and_its_absence_means_no(tmp_path, value, crowd):
 
 
 def test_area_of_the_file_is_kept(tmp_path):
-    assert load(tmp_path, coco(annotations=(0, {"area": 17.5}))).areas[0] == 17.5
+    assert (
+        load(tmp_path, coco(annotations=(0, {"area": 17.5}))).areas[0] == 17.5
+    )
 
 
 def test_sound_file_leaves_no_notes(tmp_path):
@@ -207,9 +224,9 @@ def test_byte_order_mark_is_accepted(tmp_path):
 def test_largest_ids_are_kept(tmp_path):
     largest = (1 << 63) - 1
     content = sound_coco(1)
-    content["images"][0]["id"] = content["annotations"][0]["image_id"] = content[
-        "annotations"
-    ][1]["image_id"] = largest
+    content["images"][0]["id"] = content["annotations"][0][
+        "image_id"
+    ] = content["annotations"][1]["image_id"] = largest
     assert load(tmp_path, content).image_ids.tolist() == [largest]
 
 
@@ -228,7 +245,11 @@ def large_labels(tmp_path_factory):
 
 
 def arrays(labels) -> list[torch.Tensor]:
-    return [value for value in vars(labels).values() if isinstance(value, torch.Tensor)]
+    return [
+        value
+        for value in vars(labels).values()
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 def test_hundred_thousand_boxes_take_less_than_four_megabytes(large_labels):
@@ -264,13 +285,21 @@ def test_area_of_null_counts_as_missing(tmp_path):
 
 def test_computed_area_is_that_of_the_part_inside(tmp_path):
     labels = load(
-        tmp_path, coco(annotations=(0, {"bbox": [30, 20, 1000, 5], "area": ...}))
+        tmp_path,
+        coco(annotations=(0, {"bbox": [30, 20, 1000, 5], "area": ...})),
     )
     assert labels.areas[0] == 50
 
 
 @pytest.mark.parametrize(
-    "box", [[1, 2, 0, 4], [1, 2, 3, 0], [1, 2, -5, 4], [1, 2, 0, 0], [10, 10, 1e-9, 5]]
+    "box",
+    [
+        [1, 2, 0, 4],
+        [1, 2, 3, 0],
+        [1, 2, -5, 4],
+        [1, 2, 0, 0],
+        [10, 10, 1e-9, 5],
+    ],
 )
 def test_box_without_area_is_dropped_and_counted_with_its_id(tmp_path, box):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": box})))
@@ -302,7 +331,9 @@ def test_box_partly_outside_is_clipped_and_counted(tmp_path):
     ]
 
 
-def test_box_that_rounding_put_half_a_pixel_outside_is_clipped_without_a_note(tmp_path):
+def test_box_that_rounding_put_half_a_pixel_outside_is_clipped_without_a_note(
+    tmp_path,
+):
     labels = load(tmp_path, coco(annotations=(2, {"bbox": [30.2, 5, 10.2, 9]})))
     assert (labels.boxes[2, 2].item(), notes(labels)) == (40, [])
 
@@ -311,7 +342,8 @@ def test_box_that_rounding_put_half_a_pixel_outside_is_clipped_without_a_note(tm
 @pytest.mark.parametrize("size", [1e9, 1e39, 1e308])
 def test_box_of_absurd_size_is_clipped(tmp_path, size):
     assert load(
-        tmp_path, coco(annotations=(2, {"bbox": [30, 20, size, size], "area": ...}))
+        tmp_path,
+        coco(annotations=(2, {"bbox": [30, 20, size, size], "area": ...})),
     ).boxes[2].tolist() == [30, 20, 40, 30]
 
 
@@ -331,12 +363,16 @@ def test_few_boxes_outside_are_dropped_and_counted_with_their_ids(tmp_path):
 
 
 @pytest.mark.parametrize(("outside", "refused"), [(10, False), (11, True)])
-def test_more_than_one_percent_of_boxes_outside_is_refused(tmp_path, outside, refused):
+def test_more_than_one_percent_of_boxes_outside_is_refused(
+    tmp_path, outside, refused
+):
     content = large_coco(1000)
     for record in content["annotations"][:outside]:
         record["bbox"] = [700, 10, 5, 5]
     assert (
-        isinstance(inspect_coco(write_coco(tmp_path, content, draw=False)), Findings)
+        isinstance(
+            inspect_coco(write_coco(tmp_path, content, draw=False)), Findings
+        )
         is refused
     )
 
@@ -412,8 +448,14 @@ def test_category_name_used_twice_is_counted(tmp_path):
             {"image_id": ...},
             'annotations[2] (id 3): no "image_id", expected a non-negative integer',
         ),
-        ({"id": "3"}, "annotations[2]: id is '3', expected a non-negative integer"),
-        ({"id": ...}, 'annotations[2]: no "id", expected a non-negative integer'),
+        (
+            {"id": "3"},
+            "annotations[2]: id is '3', expected a non-negative integer",
+        ),
+        (
+            {"id": ...},
+            'annotations[2]: no "id", expected a non-negative integer',
+        ),
         (
             {"id": 1 << 63},
             "annotations[2]: id is 9223372036854775808, expected a non-negative integer",
@@ -458,11 +500,19 @@ def test_category_name_used_twice_is_counted(tmp_path):
             {"area": float("nan")},
             "annotations[2] (id 3): area is nan, expected a non-negative number",
         ),
-        ({"iscrowd": 2}, "annotations[2] (id 3): iscrowd is 2, expected 0 or 1"),
-        ({"iscrowd": "0"}, "annotations[2] (id 3): iscrowd is '0', expected 0 or 1"),
+        (
+            {"iscrowd": 2},
+            "annotations[2] (id 3): iscrowd is 2, expected 0 or 1",
+        ),
+        (
+            {"iscrowd": "0"},
+            "annotations[2] (id 3): iscrowd is '0', expected 0 or 1",
+        ),
     ],
 )
-def test_faulty_annotation_is_named_with_its_place_id_and_key(tmp_path, change, fault):
+def test_faulty_annotation_is_named_with_its_place_id_and_key(
+    tmp_path, change, fault
+):
     assert (
         faults(tmp_path, coco(annotations=(2, change)))
         == f"labels.json has 1 fault: {fault}"
@@ -526,7 +576,10 @@ def test_long_value_is_shown_in_part(tmp_path):
                 "names are relative to the image folder"
             ),
         ),
-        ({"file_name": ""}, "images[2] (id 3): file_name is '', expected a file name"),
+        (
+            {"file_name": ""},
+            "images[2] (id 3): file_name is '', expected a file name",
+        ),
         (
             {"width": 0},
             "images[2] (id 3): size is 0 x 30, expected positive integers (pixels)",
@@ -550,8 +603,14 @@ def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
         ({"id": -1}, "images[2]: id is -1, expected a non-negative integer"),
         ({"id": 1}, "images[2] (id 1): this id is used twice"),
         ({"id": ...}, 'images[2]: no "id", expected a non-negative integer'),
-        ({"file_name": ...}, 'images[2] (id 3): no "file_name", expected a file name'),
-        ({"file_name": 5}, "images[2] (id 3): file_name is 5, expected a file name"),
+        (
+            {"file_name": ...},
+            'images[2] (id 3): no "file_name", expected a file name',
+        ),
+        (
+            {"file_name": 5},
+            "images[2] (id 3): file_name is 5, expected a file name",
+        ),
         (
             {"width": "40"},
             "images[2] (id 3): width is '40', expected a positive integer (pixels)",
@@ -566,7 +625,9 @@ def test_faulty_image_is_named_with_its_place_and_id(tmp_path, change, fault):
         ),
     ],
 )
-def test_image_that_cannot_be_counted_on_is_named_first(tmp_path, change, fault):
+def test_image_that_cannot_be_counted_on_is_named_first(
+    tmp_path, change, fault
+):
     assert fault in faults(tmp_path, coco(images=(2, change)))
 
 
@@ -574,8 +635,14 @@ def test_image_that_cannot_be_counted_on_is_named_first(tmp_path, change, fault)
     ("change", "fault"),
     [
         ({"id": 3}, "categories[1]: id 3 is used twice"),
-        ({"id": -1}, "categories[1]: id is -1, expected a non-negative integer"),
-        ({"id": "7"}, "categories[1]: id is '7', expected a non-negative integer"),
+        (
+            {"id": -1},
+            "categories[1]: id is -1, expected a non-negative integer",
+        ),
+        (
+            {"id": "7"},
+            "categories[1]: id is '7', expected a non-negative integer",
+        ),
         ({"name": ""}, "categories[1] (id 7): the name is empty"),
         ({"name": ...}, 'categories[1] (id 7): no "name", expected a name'),
         ({"name": 5}, "categories[1] (id 7): name is 5, expected a name"),
@@ -586,9 +653,7 @@ def test_faulty_category_is_named(tmp_path, change, fault):
 
 
 def test_negative_category_id_is_named_with_its_annotation(tmp_path):
-    message = (
-        "annotations[2] (id 3): category_id is -1, expected a non-negative integer"
-    )
+    message = "annotations[2] (id 3): category_id is -1, expected a non-negative integer"
     assert (
         faults(tmp_path, coco(annotations=(2, {"category_id": -1})))
         == f"labels.json has 1 fault: {message}"
@@ -633,8 +698,9 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
 def test_record_that_is_not_an_object_is_named(tmp_path, part):
     content = sound_coco()
     content[part].append(5)
-    assert f"{part}[{len(content[part]) - 1}]: a int, expected an object" in faults(
-        tmp_path, content
+    assert (
+        f"{part}[{len(content[part]) - 1}]: a int, expected an object"
+        in faults(tmp_path, content)
     )
 
 
@@ -678,7 +744,8 @@ def test_truncated_file_is_refused_with_line_and_column(tmp_path):
     cut = text[: text.index('"file_name": "2.png"') + 12]
     line = cut.count("\n") + 1
     assert (
-        faults(tmp_path, cut) == "labels.json is not valid JSON: Expecting value, "
+        faults(tmp_path, cut)
+        == "labels.json is not valid JSON: Expecting value, "
         f"line {line} column {len(cut) - cut.rfind(chr(10))}"
     )
 
@@ -711,7 +778,10 @@ def test_file_without_an_object_is_refused(tmp_path, raw, kind):
     [
         (b"<html>", "is not valid JSON: Expecting value, line 1 column 1"),
         (b"[" * 200_000, "is not valid JSON: nested too deeply"),
-        (b'{"images": "' + b"\xff" + b'"}', "is not valid JSON: not UTF-8 at byte 12"),
+        (
+            b'{"images": "' + b"\xff" + b'"}',
+            "is not valid JSON: not UTF-8 at byte 12",
+        ),
         (b"9" * 5000, "is not valid JSON: Exceeds the limit"),
     ],
 )

@@ -20,7 +20,12 @@ def write(folder, content) -> str:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"categories": []}, {"annotations": None}, {"annotations": [{"broken": 1}]}],
+    [
+        {},
+        {"categories": []},
+        {"annotations": None},
+        {"annotations": [{"broken": 1}]},
+    ],
 )
 def test_annotations_and_categories_may_be_missing_or_broken(tmp_path, more):
     images = load_coco_images(write(tmp_path, {"images": IMAGES, **more}))

@@ -97,13 +97,17 @@ def test_grey_gives_three_equal_channels(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bit_grey_keeps_its_brightness(tmp_path, suffix):
     path = saved(
-        tmp_path, Image.fromarray(GREY.astype(np.uint16) * 257), f"image.{suffix}"
+        tmp_path,
+        Image.fromarray(GREY.astype(np.uint16) * 257),
+        f"image.{suffix}",
     )
     assert np.array_equal(load(path), grey_as_rgb(GREY))
 
 
 def test_16_bit_grey_is_rounded_to_the_nearest_level(tmp_path):
-    deep = np.random.default_rng(1).integers(0, 65536, (20, 20)).astype(np.uint16)
+    deep = (
+        np.random.default_rng(1).integers(0, 65536, (20, 20)).astype(np.uint16)
+    )
     assert (
         abs(
             load(saved(tmp_path, Image.fromarray(deep))).astype(float)
@@ -120,13 +124,17 @@ def test_16_bit_rgb_is_within_one_level(tmp_path):
 
 
 def test_32_bit_values_within_16_bits_are_scaled(tmp_path):
-    path = saved(tmp_path, Image.fromarray(GREY.astype(np.int32) * 257), "image.tif")
+    path = saved(
+        tmp_path, Image.fromarray(GREY.astype(np.int32) * 257), "image.tif"
+    )
     assert np.array_equal(load(path), grey_as_rgb(GREY))
 
 
 def test_32_bit_values_beyond_16_bits_are_refused(tmp_path):
     path = saved(
-        tmp_path, Image.fromarray(np.array([[0, 70_000]], np.int32)), "image.tif"
+        tmp_path,
+        Image.fromarray(np.array([[0, 70_000]], np.int32)),
+        "image.tif",
     )
     assert (
         refused(path)
@@ -137,7 +145,9 @@ def test_32_bit_values_beyond_16_bits_are_refused(tmp_path):
 def test_floating_point_values_are_refused(tmp_path):
     path = saved(
         tmp_path,
-        Image.fromarray(np.random.default_rng(0).random((4, 4)).astype(np.float32)),
+        Image.fromarray(
+            np.random.default_rng(0).random((4, 4)).astype(np.float32)
+        ),
         "image.tif",
     )
     assert (
@@ -148,13 +158,16 @@ def test_floating_point_values_are_refused(tmp_path):
 
 def test_palette_is_looked_up(tmp_path):
     image = Image.fromarray(RGB).quantize(16)
-    assert np.array_equal(load(saved(tmp_path, image)), np.array(image.convert("RGB")))
+    assert np.array_equal(
+        load(saved(tmp_path, image)), np.array(image.convert("RGB"))
+    )
 
 
 def test_one_bit_is_black_and_white(tmp_path):
     bits = GREY > 127
     assert np.array_equal(
-        load(saved(tmp_path, Image.fromarray(bits))), grey_as_rgb(bits * np.uint8(255))
+        load(saved(tmp_path, Image.fromarray(bits))),
+        grey_as_rgb(bits * np.uint8(255)),
     )
 
 
@@ -166,7 +179,9 @@ def test_transparency_is_composed_on_white(tmp_path, mode):
     image.putalpha(Image.fromarray(alpha))
     share = alpha[..., None] / 255
     assert (
-        abs(load(saved(tmp_path, image)) - (base * share + 255 * (1 - share))).max()
+        abs(
+            load(saved(tmp_path, image)) - (base * share + 255 * (1 - share))
+        ).max()
         <= 1
     )
 
@@ -194,7 +209,10 @@ def test_transparent_colour_of_an_rgb_file_becomes_white(tmp_path):
 
 def test_cmyk_is_within_three_levels_of_what_pillow_shows(tmp_path):
     path = saved(
-        tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg", quality=95
+        tmp_path,
+        Image.fromarray(SMOOTH).convert("CMYK"),
+        "image.jpg",
+        quality=95,
     )
     assert abs(load(path).astype(int) - SMOOTH).max() <= 3
 
@@ -205,7 +223,9 @@ def test_colour_jpeg_is_that_of_pillow(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"progressive": True}, {"subsampling": 2}, {"optimize": True}], ids=str
+    "settings",
+    [{"progressive": True}, {"subsampling": 2}, {"optimize": True}],
+    ids=str,
 )
 def test_every_kind_of_colour_jpeg_is_read(tmp_path, settings):
     assert (
@@ -226,7 +246,9 @@ def test_every_kind_of_colour_jpeg_is_read(tmp_path, settings):
 
 
 def test_grey_jpeg_gives_three_channels(tmp_path):
-    path = saved(tmp_path, Image.fromarray(SMOOTH[..., 0]), "image.jpg", quality=95)
+    path = saved(
+        tmp_path, Image.fromarray(SMOOTH[..., 0]), "image.jpg", quality=95
+    )
     assert abs(load(path).astype(int) - grey_as_rgb(SMOOTH[..., 0])).max() <= 3
 
 
@@ -258,9 +280,16 @@ def test_other_formats_are_read(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tif"])
 def test_first_frame_of_an_animation_is_read(tmp_path, suffix):
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [
+        Image.new("RGB", (8, 6), colour)
+        for colour in ((255, 0, 0), (0, 255, 0))
+    ]
     path = saved(
-        tmp_path, frames[0], f"image.{suffix}", save_all=True, append_images=frames[1:]
+        tmp_path,
+        frames[0],
+        f"image.{suffix}",
+        save_all=True,
+        append_images=frames[1:],
     )
     assert (load(path) == (255, 0, 0)).all()
 
@@ -268,7 +297,9 @@ def test_first_frame_of_an_animation_is_read(tmp_path, suffix):
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3000, 2)])
 def test_tiny_and_narrow_images_are_read(tmp_path, size):
     for name in ("image.png", "image.jpg"):
-        assert load(saved(tmp_path, Image.new("RGB", size), name), size).shape == (
+        assert load(
+            saved(tmp_path, Image.new("RGB", size), name), size
+        ).shape == (
             size[1],
             size[0],
             3,
@@ -310,14 +341,18 @@ def test_image_is_turned_as_a_viewer_shows_it(tmp_path, orientation, name):
         UPRIGHT[orientation](SMOOTH),
     )
     assert shown.shape == seen.shape
-    assert abs(shown.astype(int) - seen).max() <= (0 if name.endswith("png") else 8)
+    assert abs(shown.astype(int) - seen).max() <= (
+        0 if name.endswith("png") else 8
+    )
 
 
 @pytest.mark.parametrize("orientation", range(5, 9))
 def test_image_is_turned_when_its_labels_were_made_on_the_turned_one(
     tmp_path, orientation
 ):
-    assert load(with_note(tmp_path, orientation, "image.png"), (24, 36)).shape == (
+    assert load(
+        with_note(tmp_path, orientation, "image.png"), (24, 36)
+    ).shape == (
         36,
         24,
         3,
@@ -364,7 +399,9 @@ def test_contradictions_are_distinguished_from_damage(tmp_path):
 
 @pytest.mark.parametrize("name", ["image.png", "image.jpg"])
 def test_plain_image_has_no_flag(tmp_path, name):
-    assert inspect_image(saved(tmp_path, Image.fromarray(RGB), name))[1] == ImageFlag(0)
+    assert inspect_image(saved(tmp_path, Image.fromarray(RGB), name))[
+        1
+    ] == ImageFlag(0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -382,7 +419,9 @@ def test_turned_image_is_marked_unless_its_labels_want_the_pixels_as_stored(
 def test_cmyk_is_marked(tmp_path):
     assert (
         inspect_image(
-            saved(tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg")
+            saved(
+                tmp_path, Image.fromarray(SMOOTH).convert("CMYK"), "image.jpg"
+            )
         )[1]
         == ImageFlag.CMYK
     )
@@ -390,9 +429,16 @@ def test_cmyk_is_marked(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
 def test_several_frames_are_marked(tmp_path, suffix):
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [
+        Image.new("RGB", (8, 6), colour)
+        for colour in ((255, 0, 0), (0, 255, 0))
+    ]
     path = saved(
-        tmp_path, frames[0], f"image.{suffix}", save_all=True, append_images=frames[1:]
+        tmp_path,
+        frames[0],
+        f"image.{suffix}",
+        save_all=True,
+        append_images=frames[1:],
     )
     assert inspect_image(path)[1] == ImageFlag.SEVERAL_FRAMES
     assert inspect_image(saved(tmp_path, frames[0], f"single.{suffix}"))[
@@ -415,7 +461,9 @@ def test_several_frames_are_marked(tmp_path, suffix):
     ids=str,
 )
 def test_truncated_image_is_refused(tmp_path, name, settings, share):
-    path = saved(tmp_path, Image.fromarray(np.tile(RGB, (8, 8, 1))), name, **settings)
+    path = saved(
+        tmp_path, Image.fromarray(np.tile(RGB, (8, 8, 1))), name, **settings
+    )
     raw = path.read_bytes()
     path.write_bytes(raw[: int(len(raw) * share)])
     assert refused(path).startswith("image FILE is damaged: ")
@@ -429,9 +477,12 @@ def test_truncated_jpeg_with_a_rotation_note_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"<html>404 Not Found</html>", b"GIF", b"\x00" * 100, b"\xff\xd8\xff"]
+    "raw",
+    [b"<html>404 Not Found</html>", b"GIF", b"\x00" * 100, b"\xff\xd8\xff"],
 )
-def test_file_that_is_not_an_image_is_refused_with_its_first_bytes(tmp_path, raw):
+def test_file_that_is_not_an_image_is_refused_with_its_first_bytes(
+    tmp_path, raw
+):
     (tmp_path / "image.jpg").write_bytes(raw)
     assert (
         refused(tmp_path / "image.jpg")
@@ -510,7 +561,9 @@ def test_jpeg_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     raw[at : at + 4] = struct.pack(">HH", 10_000, 10_000)
     path.write_bytes(raw)
     monkeypatch.setattr(
-        decoding, "decode_jpeg", lambda *_, **__: pytest.fail("the image was decoded")
+        decoding,
+        "decode_jpeg",
+        lambda *_, **__: pytest.fail("the image was decoded"),
     )
     assert (
         refused(path)
@@ -535,7 +588,10 @@ def test_header_of_a_decompression_bomb_is_refused(tmp_path):
 def test_header_tells_the_size_as_stored_and_upright(
     tmp_path, orientation, upright, name
 ):
-    assert image_size(with_note(tmp_path, orientation, name)) == ((36, 24), upright)
+    assert image_size(with_note(tmp_path, orientation, name)) == (
+        (36, 24),
+        upright,
+    )
 
 
 @pytest.mark.parametrize(
@@ -548,5 +604,7 @@ def test_header_tells_the_size_as_stored_and_upright(
 def test_header_of_no_image_is_refused(tmp_path, raw, reason):
     if raw is not None:
         (tmp_path / "image.png").write_bytes(raw)
-    with pytest.raises(ImageError, match=f"^image {tmp_path / 'image.png'} {reason}$"):
+    with pytest.raises(
+        ImageError, match=f"^image {tmp_path / 'image.png'} {reason}$"
+    ):
         image_size(tmp_path / "image.png")

@@ -44,12 +44,16 @@ def test_sizes_are_read_and_files_that_are_no_images_stay_unknown(paths):
     assert scan_images(paths, SIZES).contradictions(SIZES) == {}
 
 
-def test_files_that_have_not_changed_are_not_opened_again(paths, tmp_path, monkeypatch):
+def test_files_that_have_not_changed_are_not_opened_again(
+    paths, tmp_path, monkeypatch
+):
     first = scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
     os.utime(paths[2], (1, 1))
     opened, ordinary = [], Image.open
     monkeypatch.setattr(
-        Image, "open", lambda file: (opened.append(file.name), ordinary(file))[1]
+        Image,
+        "open",
+        lambda file: (opened.append(file.name), ordinary(file))[1],
     )
     second = scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
     assert opened == [paths[2]]
@@ -73,7 +77,10 @@ def test_cache_that_does_not_fit_is_no_cache(paths, tmp_path, raw):
     scan_images(paths[:4], SIZES[:4], cache) if isinstance(
         raw, str
     ) else cache.write_bytes(raw)
-    assert scan_images(paths[:5], SIZES[:5], cache).rows[:, WIDTH].tolist() == [20] * 5
+    assert (
+        scan_images(paths[:5], SIZES[:5], cache).rows[:, WIDTH].tolist()
+        == [20] * 5
+    )
 
 
 def test_ranks_share_the_work_and_get_the_same_result(paths, monkeypatch):
@@ -83,9 +90,10 @@ def test_ranks_share_the_work_and_get_the_same_result(paths, monkeypatch):
         monkeypatch.setattr(
             header_scan,
             "_row",
-            lambda path, known: (seen.append(Path(path).stem), ordinary(path, known))[
-                1
-            ],
+            lambda path, known: (
+                seen.append(Path(path).stem),
+                ordinary(path, known),
+            )[1],
         )
         return scan_images(paths[:5], SIZES[:5]).rows.tolist(), seen
 
@@ -94,7 +102,9 @@ def test_ranks_share_the_work_and_get_the_same_result(paths, monkeypatch):
     assert (looked_at, others) == (["0", "2", "4"], ["1", "3"])
 
 
-def test_copy_on_another_machine_may_be_younger_but_not_longer(paths, monkeypatch):
+def test_copy_on_another_machine_may_be_younger_but_not_longer(
+    paths, monkeypatch
+):
     scan = scan_images(paths, SIZES)
     scan.rows[:, CHANGED] = UNKNOWN
     scan.check_unchanged(0, os.stat(paths[0]))
@@ -116,7 +126,9 @@ def test_times_of_change_may_be_rounded(paths):
     scan.check_unchanged(0, os.stat(paths[0]))
 
 
-def test_too_many_open_files_are_not_treated_as_unreadable_images(paths, monkeypatch):
+def test_too_many_open_files_are_not_treated_as_unreadable_images(
+    paths, monkeypatch
+):
     def refuse(*_, **__):
         raise OSError(24, "Too many open files")
 
@@ -127,7 +139,9 @@ def test_too_many_open_files_are_not_treated_as_unreadable_images(paths, monkeyp
 
 def test_sizes_of_files_correct_those_of_labels_where_a_file_can_be_read(paths):
     wrong = np.tile([[30, 10]], (7, 1))
-    assert sizes_of_files(paths, wrong).tolist() == [[20, 10]] * 5 + [[30, 10]] * 2
+    assert (
+        sizes_of_files(paths, wrong).tolist() == [[20, 10]] * 5 + [[30, 10]] * 2
+    )
 
 
 def test_duplicates_are_confirmed_by_content_and_beyond_the_limit_counted(

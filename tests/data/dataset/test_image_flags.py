@@ -18,13 +18,19 @@ def test_image_may_have_several_flags():
 def test_new_flags_are_reported_once():
     marks = ImageFlags(4)
     marks.add(2, ImageFlag.CMYK)
-    assert (marks.take_news(ImageFlag.CMYK), marks.take_news(ImageFlag.CMYK)) == (
+    assert (
+        marks.take_news(ImageFlag.CMYK),
+        marks.take_news(ImageFlag.CMYK),
+    ) == (
         [2],
         [],
     )
     marks.add(1, ImageFlag.CMYK)
     marks.add(2, ImageFlag.ROTATED)
-    assert (marks.take_news(ImageFlag.CMYK), marks.take_news(ImageFlag.ROTATED)) == (
+    assert (
+        marks.take_news(ImageFlag.CMYK),
+        marks.take_news(ImageFlag.ROTATED),
+    ) == (
         [1],
         [2],
     )

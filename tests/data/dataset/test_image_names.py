@@ -3,7 +3,11 @@
 import pytest
 from PIL import Image
 
-from src.data.dataset.image_names import FileIndex, find_image_files, is_image_file
+from src.data.dataset.image_names import (
+    FileIndex,
+    find_image_files,
+    is_image_file,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,8 @@ def test_a_name_that_plainly_means_one_file_is_understood(files, name, meant):
 
 
 @pytest.mark.parametrize(
-    "name", ["c.jpg", "a.png", "elsewhere/same.bmp", "TWO.jpg", "", "/", "x/../.."]
+    "name",
+    ["c.jpg", "a.png", "elsewhere/same.bmp", "TWO.jpg", "", "/", "x/../.."],
 )
 def test_no_file_name_is_suggested_if_none_or_several_are_similar(files, name):
     assert files.meant_by(name) is None

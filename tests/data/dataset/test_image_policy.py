@@ -15,7 +15,10 @@ from tests.fixtures.coco_files import sound_coco, write_coco
 
 
 def policy(
-    folder: Path, bad_images: float | None = None, *, empty: tuple[int, ...] = ()
+    folder: Path,
+    bad_images: float | None = None,
+    *,
+    empty: tuple[int, ...] = (),
 ) -> ImagePolicy:
     """Return the policy of ten images, some of which are empty files."""
     labels = load_coco(write_coco(folder, sound_coco(10)))
@@ -31,7 +34,9 @@ def test_a_sound_image_is_returned_itself(tmp_path):
     assert (index, tuple(image.shape)) == (3, (3, 30, 40))
 
 
-def test_another_image_is_returned_in_place_of_one_that_cannot_be_read(tmp_path):
+def test_another_image_is_returned_in_place_of_one_that_cannot_be_read(
+    tmp_path,
+):
     images = policy(tmp_path, 0.1, empty=(3,))
     index, _ = images.load(3, np.random.default_rng(0))
     assert index != 3 and images.unreadable() == [3]
@@ -44,7 +49,9 @@ def test_an_image_of_another_size_than_its_labels_is_never_replaced(tmp_path):
         images.load(3, np.random.default_rng(0))
 
 
-def test_training_tolerates_a_thousandth_unless_the_settings_say_otherwise(tmp_path):
+def test_training_tolerates_a_thousandth_unless_the_settings_say_otherwise(
+    tmp_path,
+):
     images = policy(tmp_path)
     images.allow()
     assert images.bad_images == BAD_IMAGES
@@ -66,5 +73,7 @@ def test_images_with_a_flag_are_reported_once(tmp_path):
     images = policy(tmp_path)
     images.flags.add(2, ImageFlag.CMYK)
     (line,) = images.describe_news(ImageFlag.CMYK)
-    assert line.endswith("labels.json: CMYK images, converted to RGB: 1 (first: 3.png)")
+    assert line.endswith(
+        "labels.json: CMYK images, converted to RGB: 1 (first: 3.png)"
+    )
     assert images.describe_news(ImageFlag.CMYK) == []

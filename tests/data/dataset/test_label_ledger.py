@@ -25,14 +25,29 @@ def test_the_table_adds_up_and_names_no_reason_without_a_box(ledger):
         ["in", "the", "file", "1,200"],
         ["without", "area", "or", "reversed,", "lost", "-3"],
         ["crowd", "regions,", "left", "out", "-20"],
-        ["smaller", "than", "1", "pixel", "at", "64", "x", "64,", "lost", "-100"],
+        [
+            "smaller",
+            "than",
+            "1",
+            "pixel",
+            "at",
+            "64",
+            "x",
+            "64,",
+            "lost",
+            "-100",
+        ],
         ["usable", "1,077", "89.8", "%"],
         ["of", "these,", "clipped", "to", "their", "image", "7"],
     ]
 
 
 def test_columns_stand_below_each_other(ledger):
-    ends = {line.rstrip(" %").rfind(" ") for line in ledger.lines() if "%" not in line}
+    ends = {
+        line.rstrip(" %").rfind(" ")
+        for line in ledger.lines()
+        if "%" not in line
+    }
     assert (
         len(
             {
@@ -53,7 +68,8 @@ def test_losing_up_to_half_is_no_fault(ledger):
 
 
 @pytest.mark.parametrize(
-    ("cause", "advice"), [("box", "dataset.box_order"), ("size", "eval_spatial_size")]
+    ("cause", "advice"),
+    [("box", "dataset.box_order"), ("size", "eval_spatial_size")],
 )
 def test_losing_more_than_half_is_one_with_what_helps_against_the_main_reason(
     ledger, cause, advice
@@ -75,7 +91,9 @@ def test_boxes_that_a_file_excludes_on_purpose_are_not_counted_as_lost():
 
 
 def test_a_file_without_boxes_has_no_proportions():
-    assert [line.split()[-1] for line in LabelLedger(Path("a.json"), 0).lines()] == [
+    assert [
+        line.split()[-1] for line in LabelLedger(Path("a.json"), 0).lines()
+    ] == [
         "boxes",
         "0",
         "0",

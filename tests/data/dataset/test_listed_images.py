@@ -49,7 +49,9 @@ def test_an_image_of_another_size_is_found_by_its_header(tmp_path):
         images.scan_headers()
 
 
-def test_images_with_the_same_content_are_described_once_all_are_scanned(tmp_path):
+def test_images_with_the_same_content_are_described_once_all_are_scanned(
+    tmp_path,
+):
     images = images_of(tmp_path)
     images.path(2).write_bytes(images.path(0).read_bytes())
     assert describe_duplicates([images]) == []

@@ -19,7 +19,10 @@ def test_files_that_are_there_are_sound(folder):
 
 
 def test_missing_files_and_folders_are_found_by_position(folder):
-    assert find_misplaced(folder, ["a.jpg", "c.jpg", "none/a.jpg"]) == ([1, 2], {})
+    assert find_misplaced(folder, ["a.jpg", "c.jpg", "none/a.jpg"]) == (
+        [1, 2],
+        {},
+    )
 
 
 def test_link_within_the_folder_is_sound(folder):
@@ -43,7 +46,9 @@ def test_folder_whose_name_begins_alike_lies_outside(folder):
     other.mkdir()
     (other / "c.jpg").touch()
     (folder / "link.jpg").symlink_to(other / "c.jpg")
-    assert find_misplaced(folder, ["link.jpg"]).leaving == {0: str(other / "c.jpg")}
+    assert find_misplaced(folder, ["link.jpg"]).leaving == {
+        0: str(other / "c.jpg")
+    }
 
 
 def test_link_to_nothing_is_missing(folder):
@@ -53,4 +58,7 @@ def test_link_to_nothing_is_missing(folder):
 
 def test_image_folder_may_be_a_link_itself(folder):
     (folder.parent / "link").symlink_to(folder)
-    assert find_misplaced(folder.parent / "link", ["a.jpg", "sub/b.jpg"]) == ([], {})
+    assert find_misplaced(folder.parent / "link", ["a.jpg", "sub/b.jpg"]) == (
+        [],
+        {},
+    )

@@ -18,7 +18,10 @@ COMPRESSED = {"size": [30, 40], "counts": masks.encode(MASK)["counts"].decode()}
         ([1, 2, 9, 2, 9, 7], [1, 2, 8, 5]),
         ([[1, 2, 9, 2, 9, 7], [20, 3, 22, 3, 22, 9.5]], [1, 2, 21, 7.5]),
         (COMPRESSED, [7, 5, 20, 10]),
-        ({"size": [30, 40], "counts": [215, *[10, 20] * 19, 10, 405]}, [7, 5, 20, 10]),
+        (
+            {"size": [30, 40], "counts": [215, *[10, 20] * 19, 10, 405]},
+            [7, 5, 20, 10],
+        ),
         ([[1, 2], [9, 2], [9, 7]], [1, 2, 8, 5]),
         ([[1, 2, 9, 2, 9, 7], [1, 2, 3, 4], []], [1, 2, 8, 5]),
         ([COMPRESSED], [7, 5, 20, 10]),
@@ -86,6 +89,10 @@ def test_masks_give_the_boxes_that_their_pixels_have():
             "size": [int(height), int(width)],
             "counts": masks.encode(mask)["counts"].decode(),
         }
-        box = [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1] if len(xs) else None
+        box = (
+            [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+            if len(xs)
+            else None
+        )
         assert box_of_segmentation(encoded) == box
         assert mask_size(encoded) == (width, height)

@@ -34,7 +34,9 @@ def test_boxes_are_tight_around_the_masks(scenes):
 
 
 def test_all_categories_and_numbers_of_objects_are_drawn(scenes):
-    assert {int(c) for scene in scenes for c in scene.category_ids} == set(CATEGORIES)
+    assert {int(c) for scene in scenes for c in scene.category_ids} == set(
+        CATEGORIES
+    )
     assert {len(scene.boxes) for scene in scenes} == {0, 1, 2, 3, 4, 5}
 
 
@@ -54,7 +56,9 @@ def test_shapes_overlap_but_leave_enough_to_be_seen(scenes):
 def test_shapes_are_visible_in_the_image(scenes):
     scene = next(s for s in scenes if len(s.boxes) == 1)
     mask = scene.masks[0]
-    assert abs(scene.image[mask].mean(0) - scene.image[~mask].mean(0)).max() > 10
+    assert (
+        abs(scene.image[mask].mean(0) - scene.image[~mask].mean(0)).max() > 10
+    )
 
 
 def test_same_seed_draws_the_same_scene():
@@ -65,9 +69,15 @@ def test_same_seed_draws_the_same_scene():
 def test_written_set_loads_without_notes(tmp_path):
     write_synthetic_coco(tmp_path, train=6, val=3, size=64, seed=1)
     for part, count in (("train", 6), ("val", 3)):
-        data = CocoDetection(str(tmp_path / "images"), str(tmp_path / f"{part}.json"))
+        data = CocoDetection(
+            str(tmp_path / "images"), str(tmp_path / f"{part}.json")
+        )
         data.check_images_exist()
-        assert (len(data), data.labels.findings.notes, data.labels.category_ids) == (
+        assert (
+            len(data),
+            data.labels.findings.notes,
+            data.labels.category_ids,
+        ) == (
             count,
             [],
             sorted(CATEGORIES),
@@ -95,7 +105,9 @@ def test_same_seed_writes_the_same_set(tmp_path):
     ).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["train.json", "val.json", "images/train_00001.jpg"])
+@pytest.mark.parametrize(
+    "name", ["train.json", "val.json", "images/train_00001.jpg"]
+)
 def test_files_of_others_are_not_replaced(tmp_path, name):
     (tmp_path / "images").mkdir()
     (tmp_path / name).write_bytes(b'{"images": []}')

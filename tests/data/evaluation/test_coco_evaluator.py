@@ -46,7 +46,9 @@ def truth_of(seed: int = 0, images: int = 12, *, crowds: bool = True) -> dict:
     }
 
 
-def random_detections(truth: dict, seed: int = 0, false: int = 20) -> dict[int, dict]:
+def random_detections(
+    truth: dict, seed: int = 0, false: int = 20
+) -> dict[int, dict]:
     """Return shaken copies of the truth among false alarms, best first."""
     rng, detections = np.random.default_rng(seed), {}
     for image in truth["images"]:
@@ -56,7 +58,9 @@ def random_detections(truth: dict, seed: int = 0, false: int = 20) -> dict[int, 
             if a["image_id"] == image["id"]
             for _ in range(int(rng.integers(0, 3)))
         ]
-        boxes = [np.array(a["bbox"]) * rng.uniform(0.85, 1.15, 4) for a in own] + [
+        boxes = [
+            np.array(a["bbox"]) * rng.uniform(0.85, 1.15, 4) for a in own
+        ] + [
             np.concatenate([rng.uniform(0, 300, 2), rng.uniform(5, 100, 2)])
             for _ in range(false)
         ]
@@ -66,10 +70,13 @@ def random_detections(truth: dict, seed: int = 0, false: int = 20) -> dict[int, 
         ] + rng.integers(0, 3, false).tolist()
         xywh = torch.tensor(np.array(boxes), dtype=torch.float32)
         scores, order = torch.sort(
-            torch.from_numpy(rng.random(len(boxes)).astype(np.float32)), descending=True
+            torch.from_numpy(rng.random(len(boxes)).astype(np.float32)),
+            descending=True,
         )
         detections[image["id"]] = {
-            "boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)[order],
+            "boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)[
+                order
+            ],
             "scores": scores,
             "labels": torch.tensor(labels)[order],
         }
@@ -84,11 +91,15 @@ def perfect_detections(truth: dict) -> dict[int, dict]:
             for a in truth["annotations"]
             if a["image_id"] == image["id"] and not a["iscrowd"]
         ]
-        xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float64).view(-1, 4)
+        xywh = torch.tensor([a["bbox"] for a in own], dtype=torch.float64).view(
+            -1, 4
+        )
         found[image["id"]] = {
             "boxes": torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1),
             "scores": torch.full((len(own),), 0.9),
-            "labels": torch.tensor([a["category_id"] for a in own], dtype=torch.int64),
+            "labels": torch.tensor(
+                [a["category_id"] for a in own], dtype=torch.int64
+            ),
         }
     return found
 
@@ -116,7 +127,12 @@ def scores_of_pycocotools(truth: dict, detections: dict) -> list[float]:
                 rows.append(
                     {
                         "image_id": image_id,
-                        "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                        "bbox": [
+                            box[0],
+                            box[1],
+                            box[2] - box[0],
+                            box[3] - box[1],
+                        ],
                         "score": score,
                         "category_id": label,
                     }
@@ -141,9 +157,9 @@ def listed(scores: dict) -> list[float | None]:
 def test_perfect_detections_score_one():
     truth = truth_of()
     scores = scores_of(truth, perfect_detections(truth))
-    assert [scores[name] for name in ("AP", "AP50", "AP75", "AR100")] == pytest.approx(
-        [1, 1, 1, 1]
-    )
+    assert [
+        scores[name] for name in ("AP", "AP50", "AP75", "AR100")
+    ] == pytest.approx([1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -182,7 +198,9 @@ def test_image_ids_beyond_the_precision_of_floating_point_numbers_do_not_collide
     )
     new_id = dict(zip(small, large))
     truth["images"] = [
-        {**i, "id": new_id[i["id"]]} for i in truth["images"] if i["id"] in new_id
+        {**i, "id": new_id[i["id"]]}
+        for i in truth["images"]
+        if i["id"] in new_id
     ]
     truth["annotations"] = [
         {**a, "image_id": new_id[a["image_id"]]}
@@ -191,7 +209,9 @@ def test_image_ids_beyond_the_precision_of_floating_point_numbers_do_not_collide
     ]
     found = perfect_detections(truth)
     assert scores_of(truth, found)["AP"] == pytest.approx(1)
-    assert scores_of(truth, dict(zip(large, reversed(found.values()))))["AP"] < 0.5
+    assert (
+        scores_of(truth, dict(zip(large, reversed(found.values()))))["AP"] < 0.5
+    )
 
 
 def test_metrics_that_the_labels_cannot_define_are_known_before_anything_is_scored():
@@ -229,7 +249,11 @@ def test_scores_of_classes_stand_under_their_category_ids():
     for found in detections.values():
         keep = found["labels"] == 3
         found.update({key: value[keep] for key, value in found.items()})
-    assert scores_of(truth, detections)["AP_of_class"] == {3: 1.0, 7: 0.0, 9: None}
+    assert scores_of(truth, detections)["AP_of_class"] == {
+        3: 1.0,
+        7: 0.0,
+        9: None,
+    }
 
 
 def test_detections_in_half_precision_are_scored():
@@ -257,7 +281,10 @@ def test_images_without_detections_score_zero():
         "labels": torch.zeros(0, dtype=torch.int64),
     }
     assert (
-        scores_of(truth, {image["id"]: empty for image in truth["images"]})["AP"] == 0
+        scores_of(truth, {image["id"]: empty for image in truth["images"]})[
+            "AP"
+        ]
+        == 0
     )
 
 
@@ -265,7 +292,10 @@ def test_images_without_detections_score_zero():
 def test_truth_without_objects_defines_no_metric(detect):
     truth = truth_of()
     truth["annotations"] = []
-    assert listed(scores_of(truth, *[random_detections(truth)] * detect)) == [None] * 12
+    assert (
+        listed(scores_of(truth, *[random_detections(truth)] * detect))
+        == [None] * 12
+    )
 
 
 def test_only_crowds_define_no_metric():
@@ -288,9 +318,9 @@ def test_duplicate_image_counts_once():
 
 def test_first_detections_of_an_image_count():
     truth = truth_of()
-    assert scores_of(truth, perfect_detections(truth), random_detections(truth))[
-        "AP"
-    ] == pytest.approx(1)
+    assert scores_of(
+        truth, perfect_detections(truth), random_detections(truth)
+    )["AP"] == pytest.approx(1)
 
 
 def test_order_of_batches_does_not_matter():
@@ -352,7 +382,12 @@ def test_two_ranks_score_what_one_does():
     def work():
         return listed(
             scores_of(
-                truth, {i: found for i, found in detections.items() if i % 2 == rank()}
+                truth,
+                {
+                    i: found
+                    for i, found in detections.items()
+                    if i % 2 == rank()
+                },
             )
         )
 
@@ -384,7 +419,9 @@ def test_truth_of_a_data_set_is_scored_with_the_ids_that_detections_carry(
         0,
         9,
     ]  # dropped from training and from evaluation alike
-    data = CocoDetection(str(tmp_path), str(write_coco(tmp_path, content)), **settings)
+    data = CocoDetection(
+        str(tmp_path), str(write_coco(tmp_path, content)), **settings
+    )
     detections, ids = {}, sorted(data.detection_names)
     for index in range(len(data)):
         _, target = data[index]

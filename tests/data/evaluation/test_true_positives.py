@@ -16,7 +16,10 @@ from src.data.evaluation.true_positives import (
     operating_point_at,
     operating_points,
 )
-from tests.data.evaluation.test_coco_evaluator import random_detections, truth_of
+from tests.data.evaluation.test_coco_evaluator import (
+    random_detections,
+    truth_of,
+)
 
 
 def rows_of(detections: dict) -> dict[int, np.ndarray]:
@@ -49,7 +52,10 @@ def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(
     truth = truth_of(seed)
     detections = rows_of(random_detections(truth, seed))
     coco = COCO()
-    coco.dataset = {**truth, "annotations": [dict(a) for a in truth["annotations"]]}
+    coco.dataset = {
+        **truth,
+        "annotations": [dict(a) for a in truth["annotations"]],
+    }
     coco.createIndex()
     results = coco.loadRes(
         [
@@ -68,11 +74,15 @@ def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(
     run.evaluate()
     expected = {"hit": 0, "crowd": 0}
     for entry in run.evalImgs[
-        : len(run.params.catIds) * len(run.params.imgIds) * len(run.params.areaRng)
+        : len(run.params.catIds)
+        * len(run.params.imgIds)
+        * len(run.params.areaRng)
     ]:
         if entry is not None and entry["aRng"] == run.params.areaRng[0]:
             ignored = entry["dtIgnore"][0].astype(bool)
-            expected["hit"] += int(((entry["dtMatches"][0] > 0) & ~ignored).sum())
+            expected["hit"] += int(
+                ((entry["dtMatches"][0] > 0) & ~ignored).sum()
+            )
             expected["crowd"] += int(ignored.sum())
     capsys.readouterr()
     matches = match(objects_of(truth), detections)
@@ -109,7 +119,9 @@ def test_another_category_is_found_only_where_categories_do_not_count():
 
 def test_any_number_of_detections_may_lie_in_a_crowd():
     rows = found(
-        [0, 0, 10, 10, 0.9, 1], [10, 10, 10, 10, 0.8, 1], [95, 0, 20, 10, 0.7, 1]
+        [0, 0, 10, 10, 0.9, 1],
+        [10, 10, 10, 10, 0.8, 1],
+        [95, 0, 20, 10, 0.7, 1],
     )
     assert match_image(rows, objects([0, 0, 100, 100, 1, 1])).tolist() == [
         CROWD,
@@ -120,7 +132,9 @@ def test_any_number_of_detections_may_lie_in_a_crowd():
 
 def test_the_best_threshold_is_that_of_the_highest_f1():
     truth = {
-        1: objects([0, 0, 10, 10, 1, 0], [20, 0, 10, 10, 1, 0], [40, 0, 10, 10, 1, 0])
+        1: objects(
+            [0, 0, 10, 10, 1, 0], [20, 0, 10, 10, 1, 0], [40, 0, 10, 10, 1, 0]
+        )
     }
     detections = {
         1: found(
@@ -134,13 +148,17 @@ def test_the_best_threshold_is_that_of_the_highest_f1():
     best = best_operating_point(match(truth, detections))
     assert best.threshold == 0.6 and best.precision == 1.0
     assert best.recall == pytest.approx(2 / 3) and best.f1 == pytest.approx(0.8)
-    assert operating_point_at(match(truth, detections), 0.6) == pytest.approx(best)
+    assert operating_point_at(match(truth, detections), 0.6) == pytest.approx(
+        best
+    )
 
 
 def test_detections_of_equal_score_count_together():
     truth = {1: objects([0, 0, 10, 10, 1, 0])}
     points = operating_points(
-        match(truth, {1: found([0, 0, 10, 10, 0.5, 1], [50, 50, 10, 10, 0.5, 1])})
+        match(
+            truth, {1: found([0, 0, 10, 10, 0.5, 1], [50, 50, 10, 10, 0.5, 1])}
+        )
     )
     assert (
         points.threshold.tolist() == [0.5]
@@ -150,8 +168,14 @@ def test_detections_of_equal_score_count_together():
 
 
 def test_without_objects_or_detections_there_is_no_best_threshold():
-    assert best_operating_point(match({}, {1: found([0, 0, 10, 10, 0.5, 1])})) is None
-    assert best_operating_point(match({1: objects([0, 0, 10, 10, 1, 0])}, {})) is None
+    assert (
+        best_operating_point(match({}, {1: found([0, 0, 10, 10, 0.5, 1])}))
+        is None
+    )
+    assert (
+        best_operating_point(match({1: objects([0, 0, 10, 10, 1, 0])}, {}))
+        is None
+    )
 
 
 def test_the_part_of_a_category_keeps_its_own_objects():
@@ -168,5 +192,6 @@ def test_the_part_of_a_category_keeps_its_own_objects():
 
 def test_overlaps_are_those_of_xywh_boxes():
     assert iou_xywh(
-        np.array([[0, 0, 10, 10.0]]), np.array([[5, 0, 10, 10.0], [20, 20, 5, 5]])
+        np.array([[0, 0, 10, 10.0]]),
+        np.array([[5, 0, 10, 10.0], [20, 20, 5, 5]]),
     ) == pytest.approx(np.array([[1 / 3, 0]]))

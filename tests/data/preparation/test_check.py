@@ -105,7 +105,9 @@ def faulty(tmp_path) -> tuple[Path, dict]:
 
 def found(folder: Path, **settings) -> list[tuple[str, str]]:
     """Return place and text of all faults."""
-    report = check([DataSet(folder / "labels.json", folder)], ImageCheck(), **settings)
+    report = check(
+        [DataSet(folder / "labels.json", folder)], ImageCheck(), **settings
+    )
     return [
         (entry.place, entry.what)
         for group in report.groups
@@ -176,7 +178,9 @@ def test_many_faults_of_a_kind_are_cut_on_the_terminal(tmp_path):
     content = sound_coco(30)
     for record in content["annotations"]:
         record["category_id"] = 99
-    report = check([DataSet(write_coco(tmp_path, content), tmp_path)], ImageCheck())
+    report = check(
+        [DataSet(write_coco(tmp_path, content), tmp_path)], ImageCheck()
+    )
     lines = list(report.lines(5))
     assert sum("category_id 99" in line for line in lines) == 5
     assert (
@@ -201,7 +205,9 @@ def test_corners_in_place_of_sizes_are_suspected(tmp_path):
         )
     ]
     assert (
-        tool_here("dataset.check", "--annotations", path, "--images", tmp_path).code
+        tool_here(
+            "dataset.check", "--annotations", path, "--images", tmp_path
+        ).code
         == 3
     )
 
@@ -284,7 +290,9 @@ def test_any_ids_and_an_unused_parent_category_are_fine(tmp_path, ids):
     for record in content["annotations"]:
         record["category_id"] = {3: ids[1], 7: ids[2]}[record["category_id"]]
     path = write_coco(tmp_path, content)
-    ended = tool_here("dataset.check", "--annotations", path, "--images", tmp_path)
+    ended = tool_here(
+        "dataset.check", "--annotations", path, "--images", tmp_path
+    )
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[-2:] == [
         f"remark: {path}: categories without a box: 1 (first: category {ids[0]} (animal))",
@@ -304,7 +312,9 @@ def test_what_training_fixes_without_losing_labels_is_a_remark(tmp_path):
     path = write_coco(tmp_path, content)
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes())
     frames = [Image.new("RGB", (40, 30), c) for c in ("red", "blue")]
-    frames[0].save(tmp_path / "3.png", "GIF", save_all=True, append_images=frames[1:])
+    frames[0].save(
+        tmp_path / "3.png", "GIF", save_all=True, append_images=frames[1:]
+    )
     Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(
         tmp_path / "4.png"
     )
@@ -378,9 +388,13 @@ def test_missing_image_folder_is_a_fault_of_the_command(tmp_path):
         "--images",
         tmp_path / "none",
     )
-    assert ended.code == 2 and f"{tmp_path / 'none'} is not a folder" in ended.err
+    assert (
+        ended.code == 2 and f"{tmp_path / 'none'} is not a folder" in ended.err
+    )
 
 
 def test_missing_arguments_are_named(tmp_path):
     ended = tool_here("dataset.check", "--images", tmp_path)
-    assert ended.code == 2 and "say --annotations and --images, or -c" in ended.err
+    assert (
+        ended.code == 2 and "say --annotations and --images, or -c" in ended.err
+    )

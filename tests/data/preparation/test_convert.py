@@ -30,7 +30,9 @@ def boxes_of(path) -> dict[str, list]:
     """Return name and corners of the boxes of each image of a COCO file, in their order."""
     content = json.loads(path.read_text())
     names = {record["id"]: record["name"] for record in content["categories"]}
-    found = {image["file_name"].rpartition("/")[2]: [] for image in content["images"]}
+    found = {
+        image["file_name"].rpartition("/")[2]: [] for image in content["images"]
+    }
     files = {
         image["id"]: image["file_name"].rpartition("/")[2]
         for image in content["images"]
@@ -68,7 +70,11 @@ def test_boxes_are_the_same_to_a_hundredth_of_a_pixel_and_pass_the_check(
                     < 0.01
                 )
         report = check(
-            [DataSet(tmp_path / f"coco/{part}.json", tmp_path / "data" / folder)],
+            [
+                DataSet(
+                    tmp_path / f"coco/{part}.json", tmp_path / "data" / folder
+                )
+            ],
             ImageCheck(),
         )
         assert [
@@ -82,14 +88,17 @@ def test_command_to_train_with_is_printed_safe_to_paste(tmp_path):
     source = write_yolo(tmp_path / "my data: #1")
     ended = tool_here("dataset.convert", source, "--output", tmp_path / "coco")
     line = next(
-        line for line in ended.out.splitlines() if line.startswith("python train.py")
+        line
+        for line in ended.out.splitlines()
+        if line.startswith("python train.py")
     )
     values = dict(word.split("=", 1) for word in shlex.split(line)[5:])
     assert yaml.safe_load(values["train_dataloader.dataset.img_folder"]) == str(
         tmp_path / "my data: #1"
     )
     assert (
-        values["val_dataloader.dataset.ann_file"] == str(tmp_path / "coco/val.json")
+        values["val_dataloader.dataset.ann_file"]
+        == str(tmp_path / "coco/val.json")
         and values["num_classes"] == "3"
     )
 
@@ -111,7 +120,8 @@ def test_data_without_validation_images_are_split_with_a_message(tmp_path):
         "0 of 3 classes are in both parts" in ended.out
     )
     assert sorted(
-        boxes_of(tmp_path / "coco/train.json") | boxes_of(tmp_path / "coco/val.json")
+        boxes_of(tmp_path / "coco/train.json")
+        | boxes_of(tmp_path / "coco/val.json")
     ) == [
         "a.png",
         "b.png",
@@ -136,20 +146,27 @@ def test_boxes_that_cannot_be_used_end_with_code_3_unless_they_may_be_dropped(
         (tmp_path / "data/Annotations/a.xml").write_text(text)
     command = ["dataset.convert", source, "--output", tmp_path / "coco"]
     ended = tool_here(*command, "--report", tmp_path / "reports/faults.json")
-    assert ended.code == 3 and "boxes without area or outside their image" in ended.err
+    assert (
+        ended.code == 3
+        and "boxes without area or outside their image" in ended.err
+    )
     assert not (tmp_path / "coco").exists()
-    faults = json.loads((tmp_path / "reports/faults.json").read_text())["faults"]
+    faults = json.loads((tmp_path / "reports/faults.json").read_text())[
+        "faults"
+    ]
     count = 2 if write is write_yolo else 1
     assert [fault["kind"] for fault in faults] == [
         "boxes without area or outside their image"
     ] * count
     assert (
-        tool_here(*command, "--report", tmp_path / "reports/faults.json").code == 3
+        tool_here(*command, "--report", tmp_path / "reports/faults.json").code
+        == 3
     )  # our own report is replaced
     ended = tool_here(*command, "--drop-boxes")
     assert (
         ended.code == 0
-        and f"boxes without area or outside their image, dropped: {count}" in ended.out
+        and f"boxes without area or outside their image, dropped: {count}"
+        in ended.out
     )
     assert len(boxes_of(tmp_path / "coco/train.json")["a.png"]) == 1
 
@@ -157,7 +174,12 @@ def test_boxes_that_cannot_be_used_end_with_code_3_unless_they_may_be_dropped(
 def test_a_report_replaces_nothing(tmp_path):
     source = write_yolo(tmp_path / "data")
     ended = tool_here(
-        "dataset.convert", source, "--output", tmp_path / "coco", "--report", source
+        "dataset.convert",
+        source,
+        "--output",
+        tmp_path / "coco",
+        "--report",
+        source,
     )
     assert (
         ended.code == 2
@@ -173,7 +195,8 @@ def test_a_part_that_is_listed_but_absent_is_noted(tmp_path):
     )
     ended = tool_here("dataset.convert", source, "--output", tmp_path / "coco")
     assert (
-        ended.code == 0 and "data.yaml: test is listed but does not exist" in ended.out
+        ended.code == 0
+        and "data.yaml: test is listed but does not exist" in ended.out
     ), ended.err
 
 
@@ -181,11 +204,16 @@ def test_a_part_that_is_listed_but_absent_is_noted(tmp_path):
     ("arguments", "text"),
     [
         (["nowhere"], "nowhere does not exist"),
-        ([".", "--val-fraction", "1.5"], "expected a fraction above 0 and below 1"),
+        (
+            [".", "--val-fraction", "1.5"],
+            "expected a fraction above 0 and below 1",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path, arguments, text):
-    ended = tool_here("dataset.convert", *arguments, "--output", tmp_path / "coco")
+    ended = tool_here(
+        "dataset.convert", *arguments, "--output", tmp_path / "coco"
+    )
     assert ended.code == 2 and text in ended.err
 
 
@@ -216,7 +244,9 @@ words = st.sampled_from(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(lines=st.lists(st.lists(words, max_size=9).map(" ".join), max_size=3))
-def test_any_label_file_is_converted_or_refused_with_its_line(tmp_path_factory, lines):
+def test_any_label_file_is_converted_or_refused_with_its_line(
+    tmp_path_factory, lines
+):
     root = tmp_path_factory.mktemp("yolo")
     source = write_yolo(root / "data")
     labels = root / "data/labels/train/a.txt"
@@ -257,6 +287,6 @@ def refused_or_sound(source, output, named: str) -> None:
 
 
 def test_fixture_agrees_with_itself():
-    assert yolo_lines("b") == "2 0.196970 0.517544 0.333333 0.964912\n" and SIZES[
+    assert yolo_lines(
         "b"
-    ] == (33, 57)
+    ) == "2 0.196970 0.517544 0.333333 0.964912\n" and SIZES["b"] == (33, 57)

@@ -56,7 +56,9 @@ def labels(**changes):
 # ---- whole files ----
 
 
-def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(faulty, tmp_path):  # noqa: F811
+def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(
+    faulty, tmp_path
+):  # noqa: F811
     folder, _ = faulty
     before = (folder / "labels.json").read_bytes()
     ended = tool_here(
@@ -71,8 +73,13 @@ def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(faulty, tmp_pat
     assert ended.code == 3, (
         ended.out
     )  # a duplicate category under two names must be resolved by the user
-    assert ended.err == f"error[3]: 1 fault in {tmp_path / 'clean/train.json'}\n"
-    assert "categories[3]: id 3 is used twice" in ended.out.partition("what is left")[2]
+    assert (
+        ended.err == f"error[3]: 1 fault in {tmp_path / 'clean/train.json'}\n"
+    )
+    assert (
+        "categories[3]: id 3 is used twice"
+        in ended.out.partition("what is left")[2]
+    )
     assert (folder / "labels.json").read_bytes() == before
     content = json.loads((folder / "labels.json").read_text())
     content["categories"][3]["id"] = 33
@@ -146,7 +153,10 @@ def test_training_takes_the_copy(tiny_data, tmp_path):
     assert ended.code == 3 and ended.err.endswith(
         "; tools/dataset/check.py lists all\n"
     )
-    assert tool_here("dataset.check", *files, "--fix", tmp_path / "clean").code == 0
+    assert (
+        tool_here("dataset.check", *files, "--fix", tmp_path / "clean").code
+        == 0
+    )
     ended = train_here(
         "-c",
         config,
@@ -168,7 +178,13 @@ def test_input_is_never_replaced(folder):
     with pytest.raises(ConfigError, match="would replace"):
         fix(DataSet(path, folder), path, ImageCheck())
     ended = tool_here(
-        "dataset.check", "--annotations", path, "--images", folder, "--fix", folder
+        "dataset.check",
+        "--annotations",
+        path,
+        "--images",
+        folder,
+        "--fix",
+        folder,
     )
     assert ended.code == 2 and "--fix would replace" in ended.err
 
@@ -247,7 +263,9 @@ def test_box_that_cannot_be_used_is_dropped_and_counted(folder, change, what):
     ],
     ids=str,
 )
-def test_record_with_a_clear_meaning_is_fixed_and_counted(folder, change, what, after):
+def test_record_with_a_clear_meaning_is_fixed_and_counted(
+    folder, change, what, after
+):
     changes, copy = fixed(folder, labels(annotations={2: change}))
     assert (
         changes == {what: 1}
@@ -258,7 +276,11 @@ def test_record_with_a_clear_meaning_is_fixed_and_counted(folder, change, what, 
 def test_fault_revealed_by_a_fix_is_fixed_too(folder):
     changes, copy = fixed(
         folder,
-        labels(annotations={2: {"image_id": "2", "bbox": [30, 20, 100, 100], "id": 1}}),
+        labels(
+            annotations={
+                2: {"image_id": "2", "bbox": [30, 20, 100, 100], "id": 1}
+            }
+        ),
     )
     assert changes == {
         "image_id made an integer": 1,
@@ -298,12 +320,22 @@ def test_corners_are_converted_on_request(folder):
         (
             "cxcywh",
             "percent",
-            lambda x, y, w, h: [(x + w / 2) / 0.4, (y + h / 2) / 0.3, w / 0.4, h / 0.3],
+            lambda x, y, w, h: [
+                (x + w / 2) / 0.4,
+                (y + h / 2) / 0.3,
+                w / 0.4,
+                h / 0.3,
+            ],
         ),
         (
             "yxyx",
             "permille",
-            lambda x, y, w, h: [y / 0.03, x / 0.04, (y + h) / 0.03, (x + w) / 0.04],
+            lambda x, y, w, h: [
+                y / 0.03,
+                x / 0.04,
+                (y + h) / 0.03,
+                (x + w) / 0.04,
+            ],
         ),
         ("yxhw", "pixels", lambda x, y, w, h: [y, x, h, w]),
     ],
@@ -355,7 +387,9 @@ def test_boxes_of_another_format_are_converted(folder, order, unit, write):
     ids=["reversed", "empty", "no area", "points", "three numbers", "outside"],
 )
 def test_a_box_that_can_be_repaired_is_not_dropped(folder, change, what, box):
-    changes, copy = fixed(folder, labels(annotations={2: change}), box_format=COCO)
+    changes, copy = fixed(
+        folder, labels(annotations={2: change}), box_format=COCO
+    )
     assert changes[what] == 1 and len(copy["annotations"]) == 6
     assert copy["annotations"][2]["bbox"] == box
 
@@ -395,7 +429,9 @@ def test_a_name_with_another_suffix_means_the_one_file_that_nobody_else_has(
     folder, name
 ):
     changes, copy = fixed(folder, labels(images={1: {"file_name": name}}))
-    assert changes == {"file names corrected": 1} and len(copy["annotations"]) == 6
+    assert (
+        changes == {"file names corrected": 1} and len(copy["annotations"]) == 6
+    )
     assert copy["images"][1]["file_name"] == "2.png"
     (folder / "clean.json").unlink()
     changes, copy = fixed(folder, labels(images={1: {"file_name": "3.jpg"}}))
@@ -415,7 +451,10 @@ def test_ids_that_are_not_numbers_are_replaced_together_with_all_references(
 ):
     content = sound_coco()
     key = {"images": "image_id", "categories": "category_id"}[where]
-    new = {record["id"]: ids[number] for number, record in enumerate(content[where])}
+    new = {
+        record["id"]: ids[number]
+        for number, record in enumerate(content[where])
+    }
     for record in content[where]:
         record["id"] = new[record["id"]]
     for record in content["annotations"]:
@@ -447,7 +486,10 @@ def test_boxes_of_images_that_were_resized_are_scaled(folder, factor):
         record["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
     changes, copy = fixed(folder, content)
     assert (
-        changes["boxes scaled to the size of their image file, which was resized"] == 6
+        changes[
+            "boxes scaled to the size of their image file, which was resized"
+        ]
+        == 6
     )
     for record, box in zip(copy["annotations"], expected):
         assert record["bbox"] == pytest.approx(box, abs=0.1)
@@ -459,12 +501,17 @@ def test_boxes_of_images_that_were_resized_are_scaled(folder, factor):
 def test_boxes_that_are_declared_to_be_right_are_not_scaled(folder):
     content = sound_coco()
     for record in content["images"]:
-        record["width"], record["height"] = 2 * record["width"], 2 * record["height"]
+        record["width"], record["height"] = (
+            2 * record["width"],
+            2 * record["height"],
+        )
     _, copy = fixed(folder, content, box_format=COCO)
     assert copy == sound_coco()
 
 
-@pytest.mark.parametrize(("value", "after"), [("yes", 1), (2, 1), ("0", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("value", "after"), [("yes", 1), (2, 1), ("0", 0), ("", 0)]
+)
 def test_ignore_flags_are_made_0_or_1(folder, value, after):
     changes, copy = fixed(folder, labels(annotations={2: {"ignore": value}}))
     assert changes == {"ignore flags set to 0 or 1": 1}
@@ -498,7 +545,9 @@ def test_image_without_a_readable_file_is_dropped_with_its_boxes(folder, spoil):
 
 
 @pytest.mark.parametrize(
-    "change", [{"width": 999}, {"width": 0}, {"height": "30"}, {"width": None}], ids=str
+    "change",
+    [{"width": 999}, {"width": 0}, {"height": "30"}, {"width": None}],
+    ids=str,
 )
 def test_size_comes_from_the_file(folder, change):
     changes, copy = fixed(folder, labels(images={1: change}))
@@ -533,12 +582,17 @@ def test_images_that_share_an_id_are_dropped_with_their_ambiguous_boxes(
 def test_duplicate_image_is_kept_once(folder):
     content = sound_coco()
     content["images"].append(dict(content["images"][0]))
-    assert fixed(folder, content) == ({"images dropped: listed twice": 1}, sound_coco())
+    assert fixed(folder, content) == (
+        {"images dropped: listed twice": 1},
+        sound_coco(),
+    )
 
 
 def test_name_that_leaves_the_folder_is_dropped_with_its_boxes(folder):
     Image.new("RGB", (40, 30)).save(folder.parent / "outside.png")
-    changes, copy = fixed(folder, labels(images={1: {"file_name": "../outside.png"}}))
+    changes, copy = fixed(
+        folder, labels(images={1: {"file_name": "../outside.png"}})
+    )
     assert changes == {
         "images dropped: no file name that can be used": 1,
         "boxes dropped: their image is not listed": 2,
@@ -546,7 +600,9 @@ def test_name_that_leaves_the_folder_is_dropped_with_its_boxes(folder):
     assert [image["id"] for image in copy["images"]] == [1, 3]
 
 
-def test_ids_of_images_and_categories_become_numbers_where_they_are_meant(folder):
+def test_ids_of_images_and_categories_become_numbers_where_they_are_meant(
+    folder,
+):
     content = labels(
         images={1: {"id": "2"}}, categories={0: {"id": "3"}, 1: {"name": 5}}
     )

@@ -28,7 +28,9 @@ def write_part(
     for number, (width, height) in enumerate(sizes):
         name = f"objects365_v1_{first_id + number:08}.jpg"
         Image.fromarray(
-            np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+            np.random.default_rng(number).integers(
+                0, 256, (height, width, 3), np.uint8
+            )
         ).save(folder / name)
         images.append(
             {
@@ -52,7 +54,11 @@ def write_part(
         )
     (base / part / f"zhiyuan_objv2_{part}.json").write_text(
         json.dumps(
-            {"images": images, "annotations": annotations, "categories": CATEGORIES}
+            {
+                "images": images,
+                "annotations": annotations,
+                "categories": CATEGORIES,
+            }
         )
     )
 
@@ -69,7 +75,11 @@ def read(path: Path) -> dict:
 
 
 def contents(base: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    return {
+        str(path): path.read_bytes()
+        for path in base.rglob("*")
+        if path.is_file()
+    }
 
 
 # ---- remap ----
@@ -77,7 +87,9 @@ def contents(base: Path) -> dict[str, bytes]:
 
 def test_first_validation_images_remain_and_the_others_are_learned_from(base):
     before = contents(base)
-    ended = tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1)
+    ended = tool_here(
+        "dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1
+    )
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[-1].endswith(
         f"cp -al {base}/val/images {base}/train/images_from_val"
@@ -96,7 +108,8 @@ def test_first_validation_images_remain_and_the_others_are_learned_from(base):
         104,
     ] and [image["id"] for image in val["images"]] == [101]
     assert (
-        train["images"][0] == read(base / "train/zhiyuan_objv2_train.json")["images"][0]
+        train["images"][0]
+        == read(base / "train/zhiyuan_objv2_train.json")["images"][0]
     )
     assert (
         train["images"][4]["file_name"]
@@ -112,7 +125,10 @@ def test_first_validation_images_remain_and_the_others_are_learned_from(base):
         104,
     ] and [a["id"] for a in val["annotations"]] == [501]
     assert train["categories"] == val["categories"] == CATEGORIES
-    assert load_coco(base / "train/new_zhiyuan_objv2_train.json").findings.notes == []
+    assert (
+        load_coco(base / "train/new_zhiyuan_objv2_train.json").findings.notes
+        == []
+    )
     assert {
         name: raw for name, raw in contents(base).items() if name in before
     } == before
@@ -168,14 +184,18 @@ def test_missing_files_and_other_categories_are_named(base, tmp_path):
     content = read(base / "val/zhiyuan_objv2_val.json")
     content["categories"][1]["name"] = "Table"
     (base / "val/zhiyuan_objv2_val.json").write_text(json.dumps(content))
-    ended = tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1)
+    ended = tool_here(
+        "dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1
+    )
     assert ended.code == 3 and "id 2: Chair / Table" in ended.err
 
 
 # ---- resize ----
 
 
-def test_larger_images_get_smaller_copies_with_scaled_boxes_and_the_others_stay(base):
+def test_larger_images_get_smaller_copies_with_scaled_boxes_and_the_others_stay(
+    base,
+):
     before = contents(base)
     ended = tool_here(
         "dataset.resize_obj365",
@@ -188,13 +208,17 @@ def test_larger_images_get_smaller_copies_with_scaled_boxes_and_the_others_stay(
     )
     assert (ended.code, ended.err) == (0, "")
     labels = read(base / "train/zhiyuan_objv2_train_resized.json")
-    assert [(image["width"], image["height"]) for image in labels["images"]] == [
+    assert [
+        (image["width"], image["height"]) for image in labels["images"]
+    ] == [
         (64, 51),
         (43, 64),
         (64, 32),
         (50, 50),
     ]
-    assert [image["file_name"].rpartition("0000")[2] for image in labels["images"]] == [
+    assert [
+        image["file_name"].rpartition("0000")[2] for image in labels["images"]
+    ] == [
         "1_resized.jpg",
         "2_resized.jpg",
         "3_resized.jpg",
@@ -220,12 +244,16 @@ def test_larger_images_get_smaller_copies_with_scaled_boxes_and_the_others_stay(
 def test_files_of_remap_are_taken_if_they_are_there(base):
     tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 4)
     assert (
-        tool_here("dataset.resize_obj365", "--base_dir", base, "--num_workers", 1).code
+        tool_here(
+            "dataset.resize_obj365", "--base_dir", base, "--num_workers", 1
+        ).code
         == 0
     )
     assert [
         image["width"]
-        for image in read(base / "train/new_zhiyuan_objv2_train_resized.json")["images"]
+        for image in read(base / "train/new_zhiyuan_objv2_train_resized.json")[
+            "images"
+        ]
     ] == [100, 60, 640, 50]
 
 
@@ -239,7 +267,11 @@ def test_stopped_run_continues_with_the_missing_files(base):
     before = done[2].stat().st_mtime_ns
     list(resize(base, 64, 1))
     assert done[2].stat().st_mtime_ns == before
-    assert [Image.open(path).size for path in done] == [(64, 51), (43, 64), (64, 32)]
+    assert [Image.open(path).size for path in done] == [
+        (64, 51),
+        (43, 64),
+        (64, 32),
+    ]
 
 
 def test_files_of_others_are_not_replaced(base):
@@ -257,16 +289,22 @@ def test_files_of_others_are_not_replaced(base):
         if path is remapped:
             remapped.write_text('{"images": []}')
         before = path.read_bytes()
-        ended = tool_here(f"dataset.{command[0]}", "--base_dir", base, *command[1:])
+        ended = tool_here(
+            f"dataset.{command[0]}", "--base_dir", base, *command[1:]
+        )
         assert ended.code in (2, 3) and f"{path} " in ended.err, ended
         assert path.read_bytes() == before
         path.unlink()
     assert (
-        tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1).code
+        tool_here(
+            "dataset.remap_obj365", "--base_dir", base, "--new_val_size", 1
+        ).code
         == 0
     )
     assert (
-        tool_here("dataset.remap_obj365", "--base_dir", base, "--new_val_size", 2).code
+        tool_here(
+            "dataset.remap_obj365", "--base_dir", base, "--new_val_size", 2
+        ).code
         == 0
     )  # its own are
 
@@ -290,14 +328,16 @@ def test_images_that_cannot_be_read_are_named_and_no_labels_written(base):
         and "00000002.jpg is missing" in ended.err
         and "00000001.jpg is not an image file" in ended.err
     )
-    assert (folder / "objects365_v1_00000003_resized.jpg").exists() and not list(
-        base.rglob("*.json")
-    )[2:]
+    assert (
+        folder / "objects365_v1_00000003_resized.jpg"
+    ).exists() and not list(base.rglob("*.json"))[2:]
 
 
 def test_name_that_leaves_the_folder_is_refused(base):
     content = read(base / "train/zhiyuan_objv2_train.json")
     content["images"][2]["file_name"] = "../../x.jpg"
     (base / "train/zhiyuan_objv2_train.json").write_text(json.dumps(content))
-    ended = tool_here("dataset.resize_obj365", "--base_dir", base, "--num_workers", 1)
+    ended = tool_here(
+        "dataset.resize_obj365", "--base_dir", base, "--num_workers", 1
+    )
     assert ended.code == 3 and "which leaves the image folder" in ended.err

@@ -58,7 +58,9 @@ def test_each_class_in_two_images_is_in_both_parts(seed):
 
 
 def test_class_in_one_image_stays_in_training():
-    train, _ = split([image(0, 1), image(1, 2), image(2, 2), image(3, 2)], 0.5, 0)
+    train, _ = split(
+        [image(0, 1), image(1, 2), image(2, 2), image(3, 2)], 0.5, 0
+    )
     assert classes(train) == {1, 2}
 
 

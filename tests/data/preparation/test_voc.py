@@ -35,11 +35,16 @@ def spoil(root, text: str | bytes, stem: str = "a") -> None:
 
 
 def test_lists_say_what_is_for_training_and_validation(root):
-    assert files(read_voc(root)) == {"train": ["a.png", "b.png"], "val": ["c.png"]}
+    assert files(read_voc(root)) == {
+        "train": ["a.png", "b.png"],
+        "val": ["c.png"],
+    }
 
 
 def test_list_of_both_is_for_training(root):
-    (root / "ImageSets/Main/train.txt").rename(root / "ImageSets/Main/trainval.txt")
+    (root / "ImageSets/Main/train.txt").rename(
+        root / "ImageSets/Main/trainval.txt"
+    )
     assert files(read_voc(root)) == {"train": ["a.png", "b.png"]}
 
 
@@ -88,9 +93,12 @@ def test_corner_at_0_raises_a_doubt(root):
 
 
 @pytest.mark.parametrize(
-    ("difficult", "boxes", "crowds"), [("keep", 2, 0), ("skip", 0, 0), ("crowd", 2, 2)]
+    ("difficult", "boxes", "crowds"),
+    [("keep", 2, 0), ("skip", 0, 0), ("crowd", 2, 2)],
 )
-def test_difficult_objects_are_kept_left_out_or_crowds(root, difficult, boxes, crowds):
+def test_difficult_objects_are_kept_left_out_or_crowds(
+    root, difficult, boxes, crowds
+):
     spoil(root, voc_xml("a", "<difficult>1</difficult>"))
     image = read_voc(root, difficult=difficult).parts["train"][0]
     assert (len(image.boxes), int(image.crowds.sum())) == (boxes, crowds)
@@ -104,7 +112,9 @@ def test_box_without_area_is_a_fault_unless_it_may_be_dropped(root, corner):
     spoil(
         root,
         text.replace(
-            text[text.index(f"<{key}>") :].split("</")[0], corner.split("</")[0], 1
+            text[text.index(f"<{key}>") :].split("</")[0],
+            corner.split("</")[0],
+            1,
         ),
     )
     with pytest.raises(DataError) as caught:
@@ -127,34 +137,51 @@ def test_box_outside_its_image_is_a_fault_unless_it_may_be_dropped(root):
         .replace("<xmax>20<", "<xmax>400<")
         .replace("<xmin>4<", "<xmin>300<"),
     )
-    assert "object 1 (cat): corners 299, 5, 400, 30 in 64 x 48 pixels" in refused(root)
+    assert (
+        "object 1 (cat): corners 299, 5, 400, 30 in 64 x 48 pixels"
+        in refused(root)
+    )
     assert len(read_voc(root, drop_boxes=True).parts["train"][0].boxes) == 1
 
 
 def test_reversed_corners_are_those_of_the_same_box(root):
     spoil(
         root,
-        voc_xml("a").replace("<xmax>20<", "<xmax>4<").replace("<xmin>4<", "<xmin>20<"),
+        voc_xml("a")
+        .replace("<xmax>20<", "<xmax>4<")
+        .replace("<xmin>4<", "<xmin>20<"),
     )
     data = read_voc(root)
-    assert data.parts["train"][0].boxes.tolist() == [[3, 5, 20, 30], [10, 0, 64, 48]]
+    assert data.parts["train"][0].boxes.tolist() == [
+        [3, 5, 20, 30],
+        [10, 0, 64, 48],
+    ]
     assert data.notes["boxes with reversed corners, swapped"] == 1
 
 
 def test_box_that_reaches_out_of_its_image_is_clipped_and_counted(root):
     spoil(root, voc_xml("a").replace("<xmax>64<", "<xmax>67<"))
     data = read_voc(root)
-    assert data.parts["train"][0].boxes.tolist() == [[3, 5, 20, 30], [10, 0, 64, 48]]
+    assert data.parts["train"][0].boxes.tolist() == [
+        [3, 5, 20, 30],
+        [10, 0, 64, 48],
+    ]
     assert data.notes["boxes reaching beyond their image, clipped"] == 1
 
 
-@pytest.mark.parametrize("name", ["A.PNG", "images\\a.png", "C:\\data\\images\\a.png"])
+@pytest.mark.parametrize(
+    "name", ["A.PNG", "images\\a.png", "C:\\data\\images\\a.png"]
+)
 def test_an_image_is_found_by_a_name_that_is_written_another_way(root, name):
     (root / "JPEGImages/a.png").rename(root / "JPEGImages/other.png")
     (root / "JPEGImages/other.png").rename(root / "JPEGImages/a.PNG")
     (root / "Annotations/a.xml").rename(root / "Annotations/x.xml")
     (root / "ImageSets/Main/train.txt").write_text("x\nb\n")
-    spoil(root, voc_xml("a").replace("<filename>a.png<", f"<filename>{name}<"), "x")
+    spoil(
+        root,
+        voc_xml("a").replace("<filename>a.png<", f"<filename>{name}<"),
+        "x",
+    )
     assert files(read_voc(root))["train"] == ["a.PNG", "b.png"]
 
 
@@ -176,7 +203,9 @@ def test_an_image_is_found_by_a_name_that_is_written_another_way(root, name):
             "has a document type (DTD)",
         ),
         (
-            '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a><a/>'.encode("utf-16"),
+            '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a><a/>'.encode(
+                "utf-16"
+            ),
             "has a document type (DTD)",
         ),
         (
@@ -187,8 +216,14 @@ def test_an_image_is_found_by_a_name_that_is_written_another_way(root, name):
             voc_xml("a").replace("<xmin>4<", "<xmin>x<"),
             "object 1 (cat): bndbox is x, 6, 20, 30",
         ),
-        (voc_xml("a").replace("<name>dog<", "<name> <"), "object 2 has no name"),
-        (voc_xml("a").replace("<width>64<", "<width>65<"), "size is 65 x 48, but "),
+        (
+            voc_xml("a").replace("<name>dog<", "<name> <"),
+            "object 2 has no name",
+        ),
+        (
+            voc_xml("a").replace("<width>64<", "<width>65<"),
+            "size is 65 x 48, but ",
+        ),
     ],
     ids=range(10),
 )
@@ -237,14 +272,21 @@ def test_image_of_another_name_is_found_by_what_the_file_says(root):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "x/y"])
 def test_listed_name_that_is_a_path_is_refused_with_its_line(root, name):
     (root / "ImageSets/Main/train.txt").write_text(f"a\n{name}\n")
-    assert f"train.txt line 2: '{name}' is not the name of an image" in refused(root)
+    assert f"train.txt line 2: '{name}' is not the name of an image" in refused(
+        root
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("JPEGImages/a.png", "its image "), ("Annotations/a.xml", "leads out of ")],
+    [
+        ("JPEGImages/a.png", "its image "),
+        ("Annotations/a.xml", "leads out of "),
+    ],
 )
-def test_link_out_of_the_data_set_is_refused_unless_trusted(root, tmp_path, name, what):
+def test_link_out_of_the_data_set_is_refused_unless_trusted(
+    root, tmp_path, name, what
+):
     (root / name).rename(tmp_path / "elsewhere")
     (root / name).symlink_to(tmp_path / "elsewhere")
     assert (
@@ -256,8 +298,9 @@ def test_link_out_of_the_data_set_is_refused_unless_trusted(root, tmp_path, name
 
 def test_image_that_cannot_be_read_is_named(root):
     (root / "JPEGImages/a.png").write_text("no image")
-    assert f"a.xml: its image {root}/JPEGImages/a.png is not an image file" in refused(
-        root
+    assert (
+        f"a.xml: its image {root}/JPEGImages/a.png is not an image file"
+        in refused(root)
     )
 
 
@@ -292,10 +335,14 @@ def test_data_whose_objects_are_all_left_out_are_refused(root):
     )
 
 
-def test_tags_of_objects_may_be_written_large_and_two_boxes_in_one_are_a_fault(root):
+def test_tags_of_objects_may_be_written_large_and_two_boxes_in_one_are_a_fault(
+    root,
+):
     spoil(
         root,
-        voc_xml("a").replace("<object>", "<Object>").replace("</object>", "</Object>"),
+        voc_xml("a")
+        .replace("<object>", "<Object>")
+        .replace("</object>", "</Object>"),
     )
     assert len(read_voc(root).parts["train"][0].boxes) == 2
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"

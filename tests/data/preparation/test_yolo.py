@@ -35,11 +35,15 @@ def refused(path, **settings) -> str:
     ],
 )
 def test_parts_may_be_folders_lists_and_text_files(tmp_path, yaml):
-    path = write_yolo(tmp_path / "data", yaml.replace("ROOT", str(tmp_path / "data")))
+    path = write_yolo(
+        tmp_path / "data", yaml.replace("ROOT", str(tmp_path / "data"))
+    )
     (tmp_path / "data/train.txt").write_text(
         "./images/train/a.png\n\n./images/train/b.png\n"
     )
-    (tmp_path / "data/lists.txt").write_text("images/train/b.png\nimages/train/a.png\n")
+    (tmp_path / "data/lists.txt").write_text(
+        "images/train/b.png\nimages/train/a.png\n"
+    )
     (tmp_path / "data/absolute.txt").write_text(
         "".join(f"{tmp_path}/data/images/train/{stem}.png\n" for stem in "ba")
     )
@@ -86,12 +90,18 @@ def test_class_numbers_with_gaps_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("yaml", "text"),
     [
-        ("train: images/train\n", "names is None, expected a list of class names"),
+        (
+            "train: images/train\n",
+            "names is None, expected a list of class names",
+        ),
         ("names: [a]\n", '"train" is missing'),
         ("train: nowhere\nnames: [a]\n", "data/nowhere does not exist"),
         ("train: 5\nnames: [a]\n", "data/5 does not exist"),
         ("train: {a: b}\nnames: [a]\n", "train: {'a': 'b'}, expected a folder"),
-        ("train: images/train\nnames: [a]\nnc: 2\n", "nc is 2, but there are 1 names"),
+        (
+            "train: images/train\nnames: [a]\nnc: 2\n",
+            "nc is 2, but there are 1 names",
+        ),
         ("[1, 2]", "holds a list, expected train, val and names"),
         ("a: [", "is not valid YAML"),
         ("x: !!python/object/apply:os.getcwd []", "names is None"),
@@ -102,7 +112,9 @@ def test_class_numbers_with_gaps_are_kept(tmp_path):
         ("train: /etc/passwd\nnames: [a]\n", "is outside"),
     ],
 )
-def test_description_that_cannot_be_used_is_refused_with_its_key(tmp_path, yaml, text):
+def test_description_that_cannot_be_used_is_refused_with_its_key(
+    tmp_path, yaml, text
+):
     assert text in refused(write_yolo(tmp_path / "data", yaml))
 
 
@@ -140,7 +152,9 @@ def test_files_may_begin_with_a_byte_order_mark(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_a_part_that_is_listed_but_not_there_is_left_out_with_a_note(tmp_path, part):
+def test_a_part_that_is_listed_but_not_there_is_left_out_with_a_note(
+    tmp_path, part
+):
     path = write_yolo(
         tmp_path,
         f"train: images/train\n{part}: ../{part}/images\nnames: [cat, dog, owl]\n",
@@ -165,7 +179,8 @@ def test_images_count_by_their_content_and_other_files_are_counted(tmp_path):
     (folder / "Thumbs.db").write_bytes(b"x")
     data = read_yolo(path)
     assert [image.file_name for image in data.parts["train"]] == [
-        f"images/train/{name}" for name in ("a.png", "b.png", "c.jfif", "d.image")
+        f"images/train/{name}"
+        for name in ("a.png", "b.png", "c.jfif", "d.image")
     ]
     assert data.notes["files .db among the images, which are not read"] == 1
 
@@ -190,7 +205,9 @@ def test_labels_are_beside_the_images_or_in_the_labels_folder_for_the_last_image
     assert label_path(image) == labels
 
 
-def test_labels_are_found_if_the_root_lies_in_a_folder_of_images_itself(tmp_path):
+def test_labels_are_found_if_the_root_lies_in_a_folder_of_images_itself(
+    tmp_path,
+):
     write_images(tmp_path / "images/set/train", "ab")
     (tmp_path / "labels/set/train").mkdir(parents=True)
     for stem in "ab":
@@ -199,7 +216,8 @@ def test_labels_are_found_if_the_root_lies_in_a_folder_of_images_itself(tmp_path
         "path: images/set\ntrain: train\nnames: [cat, dog, owl]\n"
     )
     assert [
-        len(image.boxes) for image in read_yolo(tmp_path / "data.yaml").parts["train"]
+        len(image.boxes)
+        for image in read_yolo(tmp_path / "data.yaml").parts["train"]
     ] == [2, 1]
 
 
@@ -208,10 +226,14 @@ def test_missing_and_empty_label_files_are_images_without_objects(tmp_path):
     (tmp_path / "labels/train/b.txt").write_text("\n \n")
     data = read_yolo(path)
     assert [len(image.boxes) for image in data.parts["train"]] == [2, 0]
-    assert data.notes["images without a label file, taken as without objects"] == 1
+    assert (
+        data.notes["images without a label file, taken as without objects"] == 1
+    )
 
 
-def test_data_without_any_box_are_refused_with_where_labels_were_looked_for(tmp_path):
+def test_data_without_any_box_are_refused_with_where_labels_were_looked_for(
+    tmp_path,
+):
     path = write_yolo(tmp_path)
     for stem in "ab":
         (tmp_path / f"labels/train/{stem}.txt").unlink()
@@ -231,27 +253,37 @@ def test_data_without_any_box_are_refused_with_where_labels_were_looked_for(tmp_
         ("1 1.0000004 0.5 0.5 0.5", [48, 12, 64, 36]),
     ],
 )
-def test_polygons_and_boxes_become_corners_inside_the_image(tmp_path, line, box):
+def test_polygons_and_boxes_become_corners_inside_the_image(
+    tmp_path, line, box
+):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(line)
     image = read_yolo(path).parts["train"][0]
-    assert image.categories.tolist() == [1] and image.boxes.round(2).tolist() == [box]
+    assert image.categories.tolist() == [1] and image.boxes.round(
+        2
+    ).tolist() == [box]
 
 
 def test_keypoints_behind_a_box_are_ignored(tmp_path):
     path = write_yolo(
-        tmp_path, "train: images/train\nnames: [cat, dog, owl]\nkpt_shape: [2, 3]\n"
+        tmp_path,
+        "train: images/train\nnames: [cat, dog, owl]\nkpt_shape: [2, 3]\n",
     )
     (tmp_path / "labels/train/a.txt").write_text(
         "1 0.5 0.5 0.5 0.5 0.1 0.1 2 0.2 0.2 1"
     )
-    assert read_yolo(path).parts["train"][0].boxes.tolist() == [[16, 12, 48, 36]]
+    assert read_yolo(path).parts["train"][0].boxes.tolist() == [
+        [16, 12, 48, 36]
+    ]
 
 
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        ("3 0.5 0.5 0.5 0.5", "class 3 is not among the 3 names (numbers 0 to 2)"),
+        (
+            "3 0.5 0.5 0.5 0.5",
+            "class 3 is not among the 3 names (numbers 0 to 2)",
+        ),
         ("-1 0.5 0.5 0.5 0.5", "class -1 is not among"),
         ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is not among"),
         ("nan 0.5 0.5 0.5 0.5", "class nan is not among"),
@@ -276,7 +308,9 @@ def test_keypoints_behind_a_box_are_ignored(tmp_path):
         ("0", "1 columns"),
     ],
 )
-def test_line_that_is_not_a_box_is_refused_with_file_and_line(tmp_path, line, text):
+def test_line_that_is_not_a_box_is_refused_with_file_and_line(
+    tmp_path, line, text
+):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(f"{yolo_lines('a')}\n{line}\n")
     message = refused(path)
@@ -287,7 +321,9 @@ def test_line_that_is_not_a_box_is_refused_with_file_and_line(tmp_path, line, te
 @pytest.mark.parametrize(
     "line", ["0 0.5 0.5 0 0.5", "0 1.2 0.5 0.1 0.5"], ids=["no area", "outside"]
 )
-def test_box_that_cannot_be_used_is_a_fault_unless_it_may_be_dropped(tmp_path, line):
+def test_box_that_cannot_be_used_is_a_fault_unless_it_may_be_dropped(
+    tmp_path, line
+):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(f"{line}\n1 0.5 0.5 0.5 0.5\n")
     message = refused(path)
@@ -310,11 +346,14 @@ def test_coordinates_a_little_outside_are_clipped_and_counted(tmp_path):
     data = read_yolo(path)
     boxes = data.parts["train"][0].boxes
     assert (
-        boxes[:, 0].tolist() == pytest.approx([0, 57.6], abs=0.01) and boxes[1, 2] == 64
+        boxes[:, 0].tolist() == pytest.approx([0, 57.6], abs=0.01)
+        and boxes[1, 2] == 64
     )
     assert data.notes["boxes reaching beyond their image, clipped"] == 1
     (tmp_path / "labels/train/a.txt").write_text("0 0.0261 0.5 0.08 0.5\n")
-    assert read_yolo(path).notes["boxes reaching beyond their image, clipped"] == 1
+    assert (
+        read_yolo(path).notes["boxes reaching beyond their image, clipped"] == 1
+    )
 
 
 def test_a_negative_width_is_that_of_the_same_box(tmp_path):
@@ -354,8 +393,12 @@ def test_many_faults_are_grouped_by_kind(tmp_path):
         ("images/tr\x07.png", "which contains a control character"),
     ],
 )
-def test_listed_file_that_is_not_in_the_data_set_is_refused(tmp_path, line, text):
-    path = write_yolo(tmp_path / "data", "train: train.txt\nnames: [cat, dog, owl]\n")
+def test_listed_file_that_is_not_in_the_data_set_is_refused(
+    tmp_path, line, text
+):
+    path = write_yolo(
+        tmp_path / "data", "train: train.txt\nnames: [cat, dog, owl]\n"
+    )
     (tmp_path / "data/train.txt").write_text(f"images/train/a.png\n{line}\n")
     assert text in refused(path)
 
@@ -375,7 +418,9 @@ def test_link_out_of_the_data_set_is_refused_unless_trusted(tmp_path, name):
 def test_file_that_is_not_an_image_is_named(tmp_path):
     path = write_yolo(tmp_path)
     (tmp_path / "images/train/b.png").write_text(json.dumps({}))
-    assert f"{tmp_path}/images/train/b.png: is not an image file" in refused(path)
+    assert f"{tmp_path}/images/train/b.png: is not an image file" in refused(
+        path
+    )
 
 
 # ---- nothing is lost ----
@@ -393,22 +438,32 @@ def test_validation_images_may_be_named_valid(tmp_path, key):
 
 
 @pytest.mark.parametrize("rename", ["a.png.txt", "a.TXT"])
-def test_labels_are_found_under_the_names_that_other_tools_give_them(tmp_path, rename):
+def test_labels_are_found_under_the_names_that_other_tools_give_them(
+    tmp_path, rename
+):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train" / rename)
-    assert [len(image.boxes) for image in read_yolo(path).parts["train"]] == [2, 1]
+    assert [len(image.boxes) for image in read_yolo(path).parts["train"]] == [
+        2,
+        1,
+    ]
 
 
-def test_label_files_without_an_image_are_a_fault_unless_they_may_be_dropped(tmp_path):
+def test_label_files_without_an_image_are_a_fault_unless_they_may_be_dropped(
+    tmp_path,
+):
     path = write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train/z.txt")
     (tmp_path / "labels/train/classes.txt").write_text("cat\ndog\n")
     message = refused(path)
     assert (
-        f"label files without an image (1): {tmp_path}/labels/train/z.txt: " in message
+        f"label files without an image (1): {tmp_path}/labels/train/z.txt: "
+        in message
     )
     assert (
-        read_yolo(path, drop_boxes=True).notes["label files without an image, left out"]
+        read_yolo(path, drop_boxes=True).notes[
+            "label files without an image, left out"
+        ]
         == 1
     )
 
@@ -427,7 +482,8 @@ def test_training_images_without_any_box_are_refused_although_validation_has_som
     tmp_path,
 ):
     path = write_yolo(
-        tmp_path, "train: images/val\nval: images/train\nnames: [cat, dog, owl]\n"
+        tmp_path,
+        "train: images/val\nval: images/train\nnames: [cat, dog, owl]\n",
     )
     assert "no training image has a box" in refused(path)
 
@@ -435,7 +491,8 @@ def test_training_images_without_any_box_are_refused_although_validation_has_som
 def test_corners_are_refused(tmp_path):
     path = write_yolo(tmp_path)
     corners = "".join(
-        f"0 {x} 0.1 {x + 0.35:.2f} {0.6 + x / 4}\n" for x in (0.2, 0.3, 0.45, 0.5, 0.6)
+        f"0 {x} 0.1 {x + 0.35:.2f} {0.6 + x / 4}\n"
+        for x in (0.2, 0.3, 0.45, 0.5, 0.6)
     )
     (tmp_path / "labels/train/a.txt").write_text(corners)
     (tmp_path / "labels/train/b.txt").write_text(corners)
@@ -453,7 +510,8 @@ def test_a_path_of_another_machine_is_ignored_with_a_note_if_the_images_are_ther
     )
     data = read_yolo(path)
     assert any(
-        "path is /content/x, which does not exist" in note for note in data.notes
+        "path is /content/x, which does not exist" in note
+        for note in data.notes
     )
     path.write_text(path.read_text().replace("images/train", "elsewhere"))
     assert "path is /content/x, which is not a folder" in refused(
@@ -494,4 +552,6 @@ def test_a_folder_without_a_description_is_refused_with_its_apparent_layout(
 ):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    assert "has no data.yaml; " in refused(tmp_path) and text in refused(tmp_path)
+    assert "has no data.yaml; " in refused(tmp_path) and text in refused(
+        tmp_path
+    )

@@ -38,7 +38,10 @@ def batch(seed: int, count: int = 3, shown: int | None = None):
                 else np.zeros(scene.image.shape[1:])
             )
             sample.image = (
-                torch.from_numpy(mask).to(torch.uint8).mul(255).expand(3, -1, -1)
+                torch.from_numpy(mask)
+                .to(torch.uint8)
+                .mul(255)
+                .expand(3, -1, -1)
             )
         image, target = TO_BATCH(sample).render()
         images.append(image)
@@ -49,11 +52,15 @@ def batch(seed: int, count: int = 3, shown: int | None = None):
 def empty_batch(count: int = 2):
     pairs = [
         TO_BATCH(
-            sample_of(Drawn(drawn(0).image, drawn(0).masks[:0], np.zeros((0, 4))))
+            sample_of(
+                Drawn(drawn(0).image, drawn(0).masks[:0], np.zeros((0, 4)))
+            )
         ).render()
         for _ in range(count)
     ]
-    return torch.stack([image for image, _ in pairs]), [target for _, target in pairs]
+    return torch.stack([image for image, _ in pairs]), [
+        target for _, target in pairs
+    ]
 
 
 def corners(boxes: torch.Tensor) -> np.ndarray:
@@ -98,12 +105,17 @@ def test_mixup_keeps_every_box_on_its_pixels():
     for seed in range(10):
         _, targets = mixed_up(*batch(seed), seed)
         for number, target in enumerate(targets):
-            for box, index in zip(corners(target["boxes"]), target["index"].tolist()):
+            for box, index in zip(
+                corners(target["boxes"]), target["index"].tolist()
+            ):
                 if (box[2:] - box[:2]).min() >= 8:
                     assert number in (index // 10, (index // 10 + 1) % 3)
                     seen, _ = mixed_up(*batch(seed, shown=index), seed)
                     assert (
-                        abs(box - tight_box(seen[number, 0].numpy() > 0.22)).max() < 1
+                        abs(
+                            box - tight_box(seen[number, 0].numpy() > 0.22)
+                        ).max()
+                        < 1
                     )
                     compared += 1
     assert compared > 100
@@ -195,7 +207,11 @@ def test_blended_copy_is_about_half_of_its_object_and_half_of_what_lay_there():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"kind": "paste"}, {"kind": "blend"}, {"kind": "paste", "with_expand": True}],
+    [
+        {"kind": "paste"},
+        {"kind": "blend"},
+        {"kind": "paste", "with_expand": True},
+    ],
     ids=str,
 )
 def test_boxes_of_copies_lie_on_their_pixels(settings):
@@ -204,11 +220,16 @@ def test_boxes_of_copies_lie_on_their_pixels(settings):
         before, targets = batch(seed)
         _, more = copied(before, targets, seed, num_objects=1, **settings)
         for number, index, _, box in added(targets, more):
-            if number != index // 10:  # in its own image the object is seen twice
+            if (
+                number != index // 10
+            ):  # in its own image the object is seen twice
                 seen, _ = copied(
                     *batch(seed, shown=index), seed, num_objects=1, **settings
                 )
-                assert abs(box - tight_box(seen[number, 0].numpy() > 0.22)).max() < 1
+                assert (
+                    abs(box - tight_box(seen[number, 0].numpy() > 0.22)).max()
+                    < 1
+                )
                 compared += 1
     assert compared > 25
 
@@ -218,7 +239,8 @@ def test_every_image_gets_that_many_objects_of_all_images_none_twice():
     for seed in range(10):
         _, more = copied(images, targets, seed, num_objects=3)
         assert [
-            len(new["boxes"]) - len(old["boxes"]) for old, new in zip(targets, more)
+            len(new["boxes"]) - len(old["boxes"])
+            for old, new in zip(targets, more)
         ] == [3, 3, 3]
         for old, new in zip(targets, more):
             copies = new["index"][len(old["index"]) :].tolist()
@@ -280,7 +302,10 @@ def test_copies_lie_anywhere_within_the_image():
 
 
 def test_expanded_copy_shows_a_tenth_to_a_quarter_more_at_each_side():
-    images, box = torch.zeros(1, 3, 200, 200), torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    images, box = (
+        torch.zeros(1, 3, 200, 200),
+        torch.tensor([[0.5, 0.5, 0.2, 0.2]]),
+    )
     target = {"boxes": box, "labels": torch.tensor([1])}
     sides = []
     for seed in range(100):
@@ -291,7 +316,11 @@ def test_expanded_copy_shows_a_tenth_to_a_quarter_more_at_each_side():
         )
         rows = (seen != before).any(1).any(2)[0].nonzero()
         sides.append(int(rows[-1] - rows[0]) + 1 if len(rows) else 50)
-    assert (min(sides) >= 48, max(sides) <= 62, max(sides) - min(sides) > 8) == (
+    assert (
+        min(sides) >= 48,
+        max(sides) <= 62,
+        max(sides) - min(sides) > 8,
+    ) == (
         True,
         True,
         True,
@@ -303,7 +332,9 @@ def test_copied_objects_keep_their_fields():
     for target in targets:
         target["labels"] = target["index"] + 100
     _, more = copied(images, targets)
-    assert all(torch.equal(target["labels"], target["index"] + 100) for target in more)
+    assert all(
+        torch.equal(target["labels"], target["index"] + 100) for target in more
+    )
 
 
 @pytest.mark.parametrize(
@@ -315,7 +346,9 @@ def test_images_without_objects_go_through(settings):
     assert torch.equal(after, images) and [
         target["boxes"].shape for target in more
     ] == [(0, 4), (0, 4)]
-    assert [target["boxes"].shape for target in mixed_up(images, targets)[1]] == [
+    assert [
+        target["boxes"].shape for target in mixed_up(images, targets)[1]
+    ] == [
         (0, 4),
         (0, 4),
     ]
@@ -334,7 +367,10 @@ def test_image_without_objects_is_given_those_of_others():
 def test_object_as_large_as_the_image_is_copied_onto_the_whole_of_it():
     images, targets = (
         torch.rand(2, 3, 20, 30),
-        [{"boxes": torch.tensor([[0.5, 0.5, 1, 1]])}, {"boxes": torch.zeros(0, 4)}],
+        [
+            {"boxes": torch.tensor([[0.5, 0.5, 1, 1]])},
+            {"boxes": torch.zeros(0, 4)},
+        ],
     )
     before = images.clone()
     more = CopyBlend("paste", with_expand=True)(
@@ -371,7 +407,9 @@ def test_object_as_large_as_the_image_is_copied_onto_the_whole_of_it():
         ),
     ],
 )
-def test_images_or_boxes_of_another_kind_are_refused(images, box, box_format, found):
+def test_images_or_boxes_of_another_kind_are_refused(
+    images, box, box_format, found
+):
     with pytest.raises(ConfigError) as caught:
         check_mixable(images, [{"boxes": torch.tensor([box])}], box_format)
     assert str(caught.value) == (
@@ -384,7 +422,10 @@ def test_images_or_boxes_of_another_kind_are_refused(images, box, box_format, fo
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"kind": "cut"}, "copyblend_type is 'cut', expected 'blend' or 'paste'"),
+        (
+            {"kind": "cut"},
+            "copyblend_type is 'cut', expected 'blend' or 'paste'",
+        ),
         (
             {"area_threshold": 0},
             "area_threshold is 0, expected square pixels, more than 0",

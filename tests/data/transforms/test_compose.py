@@ -63,7 +63,8 @@ def test_empty_list_changes_nothing(ops):
 
 
 @pytest.mark.parametrize(
-    ("epoch", "canvas"), [(0, (12, 20)), (2, (12, 20)), (3, (6, 10)), (99, (6, 10))]
+    ("epoch", "canvas"),
+    [(0, (12, 20)), (2, (12, 20)), (3, (6, 10)), (99, (6, 10))],
 )
 def test_named_transforms_are_left_out_from_the_stop_epoch_on(epoch, canvas):
     compose = Compose([RandomZoomOut(side_range=[2, 2], p=1)], POLICY)
@@ -71,7 +72,9 @@ def test_named_transforms_are_left_out_from_the_stop_epoch_on(epoch, canvas):
 
 
 def test_other_transforms_act_in_every_epoch():
-    assert Compose([Resize([5, 7])], POLICY)(plain_sample(6, 10), 99).canvas == (7, 5)
+    assert Compose([Resize([5, 7])], POLICY)(
+        plain_sample(6, 10), 99
+    ).canvas == (7, 5)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +100,9 @@ def who_acts(policy: dict, epoch: int, run: RunLength | None = None) -> str:
         for name in ("Mosaic", "RandomZoomOut", "PadToSize", "Flip")
     ]
     if run is not None:
-        policy = resolve_specification({"type": "Compose", "policy": policy}, run)[
-            "policy"
-        ]
+        policy = resolve_specification(
+            {"type": "Compose", "policy": policy}, run
+        )["policy"]
     compose = Compose(ops, policy)
     compose(plain_sample(4, 4), epoch)
     return "".join(log)
@@ -129,7 +132,9 @@ def test_three_points_start_the_named_transforms_stop_mosaic_and_stop_all(
     assert who_acts(THREE | {"epoch": points}, epoch, RunLength(100)) == acting
 
 
-@pytest.mark.parametrize(("epoch", "acting"), [(0, "MRPF"), (63, "MRPF"), (64, "F")])
+@pytest.mark.parametrize(
+    ("epoch", "acting"), [(0, "MRPF"), (63, "MRPF"), (64, "F")]
+)
 def test_single_point_may_be_a_fraction_of_the_run(epoch, acting):
     assert who_acts(THREE | {"epoch": 0.9}, epoch, RunLength(72)) == acting
 
@@ -178,8 +183,12 @@ def with_others(seed: int = 0) -> Sample:
     ("mosaic_prob", "probability", "share"),
     [(0.5, 1.0, 0.5), (1.0, 0.5, 0.5), (0.5, 0.5, 0.25), (0, 1, 0), (1, 1, 1)],
 )
-def test_mosaic_acts_on_its_fraction_of_the_samples(mosaic_prob, probability, share):
-    compose = Compose([Mosaic(32, probability=probability)], mosaic_prob=mosaic_prob)
+def test_mosaic_acts_on_its_fraction_of_the_samples(
+    mosaic_prob, probability, share
+):
+    compose = Compose(
+        [Mosaic(32, probability=probability)], mosaic_prob=mosaic_prob
+    )
     acted = sum(compose(with_others(seed)).is_mosaic for seed in range(400))
     assert abs(acted - 400 * share) <= 4 * (400 * share * (1 - share)) ** 0.5
 
@@ -190,7 +199,10 @@ def test_mosaics_are_neither_zoomed_out_nor_cropped_by_overlap():
         Compose([Mosaic(32), RandomZoomOut(p=1), RandomIoUCrop(p=1)]),
     )
     for seed in range(20):
-        assert followed(with_others(seed)).canvas == alone(with_others(seed)).canvas
+        assert (
+            followed(with_others(seed)).canvas
+            == alone(with_others(seed)).canvas
+        )
 
 
 def test_samples_without_mosaic_are_zoomed_out():
@@ -266,7 +278,10 @@ def test_size_that_all_samples_leave_with_is_known(ops, size):
             "Compose.policy.name is 'stop_sample', expected 'default' or 'stop_epoch'",
         ),
         (POLICY | {"epoch": "3"}, f"Compose.policy.epoch is '3', {LENGTH}"),
-        (POLICY | {"epoch": [4, 34, -1]}, f"Compose.policy.epoch is -1, {LENGTH}"),
+        (
+            POLICY | {"epoch": [4, 34, -1]},
+            f"Compose.policy.epoch is -1, {LENGTH}",
+        ),
         (
             POLICY | {"epoch": [34, 4, 60]},
             (

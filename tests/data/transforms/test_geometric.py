@@ -75,7 +75,9 @@ def transformed(name: str, size_hw=None, *, least_side: int = 16):
         scene = drawn(seed)
         sample = Compose(CHAINS[name])(sample_of(scene, seed))
         _, target = sample.render(size_hw)
-        for box, index in zip(target["boxes"].numpy(), target["index"].tolist()):
+        for box, index in zip(
+            target["boxes"].numpy(), target["index"].tolist()
+        ):
             if (box[2:] - box[:2]).min() >= least_side:
                 yield sample, scene, box, index
 
@@ -91,7 +93,9 @@ def test_edges_of_boxes_lie_within_a_pixel_of_the_edges_of_what_they_hold(
     for sample, scene, box, index in transformed(name, size_hw):
         seen = tight_box(
             rendered_mask(
-                sample, filled(scene.boxes[index], *scene.image.shape[1:]), size_hw
+                sample,
+                filled(scene.boxes[index], *scene.image.shape[1:]),
+                size_hw,
             )
         )
         assert abs(box - seen).max() < 1
@@ -104,7 +108,8 @@ def test_boxes_lie_around_the_shapes_that_are_wholly_in_view(name):
     compared = 0
     for sample, scene, box, index in transformed(name, least_side=24):
         corners = np.sort(
-            scene.boxes[index].reshape(2, 2) * sample.scale + sample.shift, axis=0
+            scene.boxes[index].reshape(2, 2) * sample.scale + sample.shift,
+            axis=0,
         ).ravel()  # on a canvas without edges
         if (corners[:2] < sample.visible[:2]).any() or (
             corners[2:] > sample.visible[2:]
@@ -113,7 +118,9 @@ def test_boxes_lie_around_the_shapes_that_are_wholly_in_view(name):
         assert (
             iou(
                 box,
-                np.array(tight_box(rendered_mask(sample, scene.masks[index])), float),
+                np.array(
+                    tight_box(rendered_mask(sample, scene.masks[index])), float
+                ),
             )
             > 0.9
         )
@@ -129,7 +136,9 @@ def test_drawing_in_whole_pixels_moves_boxes_by_half_a_pixel_of_the_picture_and_
         sample = Compose(CHAINS[name])(sample_of(drawn(seed), seed))
         on_canvas = dict(zip(sample.fields["index"].tolist(), sample.boxes))
         _, target = sample.render()
-        for box, index in zip(target["boxes"].numpy(), target["index"].tolist()):
+        for box, index in zip(
+            target["boxes"].numpy(), target["index"].tolist()
+        ):
             assert (
                 abs(box - on_canvas[index]).reshape(2, 2).max(0)
                 <= 0.5 + 0.5 * abs(sample.scale) + 1e-3
@@ -148,7 +157,11 @@ def test_fields_stay_with_their_boxes(name):
     for seed in range(SCENES):
         sample = Compose(CHAINS[name])(sample_of(drawn(seed), seed))
         _, target = sample.render()
-        assert len(target["boxes"]) == len(target["index"]) == len(target["labels"])
+        assert (
+            len(target["boxes"])
+            == len(target["index"])
+            == len(target["labels"])
+        )
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -195,7 +208,9 @@ def test_two_flips_change_nothing():
     for _ in range(2):
         RandomHorizontalFlip(p=1)(sample)
     assert torch.equal(sample.render()[0], untouched.render()[0])
-    assert torch.equal(sample.render()[1]["boxes"], untouched.render()[1]["boxes"])
+    assert torch.equal(
+        sample.render()[1]["boxes"], untouched.render()[1]["boxes"]
+    )
 
 
 @pytest.mark.parametrize("fill", [0, 114, 255])
@@ -205,7 +220,9 @@ def test_zoom_out_shows_the_fill_value_around_the_untouched_image(fill):
     image, target = sample.render()
     x, y = (target["boxes"][0, :2] - torch.tensor([1, 2])).int().tolist()
     assert tuple(image.shape) == (3, 12, 20)
-    assert torch.equal(image[:, y : y + 6, x : x + 10], plain_sample(10, 6).image)
+    assert torch.equal(
+        image[:, y : y + 6, x : x + 10], plain_sample(10, 6).image
+    )
     outside = torch.ones(12, 20, dtype=torch.bool)
     outside[y : y + 6, x : x + 10] = False
     assert (image[:, outside] == fill).all()
@@ -220,14 +237,17 @@ def test_resize_equals_torchvisions_on_the_same_pixels():
         assert abs(sample.render()[0].int() - expected.int()).max() <= 1
 
 
-@pytest.mark.parametrize(("size", "seen"), [([4, 5], (5, 4)), ([6, 10], (10, 6))])
+@pytest.mark.parametrize(
+    ("size", "seen"), [([4, 5], (5, 4)), ([6, 10], (10, 6))]
+)
 def test_cut_has_its_size_and_shows_untouched_pixels(size, seen):
     sample = plain_sample(10, 6)
     RandomCrop(size)(sample)
     (width, height), (x, y) = origin_of(sample)
     assert (width, height) == seen
     assert torch.equal(
-        sample.render()[0], plain_sample(10, 6).image[:, y : y + height, x : x + width]
+        sample.render()[0],
+        plain_sample(10, 6).image[:, y : y + height, x : x + width],
     )
 
 
@@ -254,13 +274,20 @@ def test_margin_of_a_larger_image_is_a_cut():
 def test_cropping_by_overlap_drops_boxes_with_their_centre_outside():
     for seed in range(50):
         sample = plain_sample(
-            200, 150, [[20, 30, 80, 90], [100, 40, 180, 140], [5, 5, 30, 20]], seed
+            200,
+            150,
+            [[20, 30, 80, 90], [100, 40, 180, 140], [5, 5, 30, 20]],
+            seed,
         )
         centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
         RandomIoUCrop(p=1)(sample)
         (width, height), (x, y) = origin_of(sample)
-        inside = ((centres > [x, y]) & (centres < [x + width, y + height])).all(1)
-        assert sample.fields["index"].tolist() == np.flatnonzero(inside).tolist()
+        inside = ((centres > [x, y]) & (centres < [x + width, y + height])).all(
+            1
+        )
+        assert (
+            sample.fields["index"].tolist() == np.flatnonzero(inside).tolist()
+        )
         assert inside.any()
 
 
@@ -286,7 +313,9 @@ def test_cropping_by_overlap_keeps_to_its_limits():
 
 def test_crop_has_the_drawn_overlap_with_some_box():
     for seed in range(50):
-        sample = plain_sample(200, 150, [[20, 30, 80, 90], [100, 40, 180, 140]], seed)
+        sample = plain_sample(
+            200, 150, [[20, 30, 80, 90], [100, 40, 180, 140]], seed
+        )
         before = sample.boxes.copy()
         RandomIoUCrop(sampler_options=[0.5, 1.0], p=1)(sample)
         (width, height), (x, y) = origin_of(sample)
@@ -304,7 +333,9 @@ def test_image_without_boxes_is_not_cropped_by_overlap():
     assert sample.canvas == (200, 150)
 
 
-@pytest.mark.parametrize(("min_size", "kept"), [(1, [0, 1]), (5, [0]), (50, [])])
+@pytest.mark.parametrize(
+    ("min_size", "kept"), [(1, [0, 1]), (5, [0]), (50, [])]
+)
 def test_boxes_that_are_too_small_are_dropped(min_size, kept):
     sample = plain_sample(
         100, 100, [[10, 10, 40, 15], [10, 10, 11, 90], [50, 50, 50.5, 90]]
@@ -344,7 +375,10 @@ def drawn_by_torchvision(transform) -> np.ndarray:
             torch.tensor(BOXES), format="XYXY", canvas_size=(150, 200)
         )
         seen = v2.Compose(
-            [transform, v2.SanitizeBoundingBoxes(min_size=1, labels_getter=None)]
+            [
+                transform,
+                v2.SanitizeBoundingBoxes(min_size=1, labels_getter=None),
+            ]
         )({"image": image, "boxes": boxes})
         rows.append(look(seen["image"], seen["boxes"]))
     return np.array(rows)
@@ -394,7 +428,9 @@ def test_mean_and_spread_of_what_comes_out_agree_with_torchvision(ours, theirs):
     a, b = drawn_by_us(ours), drawn_by_torchvision(theirs)
     error = np.sqrt(a.var(0) / DRAWS + b.var(0) / DRAWS)
     assert (abs(a.mean(0) - b.mean(0)) <= 4 * error + 1e-9).all()
-    assert (abs(a.std(0) - b.std(0)) <= 0.2 * np.maximum(a.std(0), b.std(0))).all()
+    assert (
+        abs(a.std(0) - b.std(0)) <= 0.2 * np.maximum(a.std(0), b.std(0))
+    ).all()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,11 @@ from tests.fixtures.samples import (
     tight_box,
 )
 
-UNTOUCHED = {"rotation_range": 0, "translation_range": [0, 0], "scaling_range": [1, 1]}
+UNTOUCHED = {
+    "rotation_range": 0,
+    "translation_range": [0, 0],
+    "scaling_range": [1, 1],
+}
 SIZES = ((160, 120), (200, 90), (120, 120))
 
 
@@ -104,7 +108,9 @@ def test_edges_of_boxes_lie_within_a_pixel_and_a_half_of_the_edges_of_what_they_
 def test_boxes_lie_around_the_shapes_that_are_wholly_in_view():
     overlaps = []
     for mosaic, box, seen in boxes_and_masks(
-        Mosaic(150, translation_range=[0, 0]), 16, lambda scene, k: scene.masks[k]
+        Mosaic(150, translation_range=[0, 0]),
+        16,
+        lambda scene, k: scene.masks[k],
     ):
         if box.min() > 0 and (box[2:] < mosaic.canvas).all():
             overlaps.append(iou(box, np.array(tight_box(seen), float)))
@@ -124,17 +130,29 @@ def test_turned_box_is_tighter_than_the_one_around_its_corners():
         scene, centre = drawn(number, 160, 160), np.array([80, 80])
         shift = centre - matrix @ centre
         for mask, box in zip(scene.masks, scene.boxes):
-            image = torch.from_numpy(mask).float().mul(255).expand(3, -1, -1).clone()
+            image = (
+                torch.from_numpy(mask)
+                .float()
+                .mul(255)
+                .expand(3, -1, -1)
+                .clone()
+            )
             seen = np.array(
                 tight_box(warp(image, matrix, shift)[0].numpy() > 127), float
             )
             if seen.min() > 0 and seen.max() < 160:
-                turned = box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2) @ matrix.T + shift
+                turned = (
+                    box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2) @ matrix.T
+                    + shift
+                )
                 corners.append(
                     iou(np.concatenate([turned.min(0), turned.max(0)]), seen)
                 )
                 ours.append(
-                    iou(moved_boxes(box[None], matrix, shift, (160, 160))[0][0], seen)
+                    iou(
+                        moved_boxes(box[None], matrix, shift, (160, 160))[0][0],
+                        seen,
+                    )
                 )
     assert np.mean(ours) > np.mean(corners) + 0.08
 
@@ -154,12 +172,18 @@ def test_turned_box_is_tighter_than_the_one_around_its_corners():
 )
 def test_boxes_lie_within_the_image_and_fields_stay_with_them(later):
     for seed in range(20):
-        _, target = mosaic_of_scenes(seed, Compose([Mosaic(80), *later])).render()
-        assert len(target["boxes"]) == len(target["index"]) == len(target["labels"])
+        _, target = mosaic_of_scenes(
+            seed, Compose([Mosaic(80), *later])
+        ).render()
+        assert (
+            len(target["boxes"])
+            == len(target["index"])
+            == len(target["labels"])
+        )
         assert target["index"].unique().numel() == len(target["index"])
-        assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all() and target[
-            "boxes"
-        ].min() >= 0
+        assert (
+            target["boxes"][:, 2:] > target["boxes"][:, :2]
+        ).all() and target["boxes"].min() >= 0
 
 
 def test_boxes_of_which_too_little_stays_are_dropped_with_their_fields():
@@ -170,9 +194,12 @@ def test_boxes_of_which_too_little_stays_are_dropped_with_their_fields():
         )
     )
     sample.rng = np.random.default_rng(0)
-    Mosaic(100, rotation_range=0, translation_range=[0, 0], scaling_range=[1.5, 1.5])(
-        sample
-    )
+    Mosaic(
+        100,
+        rotation_range=0,
+        translation_range=[0, 0],
+        scaling_range=[1.5, 1.5],
+    )(sample)
     assert (
         sample.fields["index"].tolist()
         == [
@@ -206,7 +233,10 @@ def test_box_that_is_moved_and_scaled_alone_is_exact():
 def test_quarter_turn_swaps_the_sides_of_a_box():
     quarter = np.array([[0.0, -1], [1, 0]])
     boxes, visible = moved_boxes(
-        np.array([[10.0, 20, 30, 80]]), quarter, np.array([100.0, 0]), (100, 100)
+        np.array([[10.0, 20, 30, 80]]),
+        quarter,
+        np.array([100.0, 0]),
+        (100, 100),
     )
     assert (boxes.tolist(), visible.tolist()) == ([[20, 10, 80, 30]], [1])
 
@@ -227,13 +257,21 @@ def test_box_of_a_disc_keeps_its_size_however_it_is_turned(turn):
 
 @pytest.mark.parametrize(
     ("angle", "translate", "scale"),
-    [(0, [0, 0], 1.0), (10, [0, 0], 1.0), (-7, [12, -5], 0.6), (4, [-20, 3], 1.4)],
+    [
+        (0, [0, 0], 1.0),
+        (10, [0, 0], 1.0),
+        (-7, [12, -5], 0.6),
+        (4, [-20, 3], 1.4),
+    ],
 )
 def test_pixels_are_moved_as_torchvision_moves_them(angle, translate, scale):
     image = F.pad(
         scene_of(0).image.float(), [2, 2, 2, 2]
     )  # how the very edge fades into the fill value is torchvision's own
-    centre, turn = np.array([image.shape[2], image.shape[1]]) / 2, math.radians(angle)
+    centre, turn = (
+        np.array([image.shape[2], image.shape[1]]) / 2,
+        math.radians(angle),
+    )
     matrix = scale * np.array(
         [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
     )
@@ -253,7 +291,9 @@ def test_pixels_are_moved_as_torchvision_moves_them(angle, translate, scale):
 def test_draws_fill_their_ranges_and_keep_to_them():
     mosaic, rng = (
         Mosaic(
-            rotation_range=10, translation_range=[0.1, 0.2], scaling_range=[0.5, 1.5]
+            rotation_range=10,
+            translation_range=[0.1, 0.2],
+            scaling_range=[0.5, 1.5],
         ),
         np.random.default_rng(0),
     )
@@ -282,20 +322,29 @@ def test_four_images_stand_at_their_corners_with_their_shorter_side_at_the_size(
     for scene, (x, y), width in zip(
         scenes, ((0, 0), (133, 0), (0, 60), (133, 60)), (80, 133, 60, 80)
     ):
-        expected = v2.functional.resize(scene.image, [60, width], antialias=True)
+        expected = v2.functional.resize(
+            scene.image, [60, width], antialias=True
+        )
         assert (
-            abs(sample.image[:, y : y + 60, x : x + width].int() - expected.int()).max()
+            abs(
+                sample.image[:, y : y + 60, x : x + width].int()
+                - expected.int()
+            ).max()
             <= 1
         )
 
 
 def test_fill_value_stands_between_and_around_the_images():
     sample = together(*(plain_sample(width, 40) for width in (40, 80, 40, 80)))
-    Mosaic(40, **(UNTOUCHED | {"scaling_range": [0.5, 0.5]}), fill_value=114)(sample)
+    Mosaic(40, **(UNTOUCHED | {"scaling_range": [0.5, 0.5]}), fill_value=114)(
+        sample
+    )
     assert (
         sample.image[:, :, 62:78] == 114
     ).all()  # right of the first and third image, halved around the middle of 160 columns
-    assert (sample.image[:, :19] == 114).all() and (sample.image[:, -19:] == 114).all()
+    assert (sample.image[:, :19] == 114).all() and (
+        sample.image[:, -19:] == 114
+    ).all()
 
 
 def test_narrow_image_is_shrunk_further_so_that_the_canvas_stays_small():
@@ -313,7 +362,11 @@ def test_images_without_objects_go_through(seed):
     sample = together(*(plain_sample(60, 40) for _ in range(4)))
     sample.rng = np.random.default_rng(seed)
     Mosaic(32)(sample)
-    assert (sample.boxes.shape, sample.fields["index"].shape, sample.image.dtype) == (
+    assert (
+        sample.boxes.shape,
+        sample.fields["index"].shape,
+        sample.image.dtype,
+    ) == (
         (0, 4),
         (0,),
         torch.uint8,
@@ -340,7 +393,10 @@ def test_what_belongs_to_the_image_is_that_of_the_first():
     sample = together(*(plain_sample(40, 40) for _ in range(4)))
     sample.info = {"image_id": torch.tensor([7])}
     Mosaic(32)(sample)
-    assert (sample.render()[1]["image_id"].item(), sample.is_mosaic) == (7, True)
+    assert (sample.render()[1]["image_id"].item(), sample.is_mosaic) == (
+        7,
+        True,
+    )
 
 
 def test_images_of_the_files_are_left_as_they_were():
@@ -369,7 +425,9 @@ def test_sample_without_mosaic_keeps_its_pixels_and_decodes_no_others():
 # ---- settings ----
 
 
-def test_mosaic_takes_the_settings_of_deims_files_and_logs_which_have_no_effect(caplog):
+def test_mosaic_takes_the_settings_of_deims_files_and_logs_which_have_no_effect(
+    caplog,
+):
     caplog.set_level("INFO", "dfine")
     made = create(
         {
@@ -412,7 +470,10 @@ def test_data_set_without_draw_other_is_refused():
             ),
         ),
         ({"output_size": 0}, "output_size is 0, expected a number of pixels"),
-        ({"rotation_range": -1}, "rotation_range is -1, expected 0 to 180 degrees"),
+        (
+            {"rotation_range": -1},
+            "rotation_range is -1, expected 0 to 180 degrees",
+        ),
         (
             {"translation_range": [0.1]},
             "translation_range is [0.1], expected two numbers from 0 to 1",

@@ -44,7 +44,10 @@ def differences(step: str, value: float) -> torch.Tensor:
     theirs = getattr(v2.functional, f"adjust_{step}")
     return torch.cat(
         [
-            (coloured(seed, step, value) - theirs(drawn(seed).image, value).int())
+            (
+                coloured(seed, step, value)
+                - theirs(drawn(seed).image, value).int()
+            )
             .abs()
             .flatten()
             for seed in SCENES
@@ -54,12 +57,16 @@ def differences(step: str, value: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("step", ["brightness", "contrast", "saturation"])
 @pytest.mark.parametrize("value", [0.5, 0.875, 1.0, 1.125, 1.5])
-def test_single_step_differs_from_torchvision_by_one_grey_level_at_most(step, value):
+def test_single_step_differs_from_torchvision_by_one_grey_level_at_most(
+    step, value
+):
     assert differences(step, value).max() <= 1
 
 
 @pytest.mark.parametrize("turn", [-0.05, 0.05])
-def test_largest_turn_of_hue_differs_from_torchvision_by_what_is_documented(turn):
+def test_largest_turn_of_hue_differs_from_torchvision_by_what_is_documented(
+    turn,
+):
     """docs/decisions/0006: saturated colours differ by 9 grey levels on average, by 30 in 1 % of pixels."""
     difference = differences("hue", turn)
     assert difference.mean() <= 9
@@ -95,7 +102,9 @@ def test_whole_turn_of_hue_changes_nothing():
 
 
 def test_third_of_a_turn_moves_the_channels_on():
-    np.testing.assert_allclose(hue_matrix(1 / 3) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        hue_matrix(1 / 3) @ [1, 0, 0], [0, 1, 0], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +139,12 @@ def test_contrast_of_zero_gives_the_mean_grey_value():
 
 # ---- random state ----
 
-OFF = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
+OFF = {
+    "brightness": (1, 1),
+    "contrast": (1, 1),
+    "saturation": (1, 1),
+    "hue": (0, 0),
+}
 DRAWS = 600
 
 
@@ -234,7 +248,10 @@ def test_colours_act_in_float_as_in_8_bits():
 
 def test_margin_keeps_its_fill_value():
     sample = Compose(
-        [RandomPhotometricDistort(p=1), RandomZoomOut(fill=114, side_range=[4, 4], p=1)]
+        [
+            RandomPhotometricDistort(p=1),
+            RandomZoomOut(fill=114, side_range=[4, 4], p=1),
+        ]
     )(plain_sample(8, 8, seed=1))
     image, _ = sample.render()
     assert (image == 114).all(0).sum() >= 32 * 32 - 8 * 8
@@ -243,7 +260,9 @@ def test_margin_keeps_its_fill_value():
 def test_second_distortion_acts_on_the_first():
     sample = sample_of(drawn(0))
     for _ in range(2):
-        RandomPhotometricDistort(**(OFF | {"brightness": (0.5, 0.5)}), p=1)(sample)
+        RandomPhotometricDistort(**(OFF | {"brightness": (0.5, 0.5)}), p=1)(
+            sample
+        )
     assert abs(np.sort(sample.colour[:, :3].sum(1)) - 0.25).max() < 1e-12
 
 

@@ -24,10 +24,15 @@ def test_untouched_sample_gives_the_pixels_of_the_file():
     assert np.allclose(target["boxes"], drawn(0).boxes)
 
 
-@pytest.mark.parametrize("size", [(48, 80), (120, 160), (300, 90), (640, 640)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(48, 80), (120, 160), (300, 90), (640, 640)], ids=str
+)
 def test_drawing_at_another_size_is_torchvisions_resize(size):
     expected = v2.functional.resize(drawn(0).image, list(size), antialias=True)
-    assert abs(sample_of(drawn(0)).render(size)[0].int() - expected.int()).max() <= 1
+    assert (
+        abs(sample_of(drawn(0)).render(size)[0].int() - expected.int()).max()
+        <= 1
+    )
 
 
 @pytest.mark.parametrize("size", [(48, 80), (640, 640)], ids=str)

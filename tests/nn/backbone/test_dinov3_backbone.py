@@ -51,7 +51,8 @@ def test_model_is_named_by_alias_or_as_timm_names_it(alias, name):
 
 def test_small_plus_has_gated_feed_forward_layers():
     assert any(
-        "fc1_g" in name for name in small_backbone("dinov3_small_plus").state_dict()
+        "fc1_g" in name
+        for name in small_backbone("dinov3_small_plus").state_dict()
     )
 
 
@@ -100,7 +101,9 @@ def test_taps_that_do_not_exist_are_refused(taps):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"num_heads": 0}, {"embed_dim": -4}, {"mlp_ratio": -1}], ids=str
+    "settings",
+    [{"num_heads": 0}, {"embed_dim": -4}, {"mlp_ratio": -1}],
+    ids=str,
 )
 def test_sizes_that_timm_cannot_build_are_refused(settings):
     with pytest.raises(
@@ -110,7 +113,9 @@ def test_sizes_that_timm_cannot_build_are_refused(settings):
         small_backbone(**settings)
 
 
-@pytest.mark.parametrize(("embed_dim", "num_heads"), [(30, 4), (36, 2), (32, 3)])
+@pytest.mark.parametrize(
+    ("embed_dim", "num_heads"), [(30, 4), (36, 2), (32, 3)]
+)
 def test_a_width_that_rotary_codes_cannot_take_is_refused(embed_dim, num_heads):
     with pytest.raises(
         ConfigError,
@@ -182,7 +187,9 @@ def test_channels_and_strides_are_attributes():
 
 
 def test_normalisation_is_no_part_of_the_state_dict():
-    assert not any(key.startswith("image_") for key in small_backbone().state_dict())
+    assert not any(
+        key.startswith("image_") for key in small_backbone().state_dict()
+    )
 
 
 # ---- forward ----
@@ -199,7 +206,9 @@ def test_maps_fit_any_size_in_multiples_of_32(size):
 @pytest.mark.parametrize("strides", [[8], [16], [32], [8, 32]])
 def test_maps_have_the_requested_strides(strides):
     maps = small_backbone(feat_strides=strides)(torch.rand(1, 3, 64, 96))
-    assert [tuple(x.shape[-2:]) for x in maps] == [(64 // s, 96 // s) for s in strides]
+    assert [tuple(x.shape[-2:]) for x in maps] == [
+        (64 // s, 96 // s) for s in strides
+    ]
 
 
 def test_images_are_normalised_by_imagenet_statistics_inside():
@@ -214,13 +223,17 @@ def test_maps_are_the_adapters_of_the_taps_of_the_normalised_image():
     taps = backbone.vit.forward_intermediates(
         normalised, indices=[0, 1], norm=True, intermediates_only=True
     )
-    for ours, expected in zip(backbone(images), backbone.adapter(taps, normalised)):
+    for ours, expected in zip(
+        backbone(images), backbone.adapter(taps, normalised)
+    ):
         torch.testing.assert_close(ours, expected)
 
 
 def test_other_statistics_can_be_set():
     backbone, images = (
-        small_backbone(image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25]).eval(),
+        small_backbone(
+            image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25]
+        ).eval(),
         torch.rand(1, 3, 32, 32),
     )
     (seen,) = seen_by(backbone.vit.patch_embed, lambda: backbone(images))
@@ -252,7 +265,10 @@ def test_taps_get_the_final_norm_only_if_asked_for(tap_norm):
     )
     taps, normalised = seen_by(backbone.adapter, lambda: backbone(images))
     expected = backbone.vit.forward_intermediates(
-        normalised, indices=[0, 1], norm=tap_norm == "final", intermediates_only=True
+        normalised,
+        indices=[0, 1],
+        norm=tap_norm == "final",
+        intermediates_only=True,
     )
     torch.testing.assert_close(taps[0], expected[0])
     assert (backbone.adapter.tap_norms is not None) == (tap_norm == "own")
@@ -307,9 +323,9 @@ def test_frozen_backbone_stays_in_eval_mode_while_its_adapter_trains():
 def test_frozen_backbone_gets_no_gradients_while_its_adapter_does():
     backbone = small_backbone(freeze_backbone=True).train()
     sum(x.sum() for x in backbone(torch.rand(2, 3, 64, 64))).backward()
-    assert [name for name, p in backbone.named_parameters() if p.grad is not None] == [
-        name for name, _ in backbone.named_parameters() if "adapter" in name
-    ]
+    assert [
+        name for name, p in backbone.named_parameters() if p.grad is not None
+    ] == [name for name, _ in backbone.named_parameters() if "adapter" in name]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +335,19 @@ def test_frozen_backbone_gets_no_gradients_while_its_adapter_does():
         (1, ["3", "norm"]),
         (2, ["2", "3", "norm"]),
         (3, ["1", "2", "3", "norm"]),
-        (4, ["0", "1", "2", "3", "cls_token", "norm", "patch_embed", "reg_token"]),
+        (
+            4,
+            [
+                "0",
+                "1",
+                "2",
+                "3",
+                "cls_token",
+                "norm",
+                "patch_embed",
+                "reg_token",
+            ],
+        ),
     ],
 )
 def test_the_last_blocks_can_be_trained_alone(count, parts):
@@ -423,7 +451,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     expected = gradients(plain.train(), images)
     for name, gradient in gradients(saving.train(), images).items():
         torch.testing.assert_close(
-            gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}"
+            gradient,
+            expected[name],
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -445,7 +475,10 @@ def test_drop_path_grows_with_depth():
     "settings", [{"drop_path": 0.9}, {"rope_rescale_coords": 2.0}], ids=str
 )
 def test_random_parts_act_in_training(settings):
-    backbone, images = small_backbone(**settings).train(), torch.rand(4, 3, 64, 64)
+    backbone, images = (
+        small_backbone(**settings).train(),
+        torch.rand(4, 3, 64, 64),
+    )
     assert not torch.equal(backbone(images)[1], backbone(images)[1])
 
 
@@ -459,7 +492,9 @@ def test_random_parts_do_not_act_in_evaluation(settings):
         torch.rand(4, 3, 64, 64),
     )
     backbone.load_state_dict(plain.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(plain(images), backbone(images)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain(images), backbone(images))
+    )
 
 
 @pytest.mark.parametrize(
@@ -470,12 +505,16 @@ def test_random_parts_do_not_act_on_a_frozen_vit(settings):
         small_backbone(freeze_backbone=True, **settings).train(),
         torch.rand(4, 3, 64, 64),
     )
-    assert all(torch.equal(a, b) for a, b in zip(backbone(images), backbone(images)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone(images), backbone(images))
+    )
 
 
 def test_nothing_is_random_by_default():
     backbone, images = small_backbone().train(), torch.rand(4, 3, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(backbone(images), backbone(images)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone(images), backbone(images))
+    )
 
 
 # ---- weights ----
@@ -497,7 +536,9 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_network):
+def test_without_a_file_and_without_a_network_one_line_says_what_to_do(
+    no_network,
+):
     with pytest.raises(CheckpointError) as caught:
         small_backbone(pretrained=True).load_pretrained()
     assert str(caught.value) == (
@@ -514,14 +555,20 @@ def test_without_a_file_and_without_a_network_one_line_says_what_to_do(no_networ
 @pytest.mark.parametrize(
     ("model_name", "file"),
     [
-        ("dinov3_small", "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
+        (
+            "dinov3_small",
+            "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+        ),
         (WITH_BIASES, "weights/dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
         (
             "dinov3_small_plus",
             "weights/dinov3_vits16plus_pretrain_lvd1689m-4057cbaa.pth",
         ),
         ("dinov3_base", "weights/dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth"),
-        ("dinov3_large", "weights/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth"),
+        (
+            "dinov3_large",
+            "weights/dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth",
+        ),
     ],
 )
 def test_the_file_that_is_looked_for_is_the_official_one_of_the_model(
@@ -558,7 +605,9 @@ def test_nothing_is_read_without_pretrained(no_network):
     assert torch.equal(backbone.vit.cls_token, before)
 
 
-def test_a_file_is_loaded_and_reported(no_network, tmp_path, caplog, monkeypatch):
+def test_a_file_is_loaded_and_reported(
+    no_network, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr(logging.getLogger("dfine"), "propagate", True)
     source, path = small_backbone(), tmp_path / "mine.pth"
     torch.save(official_layout(source.vit, live_biases=False), path)
@@ -566,9 +615,13 @@ def test_a_file_is_loaded_and_reported(no_network, tmp_path, caplog, monkeypatch
     with caplog.at_level(logging.INFO, "dfine"):
         backbone.load_pretrained()
     assert torch.equal(
-        backbone.vit.blocks[1].mlp.fc1.weight, source.vit.blocks[1].mlp.fc1.weight
+        backbone.vit.blocks[1].mlp.fc1.weight,
+        source.vit.blocks[1].mlp.fc1.weight,
     )
-    assert f"DINOv3: {path}: official layout, 32 of 32 tensors, sha256 " in caplog.text
+    assert (
+        f"DINOv3: {path}: official layout, 32 of 32 tensors, sha256 "
+        in caplog.text
+    )
 
 
 def test_building_from_a_configuration_loads_the_file(tmp_path):
@@ -578,7 +631,9 @@ def test_building_from_a_configuration_loads_the_file(tmp_path):
     loaded = tiny_config(
         DINOv3Backbone={"pretrained": True, "checkpoint_path": str(path)}
     ).model.backbone.vit
-    assert torch.equal(loaded.patch_embed.proj.weight, source.patch_embed.proj.weight)
+    assert torch.equal(
+        loaded.patch_embed.proj.weight, source.patch_embed.proj.weight
+    )
 
 
 def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(
@@ -620,6 +675,7 @@ def test_taps_of_a_second_vit_are_read_as_the_backbone_reads_its_own():
     )
     expected, _ = seen_by(other.adapter, lambda: other(images))
     for ours, theirs in zip(
-        backbone.taps_of(other.vit, (images - IMAGENET_MEAN) / IMAGENET_STD), expected
+        backbone.taps_of(other.vit, (images - IMAGENET_MEAN) / IMAGENET_STD),
+        expected,
     ):
         torch.testing.assert_close(ours, theirs)

@@ -19,7 +19,9 @@ EMBEDDING = {
 
 def backbone(**settings):
     """A backbone with four blocks, all of them read, whose lengths are those of a configuration."""
-    resolved = resolve_specification({"type": "DINOv3Backbone", **settings}, RUN)
+    resolved = resolve_specification(
+        {"type": "DINOv3Backbone", **settings}, RUN
+    )
     return small_backbone(
         depth=4,
         tap_blocks=[1, 2, 3],
@@ -47,8 +49,14 @@ def trained(made) -> set[str]:
         ({"freeze_backbone_epochs": 0}, [4] * 20),
         ({"freeze_backbone_epochs": 0, "unfreeze_blocks": 2}, [4] * 20),
         ({"freeze_backbone_epochs": 10}, [0] * 10 + [4] * 10),
-        ({"freeze_backbone_epochs": 10, "unfreeze_blocks": 2}, [0] * 10 + [2] * 10),
-        ({"freeze_backbone_epochs": 0.25, "unfreeze_blocks": 1}, [0] * 5 + [1] * 15),
+        (
+            {"freeze_backbone_epochs": 10, "unfreeze_blocks": 2},
+            [0] * 10 + [2] * 10,
+        ),
+        (
+            {"freeze_backbone_epochs": 0.25, "unfreeze_blocks": 1},
+            [0] * 5 + [1] * 15,
+        ),
         (
             {"freeze_backbone_epochs": "30 steps", "unfreeze_blocks": 1},
             [0] * 3 + [1] * 17,
@@ -73,9 +81,13 @@ def test_phase_b_thaws_the_last_blocks_and_the_final_norm_but_no_embedding():
     assert trained(made) == set()
     made.set_epoch(1)
     assert {
-        name.split(".")[1] for name in trained(made) if name.startswith("blocks.")
+        name.split(".")[1]
+        for name in trained(made)
+        if name.startswith("blocks.")
     } == {"2", "3"}
-    assert {name for name in trained(made) if not name.startswith("blocks.")} == {
+    assert {
+        name for name in trained(made) if not name.startswith("blocks.")
+    } == {
         "norm.weight",
         "norm.bias",
     }
@@ -123,7 +135,9 @@ def test_the_plan_has_start_and_rate_of_every_trainable_parameter():
     plan = backbone(
         unfreeze_plan=[[5, 1], [10, 2]], unfreeze_lr_factor=0.1
     ).learning_plan()
-    assert {name.split(".")[2] for name in plan if name.startswith("vit.blocks.")} == {
+    assert {
+        name.split(".")[2] for name in plan if name.startswith("vit.blocks.")
+    } == {
         "2",
         "3",
     }
@@ -165,7 +179,9 @@ def test_what_trains_from_the_start_knows_no_thawing_factor():
 
 def test_layer_wise_decay_slows_each_block_by_one_factor_more_than_the_next():
     plan = backbone(layer_decay=0.5).learning_plan()
-    factors = [plan[f"vit.blocks.{block}.norm1.weight"].factor for block in range(4)]
+    factors = [
+        plan[f"vit.blocks.{block}.norm1.weight"].factor for block in range(4)
+    ]
     assert factors == [0.5**4, 0.5**3, 0.5**2, 0.5]
     assert plan["vit.norm.weight"].factor == 1.0
     assert {plan[f"vit.{name}"].factor for name in EMBEDDING} == {0.5**5}
@@ -188,7 +204,9 @@ def test_layer_wise_decay_and_the_thawing_factor_multiply():
 
 
 def test_gated_mlps_thaw_too():
-    made = backbone(model_name=GATED, freeze_backbone_epochs=1, unfreeze_blocks=1)
+    made = backbone(
+        model_name=GATED, freeze_backbone_epochs=1, unfreeze_blocks=1
+    )
     made.set_epoch(1)
     assert {name for name in trained(made) if "fc1_g" in name} == {
         "blocks.3.mlp.fc1_g.weight",
@@ -229,14 +247,20 @@ def test_gated_mlps_thaw_too():
             {"freeze_backbone_epochs": 1.5},
             "freeze_backbone_epochs is 1.5, expected an integer number of epochs",
         ),
-        ({"unfreeze_lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
+        (
+            {"unfreeze_lr_factor": 0.0},
+            "unfreeze_lr_factor is 0.0, expected above 0",
+        ),
         (
             {"unfreeze_plan": [[5, 1], [0.2, 2]]},
             r"phases begin in epochs \[0, 5, 4\] \(from 0\), expected each after the one before",
         ),
         ({"layer_decay": 1.1}, "layer_decay is 1.1"),
         ({"lora_rank": 2, "freeze_backbone": True}, "no block is ever trained"),
-        ({"lora_rank": 2, "unfreeze_plan": [[0, 0]]}, "no block is ever trained"),
+        (
+            {"lora_rank": 2, "unfreeze_plan": [[0, 0]]},
+            "no block is ever trained",
+        ),
     ],
 )
 def test_an_invalid_plan_is_refused(settings, message):
@@ -255,11 +279,17 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_phase(blocks):
         sum(
             level.square().sum()
             for level in made(
-                torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+                torch.rand(
+                    2, 3, 64, 64, generator=torch.Generator().manual_seed(1)
+                )
             )
         ).backward()
         gradients.append(
-            {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+            {
+                name: p.grad
+                for name, p in made.named_parameters()
+                if p.grad is not None
+            }
         )
     assert gradients[0].keys() == gradients[1].keys()
     assert all(
@@ -270,7 +300,11 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_phase(blocks):
 
 def test_phases_that_a_short_run_lays_together_learn_from_one_epoch_on():
     made = backbone(unfreeze_plan=[[0.01, 1], [0.02, 2]])
-    assert {learning.thaw_epoch for learning in made.learning_plan().values()} == {1}
     assert {
-        name.split(".")[2] for name in made.learning_plan() if ".blocks." in name
+        learning.thaw_epoch for learning in made.learning_plan().values()
+    } == {1}
+    assert {
+        name.split(".")[2]
+        for name in made.learning_plan()
+        if ".blocks." in name
     } == {"2", "3"}

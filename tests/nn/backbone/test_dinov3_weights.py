@@ -26,7 +26,9 @@ LAYOUTS = {
 def write(path, state):
     """Write a state dict as .pth or .safetensors, and return the path."""
     if path.suffix == ".safetensors":
-        save_file({key: value.contiguous() for key, value in state.items()}, path)
+        save_file(
+            {key: value.contiguous() for key, value in state.items()}, path
+        )
     else:
         torch.save(state, path)
     return path
@@ -42,7 +44,9 @@ def refusal(state, folder, model_name=PLAIN, name="weights.pth", **settings):
     return str(caught.value).replace(str(folder) + "/", "")
 
 
-def test_file_of_the_given_digest_loads_and_an_invalid_digest_is_refused(tmp_path):
+def test_file_of_the_given_digest_loads_and_an_invalid_digest_is_refused(
+    tmp_path,
+):
     vit = small_backbone(PLAIN).vit
     path = write(tmp_path / "weights.pth", timm_layout(vit))
     load_dinov3_weights(vit, path, PLAIN, file_sha256(path).upper())
@@ -65,19 +69,24 @@ def test_file_of_any_layout_gives_the_features_of_the_model_it_came_from(
         torch.rand(1, 3, 48, 80),
     )
     state = LAYOUTS[layout](source)
-    load_dinov3_weights(vit, write(tmp_path / f"weights{suffix}", state), model_name)
+    load_dinov3_weights(
+        vit, write(tmp_path / f"weights{suffix}", state), model_name
+    )
     torch.testing.assert_close(
         features(vit, images), features(source, images), rtol=0, atol=0
     )
 
 
 @pytest.mark.parametrize(
-    "prefix", ["layer.", "model.layer.", "encoder.layer.", "model.encoder.layer."]
+    "prefix",
+    ["layer.", "model.layer.", "encoder.layer.", "model.encoder.layer."],
 )
 def test_hugging_face_files_of_every_age_load(prefix, tmp_path):
     source, vit = small_backbone().vit, small_backbone().vit
     report = load_dinov3_weights(
-        vit, write(tmp_path / "weights.pth", hugging_face_layout(source, prefix)), PLAIN
+        vit,
+        write(tmp_path / "weights.pth", hugging_face_layout(source, prefix)),
+        PLAIN,
     )
     assert report.layout == "Hugging Face"
 
@@ -94,7 +103,9 @@ def test_hugging_face_files_of_every_age_load(prefix, tmp_path):
 def test_state_dicts_inside_a_checkpoint_of_a_training_load(wrap, tmp_path):
     source, vit = small_backbone().vit, small_backbone().vit
     load_dinov3_weights(
-        vit, write(tmp_path / "weights.pth", wrap(official_layout(source))), PLAIN
+        vit,
+        write(tmp_path / "weights.pth", wrap(official_layout(source))),
+        PLAIN,
     )
     assert torch.equal(vit.cls_token, source.cls_token)
 
@@ -120,7 +131,9 @@ def test_biases_of_an_official_file_are_multiplied_by_their_mask(tmp_path):
         official_layout(small_backbone(WITH_BIASES).vit),
     )
     state["blocks.0.attn.qkv.bias_mask"] *= 0.5
-    load_dinov3_weights(vit, write(tmp_path / "weights.pth", state), WITH_BIASES)
+    load_dinov3_weights(
+        vit, write(tmp_path / "weights.pth", state), WITH_BIASES
+    )
     fused = state["blocks.0.attn.qkv.bias"]
     torch.testing.assert_close(
         torch.cat([vit.blocks[0].attn.q_bias, vit.blocks[0].attn.v_bias]),
@@ -136,7 +149,9 @@ def test_mask_of_zero_takes_a_bias_out_even_if_it_is_not_a_number(tmp_path):
     state["blocks.0.attn.qkv.bias"][32:64] = (
         torch.nan
     )  # older training code left NaN where the mask is zero
-    load_dinov3_weights(vit, write(tmp_path / "weights.pth", state), WITH_BIASES)
+    load_dinov3_weights(
+        vit, write(tmp_path / "weights.pth", state), WITH_BIASES
+    )
     assert features(vit, torch.rand(1, 3, 32, 32)).isfinite().all()
 
 
@@ -144,7 +159,9 @@ def test_mask_of_zero_takes_a_bias_out_even_if_it_is_not_a_number(tmp_path):
 def test_live_biases_are_refused_by_a_plain_model_with_the_name_of_the_other(
     layout, tmp_path
 ):
-    message = refusal(LAYOUTS[layout](small_backbone(WITH_BIASES).vit), tmp_path)
+    message = refusal(
+        LAYOUTS[layout](small_backbone(WITH_BIASES).vit), tmp_path
+    )
     assert message == (
         "weights.pth has query and value biases that are not zero (4 tensors), "
         f"for which {PLAIN} has no place; set DINOv3Backbone.model_name to {PLAIN}_qkvb"
@@ -157,7 +174,9 @@ def test_file_without_biases_loads_zeros_where_the_model_has_them_and_the_report
 ):
     source, vit = small_backbone(PLAIN).vit, small_backbone(WITH_BIASES).vit
     report = load_dinov3_weights(
-        vit, write(tmp_path / "weights.pth", LAYOUTS[layout](source)), WITH_BIASES
+        vit,
+        write(tmp_path / "weights.pth", LAYOUTS[layout](source)),
+        WITH_BIASES,
     )
     assert report.remarks == ("its query and value biases are zero",)
     assert all(
@@ -174,7 +193,9 @@ def test_dead_biases_of_a_published_file_load_into_a_plain_model(tmp_path):
     )
     load_dinov3_weights(
         vit,
-        write(tmp_path / "weights.pth", official_layout(source, live_biases=False)),
+        write(
+            tmp_path / "weights.pth", official_layout(source, live_biases=False)
+        ),
         PLAIN,
     )
     for block in source.blocks:
@@ -201,12 +222,16 @@ def test_missing_file_is_reported_with_the_working_directory(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"nowhere\.pth does not exist \(looked from "
     ):
-        load_dinov3_weights(small_backbone().vit, tmp_path / "nowhere.pth", PLAIN)
+        load_dinov3_weights(
+            small_backbone().vit, tmp_path / "nowhere.pth", PLAIN
+        )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_truncated_file_is_refused_with_its_size(suffix, tmp_path):
-    path = write(tmp_path / f"weights{suffix}", official_layout(small_backbone().vit))
+    path = write(
+        tmp_path / f"weights{suffix}", official_layout(small_backbone().vit)
+    )
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(
         CheckpointError, match=rf"weights{suffix} \(20000 bytes\) is damaged"
@@ -219,7 +244,8 @@ def test_a_digest_that_differs_from_the_name_is_refused(tmp_path):
     message = refusal(state, tmp_path, name="dinov3_vits16-08c60483.pth")
     digest = file_sha256(tmp_path / "dinov3_vits16-08c60483.pth")[:8]
     assert (
-        message == "dinov3_vits16-08c60483.pth is damaged or not what its name says: "
+        message
+        == "dinov3_vits16-08c60483.pth is damaged or not what its name says: "
         f"its sha256 begins with {digest}, expected 08c60483; download it again"
     )
 
@@ -243,7 +269,9 @@ def test_digest_that_agrees_with_the_name_is_remarked(tmp_path):
         ({"depth": 3}, "width 32, 3 blocks, patch 16"),
     ],
 )
-def test_another_size_is_refused_with_both_sizes(settings, size, layout, tmp_path):
+def test_another_size_is_refused_with_both_sizes(
+    settings, size, layout, tmp_path
+):
     message = refusal(LAYOUTS[layout](small_backbone(**settings).vit), tmp_path)
     assert (
         message
@@ -345,7 +373,9 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
         (
             {
                 "model": {
-                    "backbone.stages.0.blocks.0.layers.0.conv.weight": torch.zeros(1),
+                    "backbone.stages.0.blocks.0.layers.0.conv.weight": torch.zeros(
+                        1
+                    ),
                     "decoder.up": torch.zeros(1),
                 }
             },
@@ -354,7 +384,9 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
         (
             {
                 "model": {
-                    "backbone.vit.patch_embed.proj.weight": torch.zeros(32, 3, 16, 16),
+                    "backbone.vit.patch_embed.proj.weight": torch.zeros(
+                        32, 3, 16, 16
+                    ),
                     "decoder.up": torch.zeros(1),
                 }
             },

@@ -49,7 +49,12 @@ def test_maps_of_the_requested_stages_are_in_order(indices):
     model = small(return_idx=indices)
     maps = model(torch.rand(2, 3, 64, 96))
     assert [tuple(x.shape) for x in maps] == [
-        (2, (64, 256, 512, 1024)[i], 64 // (4, 8, 16, 32)[i], 96 // (4, 8, 16, 32)[i])
+        (
+            2,
+            (64, 256, 512, 1024)[i],
+            64 // (4, 8, 16, 32)[i],
+            96 // (4, 8, 16, 32)[i],
+        )
         for i in indices
     ]
 
@@ -74,7 +79,8 @@ def test_freezing_a_stage_that_does_not_exist_is_refused(stage):
     with pytest.raises(ConfigError) as caught:
         small(freeze_at=stage)
     assert (
-        str(caught.value) == f"HGNetv2.freeze_at is {stage}, expected -1 (nothing) to 3"
+        str(caught.value)
+        == f"HGNetv2.freeze_at is {stage}, expected -1 (nothing) to 3"
     )
 
 
@@ -116,7 +122,11 @@ def test_frozen_norm_computes_what_a_norm_in_eval_mode_does():
         torch.rand(1, 3, 64, 64),
     )
     frozen.load_state_dict(
-        {k: v for k, v in plain.state_dict().items() if "num_batches_tracked" not in k}
+        {
+            k: v
+            for k, v in plain.state_dict().items()
+            if "num_batches_tracked" not in k
+        }
     )
     for a, b in zip(plain(x), frozen(x)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -162,7 +172,9 @@ def test_weights_of_timm_load_strictly_and_give_timms_features(
     freeze_norm, timm_model, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(
-        module_under_test, "timm_state_dict", lambda name: timm_model.state_dict()
+        module_under_test,
+        "timm_state_dict",
+        lambda name: timm_model.state_dict(),
     )
     model = small(
         pretrained=True,
@@ -200,7 +212,9 @@ def test_a_local_file_comes_first_and_the_log_says_what_was_loaded(
     with caplog.at_level(logging.INFO, "dfine"):
         model.load_pretrained()
     count = len(model.state_dict())
-    assert torch.equal(model.stem.stem1.conv.weight, source.stem.stem1.conv.weight)
+    assert torch.equal(
+        model.stem.stem1.conv.weight, source.stem.stem1.conv.weight
+    )
     assert (
         f"HGNetv2 B0: loaded {count} of {count} tensors from {tmp_path}/PPHGNetV2_B0_stage1.pth"
         in caplog.text
@@ -226,7 +240,11 @@ def test_a_file_of_another_variant_is_refused_with_the_first_tensor_that_differs
 ):
     torch.save(
         HGNetv2(
-            "B1", use_lab=True, freeze_at=-1, freeze_norm=False, pretrained=False
+            "B1",
+            use_lab=True,
+            freeze_at=-1,
+            freeze_norm=False,
+            pretrained=False,
         ).state_dict(),
         tmp_path / "PPHGNetV2_B0_stage1.pth",
     )
@@ -238,7 +256,9 @@ def test_a_file_of_another_variant_is_refused_with_the_first_tensor_that_differs
 
 
 def test_a_file_with_other_keys_is_refused(no_network, tmp_path):
-    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "PPHGNetV2_B0_stage1.pth")
+    torch.save(
+        {"fc.weight": torch.zeros(2)}, tmp_path / "PPHGNetV2_B0_stage1.pth"
+    )
     with pytest.raises(
         CheckpointError,
         match=r"PPHGNetV2_B0_stage1.pth does not fit HGNetv2 B0: \d+ tensors differ, first fc\.weight",

@@ -33,6 +33,6 @@ def test_every_variant_is_counted():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_channels_of_a_variant_are_those_of_its_table(name):
-    assert HGNetv2(name, return_idx=[0, 1, 2, 3], pretrained=False).out_channels == [
-        stage.out for stage in VARIANTS[name].stages
-    ]
+    assert HGNetv2(
+        name, return_idx=[0, 1, 2, 3], pretrained=False
+    ).out_channels == [stage.out for stage in VARIANTS[name].stages]

@@ -3,7 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from src.core import ConfigError
-from src.nn.backbone.spatial_tuning_adapter import DetailBranch, SpatialTuningAdapter
+from src.nn.backbone.spatial_tuning_adapter import (
+    DetailBranch,
+    SpatialTuningAdapter,
+)
 from tests.fixtures.vits import randomize
 
 WIDTH, OUT, TAPS = 12, 6, 2
@@ -20,7 +23,8 @@ def adapter(strides=(8, 16, 32), **settings):
 def inputs(height=64, width=96, batch=2):
     """Return taps and the images that they belong to."""
     return [
-        torch.randn(batch, WIDTH, height // 16, width // 16) for _ in range(TAPS)
+        torch.randn(batch, WIDTH, height // 16, width // 16)
+        for _ in range(TAPS)
     ], torch.randn(batch, 3, height, width)
 
 
@@ -61,7 +65,9 @@ def test_every_option_keeps_the_shapes(settings):
 
 def test_maps_may_differ_in_their_channels():
     module = randomize(
-        SpatialTuningAdapter(WIDTH, [5, 6, 7], (8, 16, 32), TAPS, detail_channels=4)
+        SpatialTuningAdapter(
+            WIDTH, [5, 6, 7], (8, 16, 32), TAPS, detail_channels=4
+        )
     ).eval()
     assert [tuple(x.shape) for x in module(*inputs())] == [
         (2, 5, 8, 12),
@@ -95,7 +101,8 @@ def test_stride_16_is_a_mixture_of_all_taps_through_a_1x1_convolution():
     shares = module.tap_mix[0].softmax(-1)
     mixed = shares[0] * taps[0] + shares[1] * taps[1]
     torch.testing.assert_close(
-        module(taps, images)[0], F.gelu(module.norms[0](module.project[0](mixed)))
+        module(taps, images)[0],
+        F.gelu(module.norms[0](module.project[0](mixed))),
     )
 
 
@@ -151,22 +158,27 @@ def test_without_layer_norm_the_scale_of_a_tap_counts():
 
 def test_without_position_encoding_the_same_features_give_the_same_map_wherever_they_are():
     module = adapter((16,), detail_channels=0)
-    x = module([torch.ones(1, WIDTH, 3, 4)] * TAPS, torch.zeros(1, 3, 48, 64))[0]
+    x = module([torch.ones(1, WIDTH, 3, 4)] * TAPS, torch.zeros(1, 3, 48, 64))[
+        0
+    ]
     assert torch.allclose(x, x[..., :1, :1].expand_as(x))
 
 
 def test_position_encoding_distinguishes_rows_from_columns():
     module = adapter((16,), detail_channels=0, position_encoding=True)
-    x = module([torch.ones(1, WIDTH, 3, 4)] * TAPS, torch.zeros(1, 3, 48, 64))[0]
-    assert not torch.allclose(x[..., 0, 0], x[..., 1, 0]) and not torch.allclose(
-        x[..., 0, 0], x[..., 0, 1]
-    )
+    x = module([torch.ones(1, WIDTH, 3, 4)] * TAPS, torch.zeros(1, 3, 48, 64))[
+        0
+    ]
+    assert not torch.allclose(
+        x[..., 0, 0], x[..., 1, 0]
+    ) and not torch.allclose(x[..., 0, 0], x[..., 0, 1])
 
 
 def test_position_encoding_is_row_code_plus_column_code_at_its_own_size():
     module = adapter(position_encoding=True)
     torch.testing.assert_close(
-        module._position(torch.Size([40, 40])), module.row_code + module.column_code
+        module._position(torch.Size([40, 40])),
+        module.row_code + module.column_code,
     )
 
 
@@ -214,10 +226,14 @@ def test_gradients_reach_every_parameter():
         position_encoding=True,
     )
     sum(x.square().sum() for x in module(*inputs())).backward()
-    assert [name for name, p in module.named_parameters() if p.grad is None] == []
+    assert [
+        name for name, p in module.named_parameters() if p.grad is None
+    ] == []
 
 
 def test_batch_norms_are_plain_ones_so_that_a_cpu_can_train():
     assert {
-        type(m).__name__ for m in adapter().modules() if "BatchNorm" in type(m).__name__
+        type(m).__name__
+        for m in adapter().modules()
+        if "BatchNorm" in type(m).__name__
     } == {"BatchNorm2d"}

@@ -10,7 +10,10 @@ EMBEDDING, NORM = "patch_embed.proj.weight", "norm.weight"
 
 def plan(*phases, depth=4, last_block=3, **settings) -> ThawPlan:
     return ThawPlan(
-        depth, last_block, tuple(ThawPhase(*phase) for phase in phases), **settings
+        depth,
+        last_block,
+        tuple(ThawPhase(*phase) for phase in phases),
+        **settings,
     )
 
 
@@ -19,7 +22,12 @@ def weight(block: int) -> str:
 
 
 def settings(**given):
-    return {"frozen": False, "frozen_epochs": 0, "blocks": None, "plan": None} | given
+    return {
+        "frozen": False,
+        "frozen_epochs": 0,
+        "blocks": None,
+        "plan": None,
+    } | given
 
 
 @pytest.mark.parametrize(
@@ -50,8 +58,14 @@ def test_settings_describe_phases_that_begin_in_epoch_0(given, phases):
             "each say when the ViT trains; give one of them",
         ),
         ({"plan": [[3, 2]], "blocks": 2}, "unfreeze_blocks has no meaning"),
-        ({"plan": []}, "expected pairs of when and how many of the last blocks"),
-        ({"plan": [[3]]}, "expected pairs of when and how many of the last blocks"),
+        (
+            {"plan": []},
+            "expected pairs of when and how many of the last blocks",
+        ),
+        (
+            {"plan": [[3]]},
+            "expected pairs of when and how many of the last blocks",
+        ),
         (
             {"plan": [[3, 0.5]]},
             "expected pairs of when and how many of the last blocks",
@@ -83,7 +97,11 @@ def test_settings_that_contradict_each_other_are_refused(given, message):
         ),
         ([(0, 5)], {}, r"\[5\] trainable blocks in turn"),
         ([(0, -1)], {}, r"\[-1\] trainable blocks in turn"),
-        ([(0, 4)], {"lr_factor": 0.0}, "unfreeze_lr_factor is 0.0, expected above 0"),
+        (
+            [(0, 4)],
+            {"lr_factor": 0.0},
+            "unfreeze_lr_factor is 0.0, expected above 0",
+        ),
         (
             [(0, 4)],
             {"layer_decay": 1.1},
@@ -97,7 +115,9 @@ def test_invalid_plans_are_refused(phases, given, message):
 
 
 def test_blocks_of_each_epoch():
-    assert [plan((0, 0), (2, 1), (4, 3)).blocks_in(epoch) for epoch in range(6)] == [
+    assert [
+        plan((0, 0), (2, 1), (4, 3)).blocks_in(epoch) for epoch in range(6)
+    ] == [
         0,
         0,
         1,
@@ -108,7 +128,8 @@ def test_blocks_of_each_epoch():
 
 
 @pytest.mark.parametrize(
-    ("phases", "ever"), [([(0, 0)], False), ([(0, 0), (5, 1)], True), ([(0, 4)], True)]
+    ("phases", "ever"),
+    [([(0, 0)], False), ([(0, 0), (5, 1)], True), ([(0, 4)], True)],
 )
 def test_a_plan_states_whether_anything_is_ever_trained(phases, ever):
     assert plan(*phases).ever_learns is ever
@@ -116,13 +137,19 @@ def test_a_plan_states_whether_anything_is_ever_trained(phases, ever):
 
 @pytest.mark.parametrize(
     ("blocks", "trained"),
-    [(0, []), (1, [weight(3), NORM]), (4, [EMBEDDING, *map(weight, range(4)), NORM])],
+    [
+        (0, []),
+        (1, [weight(3), NORM]),
+        (4, [EMBEDDING, *map(weight, range(4)), NORM]),
+    ],
 )
 def test_the_last_blocks_train_with_the_norm_and_the_embedding_with_the_first(
     blocks, trained
 ):
     names = [EMBEDDING, *map(weight, range(4)), NORM]
-    assert [name for name in names if plan((0, 4)).trains(name, blocks)] == trained
+    assert [
+        name for name in names if plan((0, 4)).trains(name, blocks)
+    ] == trained
 
 
 def test_blocks_that_do_not_run_and_a_norm_that_is_not_used_never_train():
@@ -142,12 +169,20 @@ def test_with_lora_only_the_factors_train():
         "blocks.3.attn.qkv.weight",
         NORM,
     ]
-    assert [made.trains(name, 1) for name in names] == [True, False, False, False]
+    assert [made.trains(name, 1) for name in names] == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_what_thaws_learns_at_a_fraction_of_the_rate_and_what_trains_from_the_start_does_not():
     made = plan((0, 2), (5, 4), lr_factor=0.1)
-    assert (made.learning(weight(3)), made.learning(weight(0))) == ((0, 1.0), (5, 0.1))
+    assert (made.learning(weight(3)), made.learning(weight(0))) == (
+        (0, 1.0),
+        (5, 0.1),
+    )
 
 
 def test_parameters_that_never_train_are_not_in_the_plan():
@@ -157,13 +192,16 @@ def test_parameters_that_never_train_are_not_in_the_plan():
 def test_layer_wise_decay_counts_from_the_last_block_that_runs():
     made = plan((0, 4), last_block=2, layer_decay=0.5)
     factors = [
-        made.depth_factor(name) for name in (NORM, weight(2), weight(0), EMBEDDING)
+        made.depth_factor(name)
+        for name in (NORM, weight(2), weight(0), EMBEDDING)
     ]
     assert factors == [1.0, 0.5, 0.5**3, 0.5**4]
 
 
 def test_layer_wise_decay_and_unfreeze_factor_multiply():
-    assert plan((0, 0), (3, 4), lr_factor=0.1, layer_decay=0.5).learning(weight(2)) == (
+    assert plan((0, 0), (3, 4), lr_factor=0.1, layer_decay=0.5).learning(
+        weight(2)
+    ) == (
         3,
         pytest.approx(0.025),
     )

@@ -7,7 +7,10 @@ from torch import nn
 from src.core import CheckpointError
 from src.nn.backbone.timm_weights import timm_state_dict
 
-NAME, REPOSITORY = "vit_small_patch16_dinov3", "timm/vit_small_patch16_dinov3.lvd1689m"
+NAME, REPOSITORY = (
+    "vit_small_patch16_dinov3",
+    "timm/vit_small_patch16_dinov3.lvd1689m",
+)
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -24,7 +27,9 @@ def hub(monkeypatch, tmp_path):
 
     for name in (*PROXIES, "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path)
+    )
     monkeypatch.setattr(socket, "create_connection", refuse)
     return tried
 
@@ -83,7 +88,9 @@ def test_cached_weights_need_no_network(hub, published, monkeypatch, tmp_path):
     assert set(timm_state_dict(NAME)) == {"weight", "bias"} and hub == []
 
 
-def test_weights_are_those_of_timms_model_without_a_head(hub, published, monkeypatch):
+def test_weights_are_those_of_timms_model_without_a_head(
+    hub, published, monkeypatch
+):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     asked, module = published
     assert timm_state_dict(NAME)["weight"] is not None
@@ -115,7 +122,8 @@ def test_a_failed_download_without_a_message_is_reported_by_its_error_class(
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(
-        CheckpointError, match=f"{REPOSITORY} could not be fetched: TimeoutError"
+        CheckpointError,
+        match=f"{REPOSITORY} could not be fetched: TimeoutError",
     ):
         timm_state_dict(NAME)
 
@@ -126,5 +134,7 @@ def test_a_model_without_published_weights_is_reported(hub, monkeypatch):
         "get_pretrained_cfg",
         lambda name: timm.models.PretrainedCfg(hf_hub_id=None),
     )
-    with pytest.raises(CheckpointError, match=f"timm publishes no weights for {NAME}"):
+    with pytest.raises(
+        CheckpointError, match=f"timm publishes no weights for {NAME}"
+    ):
         timm_state_dict(NAME)

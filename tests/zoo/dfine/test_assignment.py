@@ -56,7 +56,9 @@ def test_padding_is_never_matched():
 @pytest.mark.parametrize("shape", [(0, 2, 0, 0), (2, 2, 0, 5)])
 def test_without_targets_there_are_no_pairs(shape):
     pairs = solve_assignments(np.zeros(shape, np.float32), [0, 0])
-    assert [(column.shape, column.dtype) for column in pairs] == [((0,), np.int64)] * 4
+    assert [(column.shape, column.dtype) for column in pairs] == [
+        ((0,), np.int64)
+    ] * 4
 
 
 # ---- union ----
@@ -69,7 +71,9 @@ def reference_union(pairs):
         counts = Counter(
             (q, t)
             for i, q, t in zip(
-                pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist()
+                pairs.image.tolist(),
+                pairs.query.tolist(),
+                pairs.target.tolist(),
             )
             if i == image
         )
@@ -97,7 +101,9 @@ def test_a_query_keeps_the_target_that_most_heads_gave_it():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_equal_counts_go_to_the_first_target_in_whatever_order_heads_come(order):
+def test_equal_counts_go_to_the_first_target_in_whatever_order_heads_come(
+    order,
+):
     rows = [(0, 0, 4, 2), (1, 0, 4, 1), (2, 0, 4, 3)][::order]
     assert as_rows(unite_heads(make_pairs(*rows))) == [(0, 0, 4, 1)]
 

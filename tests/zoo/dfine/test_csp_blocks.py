@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.zoo.dfine.csp_blocks import ConvNorm, CSPLayer, RepNCSPELAN4, SCDown, VGGBlock
+from src.zoo.dfine.csp_blocks import (
+    ConvNorm,
+    CSPLayer,
+    RepNCSPELAN4,
+    SCDown,
+    VGGBlock,
+)
 from tests.fixtures.vits import randomize
 
 
@@ -32,7 +38,9 @@ BLOCKS = {
 def test_fused_form_computes_the_same(name):
     block, x = drawn(BLOCKS[name]()), torch.randn(2, 6, 8, 10)
     expected = block(x)
-    torch.testing.assert_close(convert(block)(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        convert(block)(x), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -65,7 +73,8 @@ def test_fused_keys_are_the_official_ones():
 def test_vgg_block_sums_a_3x3_and_a_1x1_branch_without_an_identity():
     block, x = drawn(VGGBlock(4, act="silu")), torch.randn(1, 4, 5, 5)
     expected = F.silu(
-        block.conv1.norm(block.conv1.conv(x)) + block.conv2.norm(block.conv2.conv(x))
+        block.conv1.norm(block.conv1.conv(x))
+        + block.conv2.norm(block.conv2.conv(x))
     )
     torch.testing.assert_close(block(x), expected)
 
@@ -74,16 +83,21 @@ def test_csp_layer_sums_two_paths_one_of_them_through_the_bottlenecks():
     block, x = drawn(CSPLayer(6, 4, 2, act="silu")), torch.randn(1, 6, 5, 5)
     torch.testing.assert_close(
         block(x),
-        block.bottlenecks[1](block.bottlenecks[0](block.conv1(x))) + block.conv2(x),
+        block.bottlenecks[1](block.bottlenecks[0](block.conv1(x)))
+        + block.conv2(x),
     )
 
 
 def test_gelan_block_concatenates_both_halves_and_two_stages():
-    block, x = drawn(RepNCSPELAN4(6, 4, 8, 3, 2, act="silu")), torch.randn(1, 6, 5, 5)
+    block, x = (
+        drawn(RepNCSPELAN4(6, 4, 8, 3, 2, act="silu")),
+        torch.randn(1, 6, 5, 5),
+    )
     first, second = block.cv1(x).split(4, 1)
     third = block.cv2(second)
     torch.testing.assert_close(
-        block(x), block.cv4(torch.cat([first, second, third, block.cv3(third)], 1))
+        block(x),
+        block.cv4(torch.cat([first, second, third, block.cv3(third)], 1)),
     )
 
 

@@ -15,7 +15,8 @@ WIDTH, HEADS, SHAPES = 8, 2, [(4, 6), (2, 3)]
 )
 def test_mlp_has_so_many_linear_layers(layers, widths):
     assert [
-        (layer.in_features, layer.out_features) for layer in MLP(3, 7, 5, layers).layers
+        (layer.in_features, layer.out_features)
+        for layer in MLP(3, 7, 5, layers).layers
     ] == widths
 
 
@@ -54,7 +55,9 @@ def test_quality_estimator_reads_the_top_probabilities_of_each_edge_and_their_me
             .values[..., :4]
         )
         statistics += [top, top.mean(-1, keepdim=True)]
-    torch.testing.assert_close(lqe(corners), lqe.reg_conf(torch.cat(statistics, -1)))
+    torch.testing.assert_close(
+        lqe(corners), lqe.reg_conf(torch.cat(statistics, -1))
+    )
 
 
 def test_quality_estimator_starts_without_an_opinion():
@@ -78,9 +81,15 @@ def test_layer_is_self_attention_then_gated_cross_attention_then_feed_forward():
     mask.fill_diagonal_(False)
     attended = layer.self_attn(x + position, x + position, x, attn_mask=mask)[0]
     first = layer.norm1(x + attended)
-    second = layer.gateway(first, layer.cross_attn(first + position, reference, values))
-    expected = layer.norm3(second + layer.linear2(F.relu(layer.linear1(second))))
-    torch.testing.assert_close(layer(x, reference, values, position, mask), expected)
+    second = layer.gateway(
+        first, layer.cross_attn(first + position, reference, values)
+    )
+    expected = layer.norm3(
+        second + layer.linear2(F.relu(layer.linear1(second)))
+    )
+    torch.testing.assert_close(
+        layer(x, reference, values, position, mask), expected
+    )
 
 
 def test_a_masked_query_does_not_see_another():
@@ -108,7 +117,9 @@ def test_feed_forward_sum_is_kept_within_half_precision():
 def test_layer_has_no_second_norm():
     names = {
         name.split(".")[0]
-        for name in DecoderLayer(WIDTH, HEADS, 12, 0.0, "relu", [2, 3]).state_dict()
+        for name in DecoderLayer(
+            WIDTH, HEADS, 12, 0.0, "relu", [2, 3]
+        ).state_dict()
     }
     assert names == {
         "self_attn",

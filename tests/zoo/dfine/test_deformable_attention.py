@@ -62,7 +62,11 @@ def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
         query, module.sampling_offsets.weight, module.sampling_offsets.bias
     ).view(2, 5, HEADS, 5, 2)
     weights = (
-        F.linear(query, module.attention_weights.weight, module.attention_weights.bias)
+        F.linear(
+            query,
+            module.attention_weights.weight,
+            module.attention_weights.bias,
+        )
         .view(2, 5, HEADS, 5)
         .softmax(-1)
     )
@@ -76,7 +80,9 @@ def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
         ]
         for q in range(5):
             for head in range(HEADS):
-                channels = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
+                channels = slice(
+                    head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS
+                )
                 for point in range(5):
                     x, y = (
                         reference[b, q, :2]
@@ -88,37 +94,63 @@ def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
                     sample = (nearest if discrete else sampled)(
                         maps[level_of[point]][channels], x, y
                     )
-                    expected[b, q, channels] += weights[b, q, head, point] * sample
+                    expected[b, q, channels] += (
+                        weights[b, q, head, point] * sample
+                    )
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_points_of_a_head_start_on_a_ray_as_published():
-    bias = MultiScaleDeformableAttention(256, 8, [3, 6, 3]).sampling_offsets.bias.view(
-        8, 12, 2
-    )
+    bias = MultiScaleDeformableAttention(
+        256, 8, [3, 6, 3]
+    ).sampling_offsets.bias.view(8, 12, 2)
     assert bias[1].round(decimals=5).tolist() == [
         [n, n] for n in (1, 2, 3, 1, 2, 3, 4, 5, 6, 1, 2, 3)
     ]
 
 
 def test_rays_of_the_heads_point_all_around_and_reach_a_square():
-    bias = MultiScaleDeformableAttention(256, 8, [1]).sampling_offsets.bias.view(8, 2)
-    expected = [[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1, -1]]
+    bias = MultiScaleDeformableAttention(
+        256, 8, [1]
+    ).sampling_offsets.bias.view(8, 2)
+    expected = [
+        [1, 0],
+        [1, 1],
+        [0, 1],
+        [-1, 1],
+        [-1, 0],
+        [-1, -1],
+        [0, -1],
+        [1, -1],
+    ]
     torch.testing.assert_close(
-        bias.detach(), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6
+        bias.detach(),
+        torch.tensor(expected, dtype=torch.float32),
+        rtol=0,
+        atol=1e-6,
     )
 
 
 @pytest.mark.parametrize(
     "name",
-    ["sampling_offsets.weight", "attention_weights.weight", "attention_weights.bias"],
+    [
+        "sampling_offsets.weight",
+        "attention_weights.weight",
+        "attention_weights.bias",
+    ],
 )
 def test_other_parameters_start_from_zero(name):
-    assert not MultiScaleDeformableAttention(16, 2, [3, 6]).get_parameter(name).any()
+    assert (
+        not MultiScaleDeformableAttention(16, 2, [3, 6])
+        .get_parameter(name)
+        .any()
+    )
 
 
 def test_offsets_are_scaled_by_the_points_of_their_level():
-    assert MultiScaleDeformableAttention(16, 2, [2, 4]).num_points_scale.tolist() == [
+    assert MultiScaleDeformableAttention(
+        16, 2, [2, 4]
+    ).num_points_scale.tolist() == [
         0.5,
         0.5,
         0.25,
@@ -136,9 +168,14 @@ def test_there_is_no_projection_of_values_or_output():
     }
 
 
-@pytest.mark.parametrize(("discrete", "trained"), [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("discrete", "trained"), [(False, True), (True, False)]
+)
 def test_offsets_are_not_trained_where_they_have_no_gradient(discrete, trained):
-    assert attention(discrete=discrete).sampling_offsets.weight.requires_grad == trained
+    assert (
+        attention(discrete=discrete).sampling_offsets.weight.requires_grad
+        == trained
+    )
 
 
 def test_width_that_heads_do_not_divide_is_refused():

@@ -29,13 +29,17 @@ def boxes_of(denoising):
     return denoising.reference_unact.sigmoid()
 
 
-def reference(targets, embed, num_denoising, label_noise_ratio, box_noise_scale):
+def reference(
+    targets, embed, num_denoising, label_noise_ratio, box_noise_scale
+):
     """Return content and boxes from a loop over images and queries; draws come in the published order."""
     most = max(len(t["labels"]) for t in targets)
     groups = max(1, num_denoising // most)
     length = 2 * groups * most
     flips = torch.rand(len(targets), length)
-    labels = torch.randint(0, CLASSES, (len(targets), length), dtype=torch.int32)
+    labels = torch.randint(
+        0, CLASSES, (len(targets), length), dtype=torch.int32
+    )
     signs = torch.randint(0, 2, (len(targets), length, 4)).float() * 2 - 1
     magnitudes = torch.rand(len(targets), length, 4)
     content, unact = (
@@ -47,7 +51,9 @@ def reference(targets, embed, num_denoising, label_noise_ratio, box_noise_scale)
             half, slot = query // most % 2, query % most
             is_padding = slot >= len(target["labels"])
             label = CLASSES if is_padding else int(target["labels"][slot])
-            x, y, w, h = [0.0] * 4 if is_padding else target["boxes"][slot].tolist()
+            x, y, w, h = (
+                [0.0] * 4 if is_padding else target["boxes"][slot].tolist()
+            )
             if not is_padding and flips[image, query] < 0.5 * label_noise_ratio:
                 label = int(labels[image, query])
             edges = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
@@ -59,7 +65,10 @@ def reference(targets, embed, num_denoising, label_noise_ratio, box_noise_scale)
                     * box_noise_scale
                 )
                 edges[edge] = min(
-                    max(edges[edge] + signs[image, query, edge].item() * reach, 0.0),
+                    max(
+                        edges[edge] + signs[image, query, edge].item() * reach,
+                        0.0,
+                    ),
                     1.0,
                 )
             box = torch.tensor(
@@ -98,28 +107,41 @@ def test_groups_hold_positives_then_negatives_each_padded_to_the_fullest_image()
         ]
     )
     assert torch.equal(ours.content, embed(labels))
-    torch.testing.assert_close(boxes_of(ours)[0], targets[0]["boxes"].repeat(4, 1))
-    torch.testing.assert_close(boxes_of(ours)[1, ::3], targets[1]["boxes"].repeat(4, 1))
+    torch.testing.assert_close(
+        boxes_of(ours)[0], targets[0]["boxes"].repeat(4, 1)
+    )
+    torch.testing.assert_close(
+        boxes_of(ours)[1, ::3], targets[1]["boxes"].repeat(4, 1)
+    )
 
 
 def test_padding_is_the_embeddings_padding_row_and_a_box_of_no_size():
-    ours = queries(random_targets(3, 1), label_noise_ratio=1.0, box_noise_scale=1.0)
+    ours = queries(
+        random_targets(3, 1), label_noise_ratio=1.0, box_noise_scale=1.0
+    )
     padding = torch.tensor([1, 2, 4, 5, 7, 8, 10, 11])
     assert not ours.content[1, padding].any()
     torch.testing.assert_close(
-        boxes_of(ours)[1, padding], torch.full((8, 4), EPS), rtol=1e-3, atol=1e-7
+        boxes_of(ours)[1, padding],
+        torch.full((8, 4), EPS),
+        rtol=1e-3,
+        atol=1e-7,
     )
 
 
 def test_positive_queries_of_each_image_are_named_group_by_group():
-    assert [index.tolist() for index in queries(random_targets(3, 1)).positive_idx] == [
+    assert [
+        index.tolist() for index in queries(random_targets(3, 1)).positive_idx
+    ] == [
         [0, 1, 2, 6, 7, 8],
         [0, 6],
     ]
 
 
 def test_an_image_without_objects_has_no_positive_queries():
-    assert [index.tolist() for index in queries(random_targets(0, 2)).positive_idx] == [
+    assert [
+        index.tolist() for index in queries(random_targets(0, 2)).positive_idx
+    ] == [
         [],
         [0, 1, 4, 5, 8, 9],
     ]
@@ -127,7 +149,13 @@ def test_an_image_without_objects_has_no_positive_queries():
 
 @pytest.mark.parametrize(
     ("counts", "num_denoising", "groups"),
-    [((3, 1), 7, 2), ((1, 1), 7, 7), ((9, 2), 7, 1), ((7,), 7, 1), ((3,), 100, 33)],
+    [
+        ((3, 1), 7, 2),
+        ((1, 1), 7, 7),
+        ((9, 2), 7, 1),
+        ((7,), 7, 1),
+        ((3,), 100, 33),
+    ],
 )
 def test_positives_are_shared_among_groups_of_which_there_is_at_least_one(
     counts, num_denoising, groups
@@ -154,8 +182,14 @@ def test_mask_blocks_other_groups_and_hides_all_of_them_from_matching_queries():
 def test_without_any_object_there_are_no_queries_but_the_embedding_stays_in_the_graph(
     counts,
 ):
-    ours = queries(random_targets(*counts), label_noise_ratio=0.5, box_noise_scale=1.0)
-    assert (ours.content.shape, ours.reference_unact.shape, ours.num_groups) == (
+    ours = queries(
+        random_targets(*counts), label_noise_ratio=0.5, box_noise_scale=1.0
+    )
+    assert (
+        ours.content.shape,
+        ours.reference_unact.shape,
+        ours.num_groups,
+    ) == (
         (len(counts), 0, WIDTH),
         (len(counts), 0, 4),
         0,
@@ -171,9 +205,9 @@ def share_of_moved_edges(scale):
         "labels": torch.tensor([0]),
         "boxes": torch.tensor([[0.5, 0.5, 0.1, 0.2]]),
     }
-    boxes = boxes_of(queries([target], num_denoising=500, box_noise_scale=scale))[
-        0
-    ].double()
+    boxes = boxes_of(
+        queries([target], num_denoising=500, box_noise_scale=scale)
+    )[0].double()
     half = torch.tensor([0.05, 0.1], dtype=torch.float64)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
     start, end = 0.5 - half, 0.5 + half
@@ -185,7 +219,9 @@ def share_of_moved_edges(scale):
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0])
-def test_edges_of_positives_move_by_less_than_a_half_size_times_the_scale(scale):
+def test_edges_of_positives_move_by_less_than_a_half_size_times_the_scale(
+    scale,
+):
     moved = share_of_moved_edges(scale)[0][0::2]
     assert (
         moved.max() < scale * (1 + 1e-3)
@@ -195,7 +231,9 @@ def test_edges_of_positives_move_by_less_than_a_half_size_times_the_scale(scale)
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0])
-def test_edges_of_negatives_move_by_one_to_two_half_sizes_times_the_scale(scale):
+def test_edges_of_negatives_move_by_one_to_two_half_sizes_times_the_scale(
+    scale,
+):
     kept, crossed = (moved[1::2] for moved in share_of_moved_edges(scale))
 
     def in_range(moved):  # low and high edge of one axis
@@ -220,7 +258,11 @@ def test_noised_boxes_stay_inside_the_image():
     }
     boxes = boxes_of(queries([target], num_denoising=200, box_noise_scale=1.0))
     corners = torch.cat(
-        [boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1
+        [
+            boxes[..., :2] - boxes[..., 2:] / 2,
+            boxes[..., :2] + boxes[..., 2:] / 2,
+        ],
+        -1,
     )
     assert corners.min() > -2 * EPS and corners.max() < 1 + 2 * EPS
 
@@ -237,7 +279,9 @@ def test_half_of_the_ratio_of_labels_is_replaced_at_random(ratio, half):
         [target], embed, num_denoising=count, label_noise_ratio=ratio
     ).content[0, half == "negatives" :: 2]
     changed = (content != embed.weight[2]).any(-1).float().mean().item()
-    expected = 0.5 * ratio * (CLASSES - 1) / CLASSES  # a new label may be the old one
+    expected = (
+        0.5 * ratio * (CLASSES - 1) / CLASSES
+    )  # a new label may be the old one
     assert changed == pytest.approx(
         expected, abs=4 * (expected * (1 - expected) / count) ** 0.5
     )
@@ -266,7 +310,9 @@ def test_of_a_crowded_image_as_many_objects_are_denoised_as_there_are_denoising_
     targets = random_targets(3, 50)
     ours = queries(targets)
     assert ours.chosen[0] is None and len(ours.chosen[1]) == 7
-    assert len(set(ours.chosen[1].tolist())) == 7 and ours.content.shape[1] == 14
+    assert (
+        len(set(ours.chosen[1].tolist())) == 7 and ours.content.shape[1] == 14
+    )
     torch.testing.assert_close(
         boxes_of(ours)[1, :7], targets[1]["boxes"][ours.chosen[1]]
     )
@@ -284,4 +330,7 @@ def test_no_image_makes_more_denoising_queries_than_twice_their_number():
 
 def test_another_draw_denoises_other_objects():
     targets = random_targets(50)
-    assert queries(targets).chosen[0].tolist() != queries(targets).chosen[0].tolist()
+    assert (
+        queries(targets).chosen[0].tolist()
+        != queries(targets).chosen[0].tolist()
+    )

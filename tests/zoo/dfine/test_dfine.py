@@ -55,7 +55,11 @@ def detector(**settings):
     ("parts", "message"),
     [
         (
-            (lambda: Backbone(channels=(256, 256, 256)), encoder, small_decoder),
+            (
+                lambda: Backbone(channels=(256, 256, 256)),
+                encoder,
+                small_decoder,
+            ),
             (
                 "HybridEncoder.in_channels is [4, 6, 8] but Backbone gives "
                 "[256, 256, 256]; set in_channels to match"
@@ -73,7 +77,11 @@ def detector(**settings):
             ),
         ),
         (
-            (Backbone, encoder, lambda: small_decoder(feat_channels=[16, 16, 32])),
+            (
+                Backbone,
+                encoder,
+                lambda: small_decoder(feat_channels=[16, 16, 32]),
+            ),
             (
                 "DFINETransformer.feat_channels is [16, 16, 32] but HybridEncoder gives "
                 "[16, 16, 16]; set feat_channels to match"
@@ -118,9 +126,9 @@ def test_a_backbone_that_does_not_say_what_it_gives_is_taken_at_its_word():
 
 
 def test_levels_that_the_decoder_adds_itself_do_not_disagree():
-    assert detector(num_levels=4, num_points=2).eval()(torch.rand(1, 3, 64, 64))[
-        "pred_boxes"
-    ].shape == (
+    assert detector(num_levels=4, num_points=2).eval()(
+        torch.rand(1, 3, 64, 64)
+    )["pred_boxes"].shape == (
         1,
         10,
         4,
@@ -177,13 +185,21 @@ def test_other_sizes_are_refused_with_the_nearest_valid_ones(size, message):
 def test_a_detector_built_for_one_size_evaluates_and_trains_at_others(size):
     model = tiny_config().model  # for 64 x 64
     targets = [
-        {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.2]])},
-        {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+        {
+            "labels": torch.tensor([1]),
+            "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.2]]),
+        },
+        {
+            "labels": torch.zeros(0, dtype=torch.int64),
+            "boxes": torch.zeros(0, 4),
+        },
     ]
     images = torch.rand(2, 3, *size)
     with torch.inference_mode():
         detections = model.eval()(images)
-    losses = tiny_config().criterion(model.train()(images, targets=targets), targets)
+    losses = tiny_config().criterion(
+        model.train()(images, targets=targets), targets
+    )
     sum(losses.values()).backward()
     assert detections["pred_boxes"].isfinite().all() and all(
         loss.isfinite() for loss in losses.values()
@@ -200,7 +216,9 @@ def trained():
     kept = {
         key: value.clone()
         for key, value in model.state_dict().items()
-        if key.endswith(("anchors", "valid_mask", "up", "reg_scale", "points_scale"))
+        if key.endswith(
+            ("anchors", "valid_mask", "up", "reg_scale", "points_scale")
+        )
     }
     randomize(model).load_state_dict(kept, strict=False)
     return model
@@ -222,7 +240,10 @@ def test_deploying_twice_computes_the_same(trained):
 
 
 def test_deploying_leaves_the_original_alone(trained):
-    before = {key: value.clone() for key, value in trained.train().state_dict().items()}
+    before = {
+        key: value.clone()
+        for key, value in trained.train().state_dict().items()
+    }
     trained.deploy()
     after = trained.state_dict()
     assert (
@@ -283,12 +304,17 @@ def test_deployed_form_of_other_settings_computes_the_same(settings):
 
 def test_a_copy_of_a_detector_keeps_shared_parameters_shared():
     decoder = copy.deepcopy(detector()).decoder
-    assert isinstance(decoder, DFINETransformer) and decoder.up is decoder.decoder.up
+    assert (
+        isinstance(decoder, DFINETransformer)
+        and decoder.up is decoder.decoder.up
+    )
 
 
 @pytest.mark.parametrize("size", ["n", "s", "m", "l", "x"])
 def test_published_sizes_keep_reg_scale_as_a_whole_number(size):
-    config = YAMLConfig(ROOT / f"configs/dfine/dfine_hgnetv2_{size}_coco.yml").yaml_cfg
+    config = YAMLConfig(
+        ROOT / f"configs/dfine/dfine_hgnetv2_{size}_coco.yml"
+    ).yaml_cfg
     settings = config["DFINETransformer"]
     assert isinstance(settings["reg_scale"], int) and settings["reg_scale"] == (
         8 if size == "x" else 4
@@ -326,7 +352,11 @@ def test_one_image_gives_the_gradients_that_two_copies_of_it_give():
         model.zero_grad()
         loss.backward()
         found.append(
-            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            {
+                name: p.grad
+                for name, p in model.named_parameters()
+                if p.grad is not None
+            }
         )
     for name, one in found[0].items():
         torch.testing.assert_close(

@@ -27,12 +27,16 @@ def expected_names(layers, denoising=True):
     """Return the names of all terms by the table of the recipe."""
     class_and_box = ("loss_vfl", "loss_bbox", "loss_giou")
     names = {*class_and_box, "loss_fgl"}
-    names |= {f"{term}_aux_{i}" for i in range(layers - 1) for term in LOSS_WEIGHTS}
-    names |= {f"{term}_{head}" for head in ("pre", "enc_0") for term in class_and_box}
+    names |= {
+        f"{term}_aux_{i}" for i in range(layers - 1) for term in LOSS_WEIGHTS
+    }
+    names |= {
+        f"{term}_{head}" for head in ("pre", "enc_0") for term in class_and_box
+    }
     if denoising:
-        names |= {f"{term}_dn_{i}" for i in range(layers) for term in LOSS_WEIGHTS} | {
-            f"{term}_dn_pre" for term in class_and_box
-        }
+        names |= {
+            f"{term}_dn_{i}" for i in range(layers) for term in LOSS_WEIGHTS
+        } | {f"{term}_dn_pre" for term in class_and_box}
     return names
 
 
@@ -44,7 +48,9 @@ def test_terms_of_every_head_are_emitted(layers):
     assert set(losses) == expected_names(layers)
 
 
-@pytest.mark.parametrize(("size", "count"), list(zip(SIZES, (38, 38, 48, 68, 68))))
+@pytest.mark.parametrize(
+    ("size", "count"), list(zip(SIZES, (38, 38, 48, 68, 68)))
+)
 def test_published_sizes_have_the_published_number_of_terms(size, count):
     layers = coco_config(size).yaml_cfg["DFINETransformer"]["num_layers"]
     losses = small_criterion()(
@@ -68,7 +74,9 @@ def test_without_auxiliary_outputs_the_last_layers_terms_stay():
 @pytest.mark.parametrize("left_out", LOSS_WEIGHTS)
 def test_a_term_without_a_weight_is_left_out(left_out):
     weights = {
-        name: weight for name, weight in LOSS_WEIGHTS.items() if name != left_out
+        name: weight
+        for name, weight in LOSS_WEIGHTS.items()
+        if name != left_out
     }
     losses = small_criterion(weight_dict=weights)(*training_outputs(3, 1))
     assert set(losses) == {
@@ -80,7 +88,8 @@ def test_a_weight_that_no_loss_uses_is_refused():
     with pytest.raises(ConfigError) as caught:
         small_criterion(losses=["vfl", "boxes"])
     assert (
-        str(caught.value) == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, "
+        str(caught.value)
+        == "DFINECriterion.weight_dict weighs loss_ddf, loss_fgl, "
         "which none of losses ['vfl', 'boxes'] computes"
     )
 
@@ -123,9 +132,13 @@ def reference_losses(outputs, targets):
 
     def matched(head):
         indices = matcher(
-            {key: head[key].detach() for key in ("pred_logits", "pred_boxes")}, targets
+            {key: head[key].detach() for key in ("pred_logits", "pred_boxes")},
+            targets,
         )["indices"]
-        return [list(zip(query.tolist(), target.tolist())) for query, target in indices]
+        return [
+            list(zip(query.tolist(), target.tolist()))
+            for query, target in indices
+        ]
 
     layers = [*outputs["aux_outputs"], outputs]
     heads = {
@@ -139,10 +152,14 @@ def reference_losses(outputs, targets):
     total_united = max(sum(map(len, united)), 1)
     for suffix, head in heads.items():
         add_class_terms(losses, suffix, head, own[suffix], targets, total)
-        add_box_terms(losses, suffix, head, united, targets, total_united, outputs)
+        add_box_terms(
+            losses, suffix, head, united, targets, total_united, outputs
+        )
     counts = edge_counts(united, QUERIES, len(targets))
     for i, head in enumerate(layers[:-1]):
-        losses[f"loss_ddf_aux_{i}"] = 1.5 * distillation(head, united, targets, counts)
+        losses[f"loss_ddf_aux_{i}"] = 1.5 * distillation(
+            head, united, targets, counts
+        )
     groups = outputs["dn_meta"]["dn_num_group"]
     objects = [
         range(len(targets[image]["labels"])) if few is None else few.tolist()
@@ -151,7 +168,9 @@ def reference_losses(outputs, targets):
     pairs = [
         [
             (int(query), own[index % len(own)])
-            for index, query in enumerate(outputs["dn_meta"]["dn_positive_idx"][image])
+            for index, query in enumerate(
+                outputs["dn_meta"]["dn_positive_idx"][image]
+            )
         ]
         for image, own in zip(images, objects)
     ]
@@ -160,7 +179,9 @@ def reference_losses(outputs, targets):
         "_dn_pre": outputs["dn_pre_outputs"],
     }.items():
         add_class_terms(losses, suffix, head, pairs, targets, total * groups)
-        add_box_terms(losses, suffix, head, pairs, targets, total * groups, outputs)
+        add_box_terms(
+            losses, suffix, head, pairs, targets, total * groups, outputs
+        )
     for i, head in enumerate(outputs["dn_outputs"]):
         is_teacher = i == len(layers) - 1
         losses[f"loss_ddf_dn_{i}"] = (
@@ -189,16 +210,23 @@ def add_class_terms(losses, suffix, head, pairs, targets, normalizer):
     for image, logits in enumerate(head["pred_logits"]):
         one_hot, soft = torch.zeros_like(logits), torch.zeros_like(logits)
         for (query, target), iou in zip(
-            pairs[image], overlaps(head, image, pairs[image], targets)[0].detach()
+            pairs[image],
+            overlaps(head, image, pairs[image], targets)[0].detach(),
         ):
-            label = targets[image]["labels"][target] if logits.shape[-1] > 1 else 0
+            label = (
+                targets[image]["labels"][target] if logits.shape[-1] > 1 else 0
+            )
             one_hot[query, label], soft[query, label] = 1, iou
-        weight = ALPHA * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + soft
+        weight = (
+            ALPHA * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + soft
+        )
         loss = (
             loss
             + (
                 weight
-                * F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+                * F.binary_cross_entropy_with_logits(
+                    logits, soft, reduction="none"
+                )
             ).sum()
             / normalizer
         )
@@ -215,7 +243,11 @@ def add_box_terms(losses, suffix, head, pairs, targets, normalizer, outputs):
         ious, gious = overlaps(head, image, of_image, targets)
         for (query, target), iou, giou in zip(of_image, ious.detach(), gious):
             box = targets[image]["boxes"][target]
-            l1 = l1 + (head["pred_boxes"][image, query] - box).abs().sum() / normalizer
+            l1 = (
+                l1
+                + (head["pred_boxes"][image, query] - box).abs().sum()
+                / normalizer
+            )
             giou_loss = giou_loss + (1 - giou) / normalizer
             if "pred_corners" not in head:
                 continue
@@ -234,7 +266,9 @@ def add_box_terms(losses, suffix, head, pairs, targets, normalizer, outputs):
                     if k < 0
                     else 1.0
                     if k >= BINS - 1
-                    else float((distance - weights[k]) / (weights[k + 1] - weights[k]))
+                    else float(
+                        (distance - weights[k]) / (weights[k + 1] - weights[k])
+                    )
                 )
                 k = min(max(k, 0), BINS - 2)
                 log_p = (
@@ -244,9 +278,14 @@ def add_box_terms(losses, suffix, head, pairs, targets, normalizer, outputs):
                 )
                 fgl = (
                     fgl
-                    - iou * (log_p[k] * (1 - right) + log_p[k + 1] * right) / normalizer
+                    - iou
+                    * (log_p[k] * (1 - right) + log_p[k + 1] * right)
+                    / normalizer
                 )
-    losses[f"loss_bbox{suffix}"], losses[f"loss_giou{suffix}"] = 5 * l1, 2 * giou_loss
+    losses[f"loss_bbox{suffix}"], losses[f"loss_giou{suffix}"] = (
+        5 * l1,
+        2 * giou_loss,
+    )
     if "pred_corners" in head:
         losses[f"loss_fgl{suffix}"] = 0.15 * fgl
 
@@ -274,7 +313,10 @@ def distillation(head, pairs, targets, counts):
     )
     log_t = log_t.detach()
     loss = trust[..., None] * 25 * (log_t.exp() * (log_t - log_p)).sum(-1)
-    means = [loss[mask].mean() if mask.any() else 0.0 for mask in (positive, ~positive)]
+    means = [
+        loss[mask].mean() if mask.any() else 0.0
+        for mask in (positive, ~positive)
+    ]
     return (means[0] * counts[0] + means[1] * counts[1]) / sum(counts)
 
 
@@ -292,7 +334,9 @@ CASES = {
 def test_every_term_equals_a_plain_reading_of_the_recipe(case):
     settings, counts = CASES[case]
     with torch.no_grad():
-        outputs, targets = training_outputs(*counts, decoder=small_decoder(**settings))
+        outputs, targets = training_outputs(
+            *counts, decoder=small_decoder(**settings)
+        )
         ours, expected = (
             {name: float(loss) for name, loss in losses.items()}
             for losses in (
@@ -326,13 +370,17 @@ def test_gradients_equal_those_of_a_plain_reading_of_the_recipe():
 def test_terms_of_matching_queries_do_not_see_denoising_ones():
     outputs, targets = training_outputs(3, 1)
     without = {
-        key: value for key, value in outputs.items() if not key.startswith("dn_")
+        key: value
+        for key, value in outputs.items()
+        if not key.startswith("dn_")
     }
     full, expected = (
         small_criterion()(outputs, targets),
         small_criterion()(without, targets),
     )
-    assert all(torch.equal(full[name], value) for name, value in expected.items())
+    assert all(
+        torch.equal(full[name], value) for name, value in expected.items()
+    )
 
 
 def test_a_denoising_query_that_changes_changes_denoising_terms_alone():
@@ -342,9 +390,9 @@ def test_a_denoising_query_that_changes_changes_denoising_terms_alone():
         outputs["dn_outputs"][1]["pred_logits"] + 1
     )
     after = small_criterion()(outputs, targets)
-    assert [name for name in before if not torch.equal(before[name], after[name])] == [
-        "loss_vfl_dn_1"
-    ]
+    assert [
+        name for name in before if not torch.equal(before[name], after[name])
+    ] == ["loss_vfl_dn_1"]
 
 
 def test_the_last_denoising_layer_is_its_own_teacher():
@@ -357,7 +405,9 @@ def test_denoising_distillation_takes_the_balance_of_matching_queries():
     before = small_criterion()(outputs, targets)
     outputs["dn_outputs"] = [
         {
-            key: value[:, :6] if value.ndim == 3 and value.shape[1] > 6 else value
+            key: value[:, :6]
+            if value.ndim == 3 and value.shape[1] > 6
+            else value
             for key, value in head.items()
         }
         for head in outputs["dn_outputs"]
@@ -385,17 +435,23 @@ def test_encoder_without_classes_takes_every_object_as_the_same():
     decoder = small_decoder(query_select_method="agnostic")
     outputs, targets = training_outputs(3, 2, decoder=decoder)
     relabelled = [
-        target | {"labels": (target["labels"] + 1) % CLASSES} for target in targets
+        target | {"labels": (target["labels"] + 1) % CLASSES}
+        for target in targets
     ]
-    a, b = small_criterion()(outputs, targets), small_criterion()(outputs, relabelled)
-    assert torch.equal(a["loss_vfl_enc_0"], b["loss_vfl_enc_0"]) and not torch.equal(
-        a["loss_vfl"], b["loss_vfl"]
+    a, b = (
+        small_criterion()(outputs, targets),
+        small_criterion()(outputs, relabelled),
     )
+    assert torch.equal(
+        a["loss_vfl_enc_0"], b["loss_vfl_enc_0"]
+    ) and not torch.equal(a["loss_vfl"], b["loss_vfl"])
 
 
 @pytest.mark.parametrize("weight_by", ["iou", "giou"])
 def test_boxes_can_be_weighted_by_their_overlap(weight_by):
-    outputs, targets = training_outputs(1, decoder=small_decoder(aux_loss=False))
+    outputs, targets = training_outputs(
+        1, decoder=small_decoder(aux_loss=False)
+    )
     losses = small_criterion(
         boxes_weight_format=weight_by,
         weight_dict={"loss_vfl": 1, "loss_giou": 1},
@@ -410,7 +466,9 @@ def test_boxes_can_be_weighted_by_their_overlap(weight_by):
         )
     )
     quality = {"iou": iou, "giou": giou}[weight_by]
-    assert losses["loss_giou"].item() == pytest.approx((1 - giou) * quality, rel=1e-4)
+    assert losses["loss_giou"].item() == pytest.approx(
+        (1 - giou) * quality, rel=1e-4
+    )
 
 
 # ---- sums over parts of a batch ----
@@ -444,16 +502,25 @@ def halves():
         for images in (slice(0, 2), slice(2, 4))
     ]
     normalizers = Normalizers(
-        float(sum(c[0] for c in counts)), float(sum(c[1] for c in counts)), share=0.5
+        float(sum(c[0] for c in counts)),
+        float(sum(c[1] for c in counts)),
+        share=0.5,
     )
     parts = [
         criterion(cut(outputs, images), targets[images], normalizers)
         for images in (slice(0, 2), slice(2, 4))
     ]
-    return criterion(outputs, targets), parts, counts, criterion.count(outputs, targets)
+    return (
+        criterion(outputs, targets),
+        parts,
+        counts,
+        criterion.count(outputs, targets),
+    )
 
 
-@pytest.mark.parametrize("term", ["loss_vfl", "loss_bbox", "loss_giou", "loss_fgl"])
+@pytest.mark.parametrize(
+    "term", ["loss_vfl", "loss_bbox", "loss_giou", "loss_fgl"]
+)
 def test_terms_of_two_halves_add_up_to_those_of_the_batch(term, halves):
     whole, (first, second), _, _ = halves
     names = [name for name in whole if name.startswith(term)]
@@ -493,13 +560,17 @@ def test_normalizers_are_those_of_the_batch_if_none_are_given():
         small_criterion()(outputs, targets),
         small_criterion()(outputs, targets, given),
     )
-    assert all(torch.equal(ours[name], value) for name, value in expected.items())
+    assert all(
+        torch.equal(ours[name], value) for name, value in expected.items()
+    )
 
 
 @pytest.mark.parametrize(
     ("counts", "expected"), [((0, 0), (1.0, 1.0)), ((5, 9), (5.0, 9.0))]
 )
-def test_normalizers_of_one_rank_are_its_counts_but_at_least_one(counts, expected):
+def test_normalizers_of_one_rank_are_its_counts_but_at_least_one(
+    counts, expected
+):
     assert all_rank_normalizers(*counts, torch.device("cpu"))[:2] == expected
 
 
@@ -514,12 +585,16 @@ def test_a_batch_without_any_object_has_finite_terms_and_gradients(counts):
         loss.isfinite() for loss in losses.values()
     )
     sum(losses.values()).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())
+    assert all(
+        p.grad is None or p.grad.isfinite().all() for p in decoder.parameters()
+    )
 
 
 def test_every_trained_parameter_gets_a_gradient_even_without_objects():
     decoder = small_decoder()
-    sum(small_criterion()(*training_outputs(0, 0, decoder=decoder)).values()).backward()
+    sum(
+        small_criterion()(*training_outputs(0, 0, decoder=decoder)).values()
+    ).backward()
     assert [
         name
         for name, p in decoder.named_parameters()
@@ -543,7 +618,9 @@ def test_the_arguments_are_not_changed():
         if isinstance(value, torch.Tensor)
     }
     sum(small_criterion()(outputs, targets).values()).backward()
-    assert all(torch.equal(outputs[key], value) for key, value in before.items())
+    assert all(
+        torch.equal(outputs[key], value) for key, value in before.items()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -579,7 +656,9 @@ def test_focal_loss_can_take_the_place_of_the_varifocal_one():
     losses = small_criterion(losses=["focal"], weight_dict={"loss_focal": 1})(
         *training_outputs(3, 1)
     )
-    assert {name for name in losses if "enc" in name or name == "loss_focal"} == {
+    assert {
+        name for name in losses if "enc" in name or name == "loss_focal"
+    } == {
         "loss_focal",
         "loss_focal_enc_0",
     }
@@ -590,9 +669,9 @@ def test_matchability_aware_loss_can_take_the_place_of_the_varifocal_one():
     losses = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1})(
         outputs, targets
     )
-    half = small_criterion(losses=["mal"], weight_dict={"loss_mal": 1}, mal_alpha=0.5)(
-        outputs, targets
-    )
+    half = small_criterion(
+        losses=["mal"], weight_dict={"loss_mal": 1}, mal_alpha=0.5
+    )(outputs, targets)
     assert "loss_mal_aux_0" in losses and "loss_mal_dn_pre" in losses
     assert half["loss_mal"] < losses["loss_mal"]
 

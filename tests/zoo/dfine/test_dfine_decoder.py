@@ -35,7 +35,8 @@ def xavier_bound(weight):
 
 
 @pytest.mark.parametrize(
-    "name", ["enc_score_head.bias", "dec_score_head.0.bias", "dec_score_head.2.bias"]
+    "name",
+    ["enc_score_head.bias", "dec_score_head.0.bias", "dec_score_head.2.bias"],
 )
 def test_every_class_starts_with_a_score_of_one_percent(name):
     bias = small_decoder(drawn=False).get_parameter(name)
@@ -75,7 +76,9 @@ def test_projections_start_xavier_uniform(name, settings):
 
 
 def test_embedding_of_labels_starts_normal_with_a_padding_row_of_zeros():
-    weight = small_decoder(drawn=False, num_classes=200).denoising_class_embed.weight
+    weight = small_decoder(
+        drawn=False, num_classes=200
+    ).denoising_class_embed.weight
     assert weight.shape == (201, WIDTH) and not weight[200].any()
     assert weight[:200].std().item() == pytest.approx(1.0, abs=0.05)
 
@@ -90,7 +93,8 @@ def test_all_layers_start_from_equal_weights():
 
 
 @pytest.mark.parametrize(
-    ("reg_scale", "dtype"), [(4, torch.int64), (8, torch.int64), (4.0, torch.float32)]
+    ("reg_scale", "dtype"),
+    [(4, torch.int64), (8, torch.int64), (4.0, torch.float32)],
 )
 def test_reg_scale_keeps_the_kind_of_number_that_was_written(reg_scale, dtype):
     state = small_decoder(reg_scale=reg_scale).state_dict()
@@ -113,7 +117,10 @@ def test_up_and_reg_scale_stand_twice_in_the_state_and_share_memory():
 
 
 def test_anchors_are_buffers_only_where_the_size_of_evaluation_is_known():
-    with_size, without = small_decoder(eval_spatial_size=[64, 96]), small_decoder()
+    with_size, without = (
+        small_decoder(eval_spatial_size=[64, 96]),
+        small_decoder(),
+    )
     assert (
         with_size.anchors.shape == (1, 8 * 12 + 4 * 6 + 2 * 3, 4)
         and with_size.valid_mask.dtype == torch.bool
@@ -138,7 +145,10 @@ def reference_layers(decoder, maps):
     rows = torch.arange(len(memory))[:, None]
     x = e[rows, chosen].detach()
     reference = (
-        (decoder.enc_bbox_head(x) + anchors.expand(len(memory), -1, -1)[rows, chosen])
+        (
+            decoder.enc_bbox_head(x)
+            + anchors.expand(len(memory), -1, -1)[rows, chosen]
+        )
         .sigmoid()
         .detach()
     )
@@ -151,7 +161,11 @@ def reference_layers(decoder, maps):
     )
     for i, layer in enumerate(decoder.decoder.layers):
         x = layer(
-            x, reference, values, decoder.query_pos_head(reference).clamp(-10, 10), None
+            x,
+            reference,
+            values,
+            decoder.query_pos_head(reference).clamp(-10, 10),
+            None,
         )
         if i == 0:
             initial = (
@@ -165,7 +179,8 @@ def reference_layers(decoder, maps):
         )
         results.append(
             (
-                decoder.dec_score_head[i](x) + decoder.decoder.lqe_layers[i](corners),
+                decoder.dec_score_head[i](x)
+                + decoder.decoder.lqe_layers[i](corners),
                 boxes,
             )
         )
@@ -173,20 +188,35 @@ def reference_layers(decoder, maps):
     return results
 
 
-@pytest.mark.parametrize("settings", [{}, {"reg_scale": 8}, {"num_layers": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"reg_scale": 8}, {"num_layers": 1}], ids=str
+)
 def test_evaluation_equals_a_plain_reading_of_the_recipe(settings):
     decoder, maps = small_decoder(**settings).eval(), feature_maps()
-    outputs, (logits, boxes) = decoder(maps), reference_layers(decoder, maps)[-1]
-    torch.testing.assert_close(outputs["pred_logits"], logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(outputs["pred_boxes"], boxes, rtol=1e-4, atol=1e-5)
+    outputs, (logits, boxes) = (
+        decoder(maps),
+        reference_layers(decoder, maps)[-1],
+    )
+    torch.testing.assert_close(
+        outputs["pred_logits"], logits, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        outputs["pred_boxes"], boxes, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_every_layers_output_in_training_equals_a_plain_reading_of_the_recipe():
     decoder, maps = small_decoder().train(), feature_maps()
     outputs, expected = decoder(maps), reference_layers(decoder, maps)
-    for head, (logits, boxes) in zip([*outputs["aux_outputs"], outputs], expected):
-        torch.testing.assert_close(head["pred_logits"], logits, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(head["pred_boxes"], boxes, rtol=1e-4, atol=1e-5)
+    for head, (logits, boxes) in zip(
+        [*outputs["aux_outputs"], outputs], expected
+    ):
+        torch.testing.assert_close(
+            head["pred_logits"], logits, rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            head["pred_boxes"], boxes, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -202,7 +232,9 @@ def test_gradients_of_every_layers_output_equal_those_of_a_plain_reading_of_the_
     leaves = [*maps, *(p for p in decoder.parameters() if p.requires_grad)]
     ours, expected = (
         torch.autograd.grad(
-            logits.square().sum() + boxes.square().sum(), leaves, allow_unused=True
+            logits.square().sum() + boxes.square().sum(),
+            leaves,
+            allow_unused=True,
         )
         for logits, boxes in (
             (head["pred_logits"], head["pred_boxes"]),
@@ -502,7 +534,9 @@ def test_layers_after_the_one_that_is_used_are_wider(settings):
         layer.norm1.normalized_shape[0] for layer in decoder.decoder.layers
     ] == widths
     assert [head.in_features for head in decoder.dec_score_head] == widths
-    assert [head.layers[0].out_features for head in decoder.dec_bbox_head] == widths
+    assert [
+        head.layers[0].out_features for head in decoder.dec_bbox_head
+    ] == widths
 
 
 def test_input_of_a_wide_layer_is_stretched_to_the_nearest():
@@ -537,7 +571,9 @@ def test_agnostic_selection_scores_tokens_by_a_single_number():
 
 def test_one_to_many_selection_takes_a_token_for_several_classes():
     outputs, _ = training_outputs(
-        3, 1, decoder=small_decoder(query_select_method="one2many", num_queries=120)
+        3,
+        1,
+        decoder=small_decoder(query_select_method="one2many", num_queries=120),
     )
     boxes = outputs["enc_aux_outputs"][0]["pred_boxes"][0]
     assert len(boxes.unique(dim=0)) < len(boxes)
@@ -585,7 +621,9 @@ def test_fewer_tokens_than_queries_give_as_many_queries_as_tokens(training):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (96, 64), (128, 256)])
-def test_sizes_other_than_that_of_evaluation_compute_what_a_decoder_for_them_does(size):
+def test_sizes_other_than_that_of_evaluation_compute_what_a_decoder_for_them_does(
+    size,
+):
     other, own, maps = (
         small_decoder(eval_spatial_size=[64, 96]).eval(),
         small_decoder(eval_spatial_size=list(size)).eval(),
@@ -612,11 +650,16 @@ def test_stored_anchors_count_at_the_size_of_evaluation_and_at_no_other():
     before = [decoder(maps)["pred_boxes"] for maps in (own, other)]
     decoder.anchors += 0.1  # as a moving average would leave them
     after = [decoder(maps)["pred_boxes"] for maps in (own, other)]
-    assert not torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+    assert not torch.equal(before[0], after[0]) and torch.equal(
+        before[1], after[1]
+    )
 
 
 def test_stored_anchors_do_not_count_in_training():
-    decoder, maps = small_decoder(eval_spatial_size=[64, 96]).train(), feature_maps()
+    decoder, maps = (
+        small_decoder(eval_spatial_size=[64, 96]).train(),
+        feature_maps(),
+    )
     before = decoder(maps)["pred_boxes"]
     decoder.anchors += 0.1
     assert torch.equal(before, decoder(maps)["pred_boxes"])
@@ -669,8 +712,11 @@ def test_half_precision_keeps_boxes_and_corners_in_single():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = decoder(maps, random_targets(3, 1))
     assert {
-        key: outputs[key].dtype for key in ("pred_boxes", "pred_corners", "ref_points")
-    } == dict.fromkeys(("pred_boxes", "pred_corners", "ref_points"), torch.float32)
+        key: outputs[key].dtype
+        for key in ("pred_boxes", "pred_corners", "ref_points")
+    } == dict.fromkeys(
+        ("pred_boxes", "pred_corners", "ref_points"), torch.float32
+    )
 
 
 def test_position_code_of_a_query_is_limited():

@@ -76,11 +76,15 @@ def test_weighting_sequence_in_double_precision_agrees_with_single():
 
 @pytest.mark.parametrize("reg_max", [4, 8, 16, 32])
 def test_weighting_sequence_has_a_value_for_each_bin(reg_max):
-    assert weighting_sequence(reg_max, UP, torch.tensor([4])).shape == (reg_max + 1,)
+    assert weighting_sequence(reg_max, UP, torch.tensor([4])).shape == (
+        reg_max + 1,
+    )
 
 
 def test_sign_of_up_and_scale_does_not_matter():
-    assert torch.equal(weighting_sequence(32, -UP, torch.tensor([-4])), sequence(4))
+    assert torch.equal(
+        weighting_sequence(32, -UP, torch.tensor([-4])), sequence(4)
+    )
 
 
 def test_expected_distance_is_the_mean_of_the_sequence_under_a_softmax():
@@ -95,12 +99,16 @@ def test_expected_distance_is_the_mean_of_the_sequence_under_a_softmax():
 def test_equal_logits_leave_a_box_where_it_is():
     reference = torch.tensor([[0.5, 0.5, 0.4, 0.2]])
     distances = expected_distances(torch.zeros(1, 4 * 33), sequence(4))
-    torch.testing.assert_close(distance_to_box(reference, distances, 4.0), reference)
+    torch.testing.assert_close(
+        distance_to_box(reference, distances, 4.0), reference
+    )
 
 
 def test_distances_move_edges_as_in_the_published_example():
     box = distance_to_box(
-        torch.tensor([0.5, 0.5, 0.4, 0.2]), torch.tensor([0.1, -0.2, 0.3, 0.0]), 4.0
+        torch.tensor([0.5, 0.5, 0.4, 0.2]),
+        torch.tensor([0.1, -0.2, 0.3, 0.0]),
+        4.0,
     )
     torch.testing.assert_close(box, torch.tensor([0.51, 0.505, 0.44, 0.19]))
 
@@ -134,7 +142,9 @@ def test_bins_of_a_box_are_those_of_the_published_example():
         (9.0, 31, 1.0),
     ],
 )
-def test_bin_of_a_distance_is_the_published_one(distance, left_bin, right_weight):
+def test_bin_of_a_distance_is_the_published_one(
+    distance, left_bin, right_weight
+):
     left_edge = (
         0.5 - (distance + 2) * 0.25
     )  # seen from a reference as wide as the image
@@ -145,27 +155,42 @@ def test_bin_of_a_distance_is_the_published_one(distance, left_bin, right_weight
         4.0,
     )
     assert bins.left_bin[0, 0] == left_bin
-    assert bins.right_weight[0, 0].item() == pytest.approx(right_weight, abs=1e-5)
+    assert bins.right_weight[0, 0].item() == pytest.approx(
+        right_weight, abs=1e-5
+    )
 
 
 def test_weights_of_both_bins_add_up_to_one():
     references = torch.rand(50, 4) * 0.5 + 0.25
     bins = box_to_bins(references, torch.rand(50, 4), sequence(4), 4.0)
-    torch.testing.assert_close(bins.left_weight + bins.right_weight, torch.ones(50, 4))
+    torch.testing.assert_close(
+        bins.left_weight + bins.right_weight, torch.ones(50, 4)
+    )
 
 
 def test_both_bins_together_give_the_distance_back():
-    references, weights = torch.rand(50, 4).double() * 0.2 + 0.4, sequence(4).double()
-    targets = distance_to_box(references, torch.rand(50, 4).double() * 7 - 3.5, 4.0)
+    references, weights = (
+        torch.rand(50, 4).double() * 0.2 + 0.4,
+        sequence(4).double(),
+    )
+    targets = distance_to_box(
+        references, torch.rand(50, 4).double() * 7 - 3.5, 4.0
+    )
     boxes = torch.cat(
-        [targets[:, :2] - targets[:, 2:] / 2, targets[:, :2] + targets[:, 2:] / 2], -1
+        [
+            targets[:, :2] - targets[:, 2:] / 2,
+            targets[:, :2] + targets[:, 2:] / 2,
+        ],
+        -1,
     )
     bins = box_to_bins(references, boxes, weights, 4.0)
     distances = (
         bins.left_weight * weights[bins.left_bin]
         + bins.right_weight * weights[bins.left_bin + 1]
     )
-    torch.testing.assert_close(distance_to_box(references, distances, 4.0), targets)
+    torch.testing.assert_close(
+        distance_to_box(references, distances, 4.0), targets
+    )
 
 
 def test_no_pairs_have_no_bins():

@@ -51,7 +51,10 @@ def test_position_codes_are_the_published_ones():
 @pytest.mark.parametrize("side", [3, 20])
 def test_position_codes_of_a_square_map_are_the_official_table(side):
     frequency = 10000 ** (-torch.arange(4).float() / 4)
-    slow, fast = torch.arange(side * side) // side, torch.arange(side * side) % side
+    slow, fast = (
+        torch.arange(side * side) // side,
+        torch.arange(side * side) % side,
+    )
     official = torch.cat(
         [
             (slow[:, None] * frequency).sin(),
@@ -62,18 +65,28 @@ def test_position_codes_of_a_square_map_are_the_official_table(side):
         1,
     )
     torch.testing.assert_close(
-        position_table(side, side, 16, 10000, CPU)[0], official, rtol=0, atol=1e-5
+        position_table(side, side, 16, 10000, CPU)[0],
+        official,
+        rtol=0,
+        atol=1e-5,
     )
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 5), (5, 2), (1, 4)])
-def test_position_code_of_each_token_is_that_of_its_row_and_column(height, width):
+def test_position_code_of_each_token_is_that_of_its_row_and_column(
+    height, width
+):
     table = position_table(height, width, 8, 10000, CPU)[0]
     for y in range(height):
         for x in range(width):
             angles = torch.tensor([y, y * 0.01, x, x * 0.01])
             expected = torch.cat(
-                [angles[:2].sin(), angles[:2].cos(), angles[2:].sin(), angles[2:].cos()]
+                [
+                    angles[:2].sin(),
+                    angles[:2].cos(),
+                    angles[2:].sin(),
+                    angles[2:].cos(),
+                ]
             )
             torch.testing.assert_close(
                 table[y * width + x], expected, rtol=0, atol=1e-5
@@ -100,14 +113,20 @@ def test_every_level_keeps_its_size_and_gets_the_hidden_width(size):
 
 def test_levels_are_fused_top_down_then_bottom_up():
     module, x = encoder(use_encoder_idx=[]).eval(), maps()
-    fine, middle, coarse = [project(y) for project, y in zip(module.input_proj, x)]
+    fine, middle, coarse = [
+        project(y) for project, y in zip(module.input_proj, x)
+    ]
     top = module.lateral_convs[0](coarse)
     inner = module.fpn_blocks[0](
-        torch.cat([F.interpolate(top, scale_factor=2, mode="nearest"), middle], 1)
+        torch.cat(
+            [F.interpolate(top, scale_factor=2, mode="nearest"), middle], 1
+        )
     )
     middle = module.lateral_convs[1](inner)
     fine = module.fpn_blocks[1](
-        torch.cat([F.interpolate(middle, scale_factor=2, mode="nearest"), fine], 1)
+        torch.cat(
+            [F.interpolate(middle, scale_factor=2, mode="nearest"), fine], 1
+        )
     )
     out_middle = module.pan_blocks[0](
         torch.cat([module.downsample_convs[0](fine), middle], 1)
@@ -134,7 +153,8 @@ def test_attention_layer_is_post_norm_with_positions_in_queries_and_keys():
     layer = randomize(TransformerEncoder(8, 2, 12, 0.0, "gelu", 1)).layers[0]
     tokens, position = torch.randn(2, 6, 8), torch.randn(1, 6, 8)
     first = layer.norm1(
-        tokens + layer.self_attn(tokens + position, tokens + position, tokens)[0]
+        tokens
+        + layer.self_attn(tokens + position, tokens + position, tokens)[0]
     )
     expected = layer.norm2(first + layer.linear2(F.gelu(layer.linear1(first))))
     torch.testing.assert_close(layer(tokens, position), expected)
@@ -154,7 +174,9 @@ def test_all_layers_of_a_stack_start_from_equal_weights():
     ("expansion", "hidden_dim", "inner"),
     [(0.34, 128, 21), (0.5, 256, 64), (1.0, 256, 128), (1.0, 384, 192)],
 )
-def test_inner_width_follows_from_expansion_as_published(expansion, hidden_dim, inner):
+def test_inner_width_follows_from_expansion_as_published(
+    expansion, hidden_dim, inner
+):
     module = HybridEncoder(
         in_channels=CHANNELS,
         hidden_dim=hidden_dim,
@@ -169,7 +191,8 @@ def test_inner_width_follows_from_expansion_as_published(expansion, hidden_dim, 
 )
 def test_number_of_blocks_follows_from_depth_as_published(depth_mult, blocks):
     assert (
-        len(encoder(depth_mult=depth_mult).fpn_blocks[0].cv2[0].bottlenecks) == blocks
+        len(encoder(depth_mult=depth_mult).fpn_blocks[0].cv2[0].bottlenecks)
+        == blocks
     )
 
 
@@ -206,7 +229,9 @@ def test_fused_encoder_computes_the_same():
 def test_gradients_reach_every_parameter():
     module = encoder()
     sum(y.square().sum() for y in module(maps())).backward()
-    assert [name for name, p in module.named_parameters() if p.grad is None] == []
+    assert [
+        name for name, p in module.named_parameters() if p.grad is None
+    ] == []
 
 
 # ---- settings ----

@@ -47,10 +47,14 @@ def plain_varifocal(logits, matched, labels, quality):
     for head, image, query, label, q in zip(
         matched.head, matched.image, matched.query, labels, quality
     ):
-        one_hot[head, image, query, label], target[head, image, query, label] = 1, q
+        (
+            one_hot[head, image, query, label],
+            target[head, image, query, label],
+        ) = 1, q
     weight = ALPHA * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + target
     return (
-        weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        weight
+        * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     ).sum((1, 2, 3))
 
 
@@ -65,9 +69,9 @@ def plain_focal(logits, matched, labels):
 
 def gradient(losses, leaf):
     """Return the gradient of a sum in which every head has another weight."""
-    return torch.autograd.grad((losses * torch.arange(1, len(losses) + 1)).sum(), leaf)[
-        0
-    ]
+    return torch.autograd.grad(
+        (losses * torch.arange(1, len(losses) + 1)).sum(), leaf
+    )[0]
 
 
 def plain_matchability(logits, matched, labels, quality, alpha):
@@ -75,13 +79,19 @@ def plain_matchability(logits, matched, labels, quality, alpha):
     for head, image, query, label, q in zip(
         matched.head, matched.image, matched.query, labels, quality
     ):
-        one_hot[head, image, query, label], target[head, image, query, label] = (
+        (
+            one_hot[head, image, query, label],
+            target[head, image, query, label],
+        ) = (
             1,
             q**GAMMA,
         )
-    weight = alpha * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + one_hot
+    weight = (
+        alpha * logits.detach().sigmoid() ** GAMMA * (1 - one_hot) + one_hot
+    )
     return (
-        weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        weight
+        * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     ).sum((1, 2, 3))
 
 
@@ -102,21 +112,27 @@ def test_gradient_of_the_varifocal_loss_is_that_of_its_formula_with_a_constant_w
         varifocal_loss(logits, pairs(), labels, quality, ALPHA, GAMMA), logits
     )
     torch.testing.assert_close(
-        ours, gradient(plain_varifocal(logits, pairs(), labels, quality), logits)
+        ours,
+        gradient(plain_varifocal(logits, pairs(), labels, quality), logits),
     )
 
 
 def test_no_gradient_flows_into_the_quality_of_a_pair():
     logits, labels, quality = class_inputs()
     quality.requires_grad_(True)
-    varifocal_loss(logits, pairs(), labels, quality, ALPHA, GAMMA).sum().backward()
+    varifocal_loss(
+        logits, pairs(), labels, quality, ALPHA, GAMMA
+    ).sum().backward()
     assert quality.grad is None
 
 
 def test_varifocal_loss_without_pairs_is_that_of_negatives_alone():
     logits, _, _ = class_inputs()
     none = Matched(*[torch.zeros(0, dtype=torch.int64)] * 4)
-    empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    empty = (
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.float64),
+    )
     torch.testing.assert_close(
         varifocal_loss(logits, none, *empty, ALPHA, GAMMA),
         (ALPHA * logits.sigmoid() ** GAMMA * F.softplus(logits)).sum((1, 2, 3)),
@@ -127,7 +143,12 @@ def test_varifocal_loss_without_pairs_is_that_of_negatives_alone():
 def test_varifocal_loss_is_finite_for_large_logits(value):
     logits = torch.full((K, B, Q, C), value, requires_grad=True)
     losses = varifocal_loss(
-        logits, pairs(), torch.zeros(6, dtype=torch.int64), torch.ones(6), ALPHA, GAMMA
+        logits,
+        pairs(),
+        torch.zeros(6, dtype=torch.int64),
+        torch.ones(6),
+        ALPHA,
+        GAMMA,
     )
     assert losses.isfinite().all() and gradient(losses, logits).isfinite().all()
 
@@ -169,7 +190,8 @@ def test_focal_loss_equals_its_formula():
 def test_gradient_of_the_focal_loss_is_that_of_differences():
     logits, labels, quality = class_inputs()
     assert torch.autograd.gradcheck(
-        lambda x: focal_loss(x, pairs(), labels, quality, ALPHA, GAMMA), (logits,)
+        lambda x: focal_loss(x, pairs(), labels, quality, ALPHA, GAMMA),
+        (logits,),
     )
 
 
@@ -178,15 +200,21 @@ def test_gradient_of_the_focal_loss_is_that_of_differences():
 
 def box_inputs():
     boxes = torch.rand(K, 5, 4, dtype=torch.float64) * 0.3 + 0.3
-    return boxes.requires_grad_(True), torch.rand(5, 4, dtype=torch.float64) * 0.3 + 0.3
+    return boxes.requires_grad_(True), torch.rand(
+        5, 4, dtype=torch.float64
+    ) * 0.3 + 0.3
 
 
 def test_box_losses_are_sums_of_l1_distances_and_of_one_minus_giou():
     boxes, targets = box_inputs()
     losses = box_losses(boxes, targets)
     for head in range(K):
-        iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes[head]), cxcywh_to_xyxy(targets))
-        torch.testing.assert_close(losses.l1[head], (boxes[head] - targets).abs().sum())
+        iou, giou = iou_and_giou(
+            cxcywh_to_xyxy(boxes[head]), cxcywh_to_xyxy(targets)
+        )
+        torch.testing.assert_close(
+            losses.l1[head], (boxes[head] - targets).abs().sum()
+        )
         torch.testing.assert_close(losses.giou[head], (1 - giou).sum())
         torch.testing.assert_close(losses.iou[head], iou)
 
@@ -207,21 +235,29 @@ def test_overlaps_carry_no_gradient():
 def test_giou_term_can_be_weighted_by_a_constant_overlap(weight_by):
     boxes, targets = box_inputs()
     iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
-    expected = ((1 - giou) * {"iou": iou, "giou": giou}[weight_by].detach()).sum(1)
+    expected = (
+        (1 - giou) * {"iou": iou, "giou": giou}[weight_by].detach()
+    ).sum(1)
     losses = box_losses(boxes, targets, weight_by)
     torch.testing.assert_close(losses.giou, expected)
-    torch.testing.assert_close(gradient(losses.giou, boxes), gradient(expected, boxes))
+    torch.testing.assert_close(
+        gradient(losses.giou, boxes), gradient(expected, boxes)
+    )
 
 
 # ---- localization ----
 
 
 def localization_inputs(heads=K, count=5):
-    corners = torch.randn(heads, count, 4, N, dtype=torch.float64, requires_grad=True)
+    corners = torch.randn(
+        heads, count, 4, N, dtype=torch.float64, requires_grad=True
+    )
     left_weight = torch.rand(count, 4, dtype=torch.float64)
     return (
         corners,
-        BinTargets(torch.randint(N - 1, (count, 4)), left_weight, 1 - left_weight),
+        BinTargets(
+            torch.randint(N - 1, (count, 4)), left_weight, 1 - left_weight
+        ),
         torch.rand(heads, count, dtype=torch.float64),
     )
 
@@ -254,7 +290,9 @@ def test_gradient_of_the_fine_grained_loss_is_that_of_differences():
 
 
 def distillation_inputs(positive):
-    corners = torch.randn(K, B, Q, 4, N, dtype=torch.float64, requires_grad=True)
+    corners = torch.randn(
+        K, B, Q, 4, N, dtype=torch.float64, requires_grad=True
+    )
     teacher = torch.randn(B, Q, 4, N, dtype=torch.float64, requires_grad=True)
     return corners, teacher, torch.rand(K, B, Q, dtype=torch.float64), positive
 
@@ -290,14 +328,21 @@ SOME = torch.tensor(
 )
 POSITIVES = pytest.mark.parametrize(
     "positive",
-    [SOME, torch.zeros(B, Q, dtype=torch.bool), torch.ones(B, Q, dtype=torch.bool)],
+    [
+        SOME,
+        torch.zeros(B, Q, dtype=torch.bool),
+        torch.ones(B, Q, dtype=torch.bool),
+    ],
     ids=["some", "no", "all queries matched"],
 )
 
 
 @POSITIVES
 def test_distillation_loss_equals_its_formula(positive):
-    inputs, balance = distillation_inputs(positive), distillation_balance(positive)
+    inputs, balance = (
+        distillation_inputs(positive),
+        distillation_balance(positive),
+    )
     torch.testing.assert_close(
         decoupled_distillation_loss(*inputs, balance),
         plain_distillation(*inputs, balance),
@@ -306,7 +351,10 @@ def test_distillation_loss_equals_its_formula(positive):
 
 @POSITIVES
 def test_gradient_of_the_distillation_loss_is_that_of_its_formula(positive):
-    inputs, balance = distillation_inputs(positive), distillation_balance(positive)
+    inputs, balance = (
+        distillation_inputs(positive),
+        distillation_balance(positive),
+    )
     ours = gradient(decoupled_distillation_loss(*inputs, balance), inputs[0])
     torch.testing.assert_close(
         ours, gradient(plain_distillation(*inputs, balance), inputs[0])

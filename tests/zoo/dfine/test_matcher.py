@@ -5,7 +5,12 @@ from scipy.optimize import linear_sum_assignment
 from src.core import ConfigError, NumericsError
 from src.ops.boxes import cxcywh_to_xyxy, iou_and_giou
 from src.zoo.dfine import HungarianMatcher, matcher
-from tests.fixtures.detector import CLASSES, COST_WEIGHTS, random_boxes, random_targets
+from tests.fixtures.detector import (
+    CLASSES,
+    COST_WEIGHTS,
+    random_boxes,
+    random_targets,
+)
 
 
 def outputs(batch, queries=12):
@@ -54,9 +59,9 @@ def as_lists(indices):
 @pytest.mark.parametrize("counts", [(4, 2), (0, 3), (1, 1, 1), (12,), (20, 3)])
 def test_pairs_are_those_of_the_published_cost(counts, use_focal_loss):
     out, targets = outputs(len(counts)), random_targets(*counts)
-    ours = HungarianMatcher(COST_WEIGHTS, use_focal_loss=use_focal_loss)(out, targets)[
-        "indices"
-    ]
+    ours = HungarianMatcher(COST_WEIGHTS, use_focal_loss=use_focal_loss)(
+        out, targets
+    )["indices"]
     assert as_lists(ours) == reference(out, targets, use_focal_loss)
 
 
@@ -93,7 +98,9 @@ def test_focal_cost_follows_alpha_and_gamma():
 
 def test_images_without_objects_have_no_pairs():
     assert as_lists(
-        HungarianMatcher(COST_WEIGHTS)(outputs(2), random_targets(0, 0))["indices"]
+        HungarianMatcher(COST_WEIGHTS)(outputs(2), random_targets(0, 0))[
+            "indices"
+        ]
     ) == [
         ([], []),
         ([], []),
@@ -106,7 +113,8 @@ def test_heads_with_one_class_are_matched_whatever_the_label():
         out | {"pred_logits": out["pred_logits"][..., :1]}, targets
     )["indices"]
     same = [
-        target | {"labels": torch.zeros_like(target["labels"])} for target in targets
+        target | {"labels": torch.zeros_like(target["labels"])}
+        for target in targets
     ]
     assert as_lists(one) == reference(out, same, True)
 
@@ -133,7 +141,9 @@ def test_heads_matched_together_are_matched_as_each_alone(piece, monkeypatch):
     for head, out in enumerate(stacks):
         for image, (query, target) in enumerate(reference(out, targets, True)):
             mine = (pairs.head == head) & (pairs.image == image)
-            found = zip(pairs.query[mine], pairs.target[mine] - sum(counts[:image]))
+            found = zip(
+                pairs.query[mine], pairs.target[mine] - sum(counts[:image])
+            )
             assert sorted(found) == sorted(zip(query, target)), (head, image)
 
 
@@ -146,7 +156,9 @@ def test_no_gradient_flows_through_a_match():
 def test_half_precision_is_matched_in_single():
     out, targets = outputs(2), random_targets(4, 2)
     half = {key: value.to(torch.bfloat16) for key, value in out.items()}
-    ours = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)(half, targets)["indices"]
+    ours = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)(half, targets)[
+        "indices"
+    ]
     assert as_lists(ours) == reference(
         {key: value.float() for key, value in half.items()}, targets, True
     )
@@ -182,7 +194,9 @@ def test_a_cost_that_is_not_finite_is_reported_with_term_and_image(
 
 def test_boxes_without_area_on_both_sides_are_reported_as_a_giou_that_is_not_finite():
     out, targets = outputs(1), random_targets(1)
-    out["pred_boxes"][:] = targets[0]["boxes"] = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
+    out["pred_boxes"][:] = targets[0]["boxes"] = torch.tensor(
+        [[0.5, 0.5, 0.0, 0.0]]
+    )
     with pytest.raises(
         NumericsError,
         match="matching cost_giou is not finite for image 0 of 1 in the batch",
@@ -195,9 +209,9 @@ def test_a_weight_that_makes_the_sum_overflow_is_reported():
         NumericsError,
         match="the matching cost is not finite although each of its terms is",
     ):
-        HungarianMatcher(COST_WEIGHTS | {"cost_bbox": 3e38}, use_focal_loss=True)(
-            outputs(1, queries=50), random_targets(20)
-        )
+        HungarianMatcher(
+            COST_WEIGHTS | {"cost_bbox": 3e38}, use_focal_loss=True
+        )(outputs(1, queries=50), random_targets(20))
 
 
 @pytest.mark.parametrize(
@@ -240,9 +254,9 @@ def test_from_the_change_on_probability_times_a_power_of_the_overlap_decides(
     use_focal_loss, power
 ):
     out, targets = outputs(2, queries=40), random_targets(4, 3)
-    indices = late_matcher(5, use_focal_loss=use_focal_loss, iou_order_alpha=power)(
-        out, targets
-    )["indices"]
+    indices = late_matcher(
+        5, use_focal_loss=use_focal_loss, iou_order_alpha=power
+    )(out, targets)["indices"]
     for (query, target), logits, boxes, truth in zip(
         indices, out["pred_logits"], out["pred_boxes"], targets
     ):

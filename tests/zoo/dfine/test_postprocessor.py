@@ -17,7 +17,9 @@ def outputs(queries=6, classes=3):
 
 def test_best_pairs_of_query_and_class_are_taken_best_first():
     out = outputs()
-    detections = DFINEPostProcessor(num_classes=3, num_top_queries=5)(out, SIZES)
+    detections = DFINEPostProcessor(num_classes=3, num_top_queries=5)(
+        out, SIZES
+    )
     for image, found in enumerate(detections):
         ranked = sorted(
             (
@@ -27,7 +29,9 @@ def test_best_pairs_of_query_and_class_are_taken_best_first():
             ),
             reverse=True,
         )[:5]
-        assert found["scores"].tolist() == pytest.approx([score for score, _ in ranked])
+        assert found["scores"].tolist() == pytest.approx(
+            [score for score, _ in ranked]
+        )
         assert found["labels"].tolist() == [label for _, label in ranked]
 
 
@@ -36,7 +40,9 @@ def test_a_query_may_be_taken_with_several_classes():
         "pred_logits": torch.tensor([[[5.0, 4.0], [-5.0, -5.0]]]),
         "pred_boxes": torch.rand(1, 2, 4),
     }
-    (found,) = DFINEPostProcessor(num_classes=2, num_top_queries=2)(out, SIZES[:1])
+    (found,) = DFINEPostProcessor(num_classes=2, num_top_queries=2)(
+        out, SIZES[:1]
+    )
     assert torch.equal(found["boxes"][0], found["boxes"][1]) and found[
         "labels"
     ].tolist() == [0, 1]
@@ -47,7 +53,9 @@ def test_boxes_are_corners_in_pixels_of_each_original_image():
         "pred_logits": torch.ones(2, 1, 1),
         "pred_boxes": torch.tensor([0.5, 0.5, 0.2, 0.4]).repeat(2, 1, 1),
     }
-    detections = DFINEPostProcessor(num_classes=1, num_top_queries=1)(out, SIZES)
+    detections = DFINEPostProcessor(num_classes=1, num_top_queries=1)(
+        out, SIZES
+    )
     torch.testing.assert_close(
         torch.cat([found["boxes"] for found in detections]),
         torch.tensor([[80.0, 30, 120, 70], [20, 24, 30, 56]]),
@@ -60,7 +68,9 @@ def test_boxes_follow_their_queries():
         "pred_boxes": torch.rand(1, 3, 4),
     }
     top, every = (
-        DFINEPostProcessor(num_classes=1, num_top_queries=n)(out, SIZES[:1])[0]["boxes"]
+        DFINEPostProcessor(num_classes=1, num_top_queries=n)(out, SIZES[:1])[0][
+            "boxes"
+        ]
         for n in (1, 3)
     )
     expected = torch.cat(
@@ -86,7 +96,9 @@ def test_no_more_detections_are_given_than_there_are(asked, given):
 def test_coco_labels_become_category_ids_where_asked():
     out = outputs(classes=80)
     plain, remapped = (
-        DFINEPostProcessor(num_top_queries=20, remap_mscoco_category=remap)(out, SIZES)
+        DFINEPostProcessor(num_top_queries=20, remap_mscoco_category=remap)(
+            out, SIZES
+        )
         for remap in (False, True)
     )
     for a, b in zip(plain, remapped):
@@ -106,9 +118,13 @@ def test_remapping_is_refused_for_other_than_80_classes():
 def test_without_focal_loss_the_last_logit_is_the_background():
     out = {
         "pred_logits": torch.tensor([[[1.0, 2.0, 9.0], [3.0, 1.0, 0.0]]]),
-        "pred_boxes": torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.4, 0.4]]]),
+        "pred_boxes": torch.tensor(
+            [[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.4, 0.4]]]
+        ),
     }
-    (found,) = DFINEPostProcessor(num_classes=2, use_focal_loss=False)(out, SIZES[:1])
+    (found,) = DFINEPostProcessor(num_classes=2, use_focal_loss=False)(
+        out, SIZES[:1]
+    )
     softmax = out["pred_logits"][0].softmax(-1)
     assert found["labels"].tolist() == [0, 1]
     torch.testing.assert_close(
@@ -131,7 +147,8 @@ def test_deployed_form_gives_the_same_as_batched_tensors(use_focal_loss):
         processor.deploy()(out, SIZES), ("labels", "boxes", "scores")
     ):
         assert torch.equal(
-            values, torch.stack([found[name] for found in processor(out, SIZES)])
+            values,
+            torch.stack([found[name] for found in processor(out, SIZES)]),
         )
 
 
@@ -141,7 +158,8 @@ def test_deployed_form_keeps_labels_from_zero():
         num_top_queries=20, remap_mscoco_category=True
     ).deploy()(out, SIZES)
     assert torch.equal(
-        labels[0], DFINEPostProcessor(num_top_queries=20)(out, SIZES)[0]["labels"]
+        labels[0],
+        DFINEPostProcessor(num_top_queries=20)(out, SIZES)[0]["labels"],
     )
 
 

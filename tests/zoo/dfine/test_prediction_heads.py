@@ -26,7 +26,10 @@ def test_shapes_are_those_of_five_heads_and_three_layers():
         (3, 2, QUERIES, 4, BINS),
         (2, QUERIES, 4),
     )
-    assert (tuple(stack.teacher_corners.shape), tuple(stack.teacher_logits.shape)) == (
+    assert (
+        tuple(stack.teacher_corners.shape),
+        tuple(stack.teacher_logits.shape),
+    ) == (
         (2, QUERIES, 4, BINS),
         (2, QUERIES, CLASSES),
     )
@@ -42,9 +45,9 @@ def test_each_row_of_a_stack_is_that_of_its_head():
         *outputs["enc_aux_outputs"],
     ]
     for row, head in enumerate(heads):
-        assert torch.equal(stack.logits[row], head["pred_logits"]) and torch.equal(
-            stack.boxes[row], head["pred_boxes"]
-        )
+        assert torch.equal(
+            stack.logits[row], head["pred_logits"]
+        ) and torch.equal(stack.boxes[row], head["pred_boxes"])
 
 
 def test_last_layer_is_the_teacher():
@@ -55,7 +58,9 @@ def test_last_layer_is_the_teacher():
     ) and torch.equal(stack.teacher_logits, outputs["pred_logits"])
 
 
-@pytest.mark.parametrize("part", ["teacher_corners", "teacher_logits", "reference"])
+@pytest.mark.parametrize(
+    "part", ["teacher_corners", "teacher_logits", "reference"]
+)
 def test_teacher_and_reference_carry_no_gradient(part):
     (stack,) = matching_heads(training_outputs(3, 1)[0], BINS)
     assert not getattr(stack, part).requires_grad
@@ -83,7 +88,10 @@ def test_a_single_layer_teaches_nobody():
     (stack,) = matching_heads(
         training_outputs(3, 1, decoder=small_decoder(num_layers=1))[0], BINS
     )
-    assert stack.suffixes == ["", "_pre", "_enc_0"] and stack.teacher_corners is None
+    assert (
+        stack.suffixes == ["", "_pre", "_enc_0"]
+        and stack.teacher_corners is None
+    )
 
 
 def test_without_auxiliary_outputs_the_last_layer_stands_alone():
@@ -97,7 +105,9 @@ def test_denoising_heads_are_all_layers_and_the_pre_head():
     outputs, _ = training_outputs(3, 1)
     stack = denoising_heads(outputs, BINS)
     assert stack.suffixes == ["_dn_0", "_dn_1", "_dn_2", "_dn_pre"]
-    assert torch.equal(stack.teacher_logits, outputs["dn_outputs"][-1]["pred_logits"])
+    assert torch.equal(
+        stack.teacher_logits, outputs["dn_outputs"][-1]["pred_logits"]
+    )
 
 
 def test_half_precision_becomes_single():

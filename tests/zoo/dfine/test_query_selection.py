@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from src.zoo.dfine.query_selection import gather_tokens, make_anchors, select_tokens
+from src.zoo.dfine.query_selection import (
+    gather_tokens,
+    make_anchors,
+    select_tokens,
+)
 
 CPU = torch.device("cpu")
 THREE_LEVELS = ((80, 80), (40, 40), (20, 20))
@@ -26,7 +30,8 @@ def test_anchors_at_640_pixels_are_the_published_ones(shapes, index, values):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "total", "invalid"), [(THREE_LEVELS, 8400, 316), (TWO_LEVELS, 2000, 0)]
+    ("shapes", "total", "invalid"),
+    [(THREE_LEVELS, 8400, 316), (TWO_LEVELS, 2000, 0)],
 )
 def test_anchors_at_the_border_are_not_used(shapes, total, invalid):
     anchors, valid = make_anchors(shapes, 0.01, CPU)
@@ -41,14 +46,17 @@ def test_anchors_at_the_border_are_not_used(shapes, total, invalid):
 def test_anchors_of_a_map_that_is_not_square_are_in_row_major_order():
     anchors, _ = make_anchors(((2, 4),), 0.0, CPU)
     centres = anchors.sigmoid()[0, :, :2]
-    expected = [[(x + 0.5) / 4, (y + 0.5) / 2] for y in range(2) for x in range(4)]
+    expected = [
+        [(x + 0.5) / 4, (y + 0.5) / 2] for y in range(2) for x in range(4)
+    ]
     torch.testing.assert_close(centres, torch.tensor(expected))
 
 
 def test_anchors_double_with_each_level():
     anchors, _ = make_anchors(((2, 2), (1, 1)), 0.0, CPU)
     torch.testing.assert_close(
-        anchors.sigmoid()[0, :, 2:], torch.tensor([[0.05, 0.05]] * 4 + [[0.1, 0.1]])
+        anchors.sigmoid()[0, :, 2:],
+        torch.tensor([[0.05, 0.05]] * 4 + [[0.1, 0.1]]),
     )
 
 
