@@ -1,4 +1,4 @@
-"""The configuration inside a checkpoint describes a model of the size of its weights, and does nothing else."""
+"""The configuration in a checkpoint describes a model of the size of its weights, and does nothing else."""
 
 import sys
 import time
