@@ -24,6 +24,8 @@ _CONSTRUCTION_ERRORS = (
 def create(
     spec: str | Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
+    *,
+    load_files: bool = True,
     **runtime: Any,
 ) -> Any:
     """Build a registered component and all the components injected into it.
@@ -33,6 +35,7 @@ def create(
     Args:
         spec: a registered name, whose settings are in `config` under that name, or a mapping with `type`.
         config: the whole resolved configuration; needed for injected names and shared values.
+        load_files: call the methods that read files (`__load__`), such as pretrained weights.
         runtime: arguments that only the program knows (a model, an optimizer); they override settings.
 
     Raises:
@@ -54,7 +57,7 @@ def create(
     }
     for key in component.inject:
         if key in arguments:
-            arguments[key] = _inject(arguments[key], config)
+            arguments[key] = _inject(arguments[key], config, load_files)
     try:
         built = component.factory(**arguments)
     except RunError:
@@ -64,7 +67,7 @@ def create(
         if "shared memory" in str(error):
             raise
         raise ConfigError(f"{name} cannot be built: {error}") from error
-    if component.load:
+    if component.load and load_files:
         getattr(built, component.load)()
     return built
 
@@ -95,9 +98,42 @@ def _shared(
     return shared
 
 
-def _inject(value: Any, config: Mapping[str, Any]) -> Any:
+def _inject(value: Any, config: Mapping[str, Any], load_files: bool) -> Any:
     if isinstance(value, (str, Mapping)):
-        return create(value, config)
+        return create(value, config, load_files=load_files)
     if isinstance(value, list):
-        return [_inject(item, config) for item in value]
+        return [_inject(item, config, load_files) for item in value]
     return value
+
+
+def refuse_other_roles(
+    role: str, spec: Any, config: Mapping[str, Any], place: str
+) -> None:
+    """Check that a specification and all components injected into it are parts of a model of their roles.
+
+    Args:
+        role: role of the specification; an injected argument has its name as role.
+        spec: as in `create`.
+        config: the whole configuration.
+        place: source of the configuration, for messages.
+
+    Raises:
+        ConfigError: with the first name that has another role.
+    """
+    name, settings = _name_and_settings(spec, config)
+    component = find(name)
+    if component is None:
+        raise ConfigError(
+            f"{place} names '{name}' as {role}, which is not registered{did_you_mean(name, names())}; "
+            "if it is a class of your own, give its configuration file with -c"
+        )
+    if not component.can_be(role):
+        raise ConfigError(
+            f"{place} names '{name}' as {role}, but {name} is "
+            f"{'a ' + component.role if component.role else 'not a part of a model'}; it was not built"
+        )
+    for key in component.inject:
+        parts = settings.get(key)
+        for part in parts if isinstance(parts, list) else [parts]:
+            if part is not None:
+                refuse_other_roles(key, part, config, f"{place}: {name}")

@@ -8,48 +8,49 @@ from __future__ import annotations
 import copy
 import math
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .errors import ConfigError, first_line
+from .errors import ConfigError
+from .origins import KeyPath, Origins
 from .paths import did_you_mean_file, read_text, user_path
 from .user_files import import_file
+from .yaml_text import MAX_BYTES, ValueBudget, count_values, dotted, parse_yaml
 
-MAX_FILE_BYTES = 1 << 20
-MAX_NODES = 50_000
-"""Maximum number of values in a file with its aliases expanded: a small file must not exhaust memory."""
+MAX_FILES = 200
+"""Maximum number of files that a configuration includes, counting repetitions."""
 
 INCLUDE = "__include__"
 IMPORT = "__import__"
 """Keys for configuration files to include, and for Python files whose classes the configuration uses."""
 
-KeyPath = tuple[str | int, ...]
-
 
 class ConfigTree:
     """A nested dict of settings that remembers where each key came from."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | Path = "the configuration") -> None:
         self.values: dict[str, Any] = {}
-        self.origins: dict[KeyPath, str] = {}
+        self.origins = Origins()
         self.imported: dict[str, Path] = {}
         """Python files of users by the names of their modules."""
+        self.files = 0
+        """Number of files that were read."""
+        self.budget = ValueBudget(str(name), "with its includes and references")
 
-    def merge(
-        self, values: dict[str, Any], origins: dict[KeyPath, str] | str
-    ) -> None:
-        """Merge `values` into the tree; `origins` has a place per key path, or is one place for all."""
-        _merge(self.values, values, (), self.origins, origins)
+    def merge(self, values: dict[str, Any], origins: Origins | str) -> None:
+        """Merge `values` into the tree; `origins` are their places, or one place for all.
+
+        Raises:
+            ConfigError: if the tree has received too many values.
+        """
+        self.budget.spend(count_values(values))
+        _merge(self.values, values, self.origins, origins)
 
     def origin(self, path: KeyPath) -> str:
         """Return "file:line" (or "-u", ...) of the nearest key at or above `path`."""
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.origins:
-                return self.origins[path[:end]]
-        return "the configuration"
+        return self.origins.nearest(path) or "the configuration"
 
     def remove(self, key: str) -> None:
         """Remove a top-level key."""
@@ -77,43 +78,43 @@ class ConfigTree:
             ConfigError: if the setting does not exist, or contains a reference itself.
         """
 
-        def lookup(match: re.Match, path: KeyPath) -> Any:
-            value: Any = self.values
-            for part in match[1].split("."):
-                try:
-                    value = (
-                        value[int(part)]
-                        if isinstance(value, list)
-                        else value[part]
-                    )
-                except (KeyError, IndexError, ValueError, TypeError):
-                    raise ConfigError(
-                        f"{dotted(path)} refers to {match[0]}, which is not set ({self.origin(path)})"
-                    ) from None
-            for part, key, _ in _leaves([value], ()):
-                if isinstance(part[key], str) and _REFERENCE.fullmatch(
-                    part[key]
-                ):
-                    raise ConfigError(
-                        f"{dotted(path)} refers to {match[0]}, which is or contains a reference itself "
-                        f"({self.origin(path)})"
-                    )
-            return copy.deepcopy(value)
-
         for container, key, path in list(_leaves(self.values, ())):
             value = container[key]
             match = (
                 _REFERENCE.fullmatch(value) if isinstance(value, str) else None
             )
-            if match:
-                container[key] = lookup(match, path)
-                parts = match[1].split(".")
-                target = tuple(
-                    int(part) if part.isdigit() else part for part in parts
+            if match is None:
+                continue
+            container[key] = self._referenced(match[1], path)
+            parts = match[1].split(".")
+            target = tuple(
+                int(part) if part.isdigit() else part for part in parts
+            )
+            self.origins.set_place(
+                path,
+                f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}",
+            )
+
+    def _referenced(self, name: str, path: KeyPath) -> Any:
+        """Return a copy of the value to which the setting at `path` refers by name."""
+        value: Any = self.values
+        refers = f"{dotted(path)} refers to ${{{name}}}"
+        for part in name.split("."):
+            try:
+                value = (
+                    value[int(part)] if isinstance(value, list) else value[part]
                 )
-                self.origins[path] = (
-                    f"{self.origin(path)}, which takes it from {dotted(target)} at {self.origin(target)}"
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise ConfigError(
+                    f"{refers}, which is not set ({self.origin(path)})"
+                ) from None
+        self.budget.spend(count_values(value))
+        for part, key, _ in _leaves([value], ()):
+            if isinstance(part[key], str) and _REFERENCE.fullmatch(part[key]):
+                raise ConfigError(
+                    f"{refers}, which is or contains a reference itself ({self.origin(path)})"
                 )
+        return copy.deepcopy(value)
 
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -128,7 +129,7 @@ def load_config_tree(path: str | Path) -> ConfigTree:
         ConfigError: for a missing, oversized or malformed file, a duplicate key, circular includes, or a
             Python file that cannot be imported.
     """
-    tree = ConfigTree()
+    tree = ConfigTree(path)
     _load_into(tree, Path(path), ())
     return tree
 
@@ -144,7 +145,7 @@ def parse_config_tree(text: str, name: str) -> ConfigTree:
         ConfigError: for malformed text, a duplicate key, or `__import__`, because opening a checkpoint must
             not run code.
     """
-    tree = ConfigTree()
+    tree = ConfigTree(name)
     values, places = _mapping_in(text, name)
     if IMPORT in values:
         raise ConfigError(
@@ -176,83 +177,13 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
         )
         for part in reversed(parts[1:]):
             value = {part: value}
-        _merge(merged, {parts[0]: value}, (), {}, {})
+        _merge(merged, {parts[0]: value}, Origins(), "-u")
     return merged
 
 
 def is_plain_path(text: str) -> bool:
     """Return whether a text is a path, which must not be parsed as YAML because of " #" and ": "."""
     return re.match(r"(/|\.{1,2}/|~/|[A-Za-z]:[\\/])", text) is not None
-
-
-def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
-    """Parse YAML with the safe loader; return the value and "name:line" for every key path.
-
-    Raises:
-        ConfigError: for bad syntax, tags that would build objects, duplicate keys or too many aliases.
-    """
-    try:
-        node = yaml.compose(text, _Loader)
-        if node is None:
-            return None, {}
-        places: dict[KeyPath, str] = {}
-        budget = [MAX_NODES]
-        _inspect(node, (), name, places, budget)
-        loader = _Loader("")
-        try:
-            return loader.construct_document(node), places
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        if mark is None:
-            mark = getattr(error, "context_mark", None)
-        place = f"{name}:{mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError(
-            f"{place} cannot be read as YAML: {problem}"
-        ) from None
-    except RecursionError:
-        raise ConfigError(f"{name} is nested too deeply") from None
-    except (ValueError, TypeError) as error:
-        # for example a date that does not exist, or a list as a key
-        raise ConfigError(f"{name} cannot be read as YAML: {error}") from None
-
-
-def dump_yaml(values: dict[str, Any]) -> str:
-    """Write settings as YAML text that `parse_yaml` reads back to the same values."""
-    return yaml.dump(
-        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True
-    )
-
-
-def dotted(path: KeyPath) -> str:
-    """Return a key path as text: ("a", "ops", 0, "p") becomes "a.ops[0].p"."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif text:
-            text += f".{part}"
-        else:
-            text = part
-    return text
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads `1e-4` as a number, as YAML 1.2 does."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which also quotes strings that `_Loader` would read as numbers."""
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
-    )
 
 
 def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
@@ -264,12 +195,15 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
         raise ConfigError(
             f"configuration files include each other circularly: {shown}"
         )
+    tree.files += 1
+    if tree.files > MAX_FILES:
+        raise ConfigError(f"{shown}: more than {MAX_FILES} files are included")
     values, places = _read(path, shown)
     for item in _file_names(values, INCLUDE, path):
         _load_into(tree, path.parent / Path(item).expanduser(), (*chain, path))
     for item in _file_names(values, IMPORT, path):
         file = (path.parent / Path(item).expanduser()).resolve()
-        origin = places.get((IMPORT,), str(path))
+        origin = places.nearest((IMPORT,)) or str(path)
         first = tree.imported.setdefault(file.stem, file)
         if first != file:
             raise ConfigError(
@@ -293,12 +227,14 @@ def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:
     return names
 
 
-def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def _read(path: Path, shown: str) -> tuple[dict[str, Any], Origins]:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) and not path.is_dir():
+            raise ConfigError(f"{shown} is not a regular file")
+        if facts.st_size > MAX_BYTES:
             raise ConfigError(
-                f"{path} has {size} bytes; a configuration may have at most {MAX_FILE_BYTES}"
+                f"{path} has {facts.st_size} bytes; a configuration may have at most {MAX_BYTES}"
             )
         text = read_text(path)
     except FileNotFoundError:
@@ -310,9 +246,7 @@ def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     return _mapping_in(text, str(path))
 
 
-def _mapping_in(
-    text: str, name: str
-) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def _mapping_in(text: str, name: str) -> tuple[dict[str, Any], Origins]:
     values, places = parse_yaml(text, name)
     if values is None:
         values = {}
@@ -323,75 +257,32 @@ def _mapping_in(
     return values, places
 
 
-def _inspect(
-    node: yaml.Node,
-    path: KeyPath,
-    name: str,
-    places: dict[KeyPath, str],
-    budget: list[int],
-) -> None:
-    """Record the line of every key.
-
-    Raises:
-        ConfigError: for duplicate keys, keys that are not strings, and too many aliases.
-    """
-    budget[0] -= 1
-    if budget[0] < 0:
-        raise ConfigError(
-            f"{name} has more than {MAX_NODES} values once its aliases are expanded"
-        )
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value
-            line = key_node.start_mark.line + 1
-            if key_node.tag not in (
-                "tag:yaml.org,2002:str",
-                "tag:yaml.org,2002:merge",
-            ):
-                shown = f": {key}" if isinstance(key, str) else ""
-                raise ConfigError(
-                    f"{name}:{line} has a key that is not a string{shown}"
-                )
-            if key in seen:
-                raise ConfigError(
-                    f"{name}:{line} sets {dotted((*path, key))} again; line {seen[key]} sets it already"
-                )
-            seen[key] = line
-            places[(*path, key)] = f"{name}:{line}"
-            _inspect(value_node, (*path, key), name, places, budget)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            places[(*path, index)] = f"{name}:{item.start_mark.line + 1}"
-            _inspect(item, (*path, index), name, places, budget)
-
-
 def _merge(
-    base: dict,
-    over: dict,
-    path: KeyPath,
-    origins: dict[KeyPath, str],
-    places: dict[KeyPath, str] | str,
+    base: dict, over: dict, origins: Origins, places: Origins | str
 ) -> None:
+    """Merge `over` into `base`; the origins of replaced values are replaced too.
+
+    Args:
+        base: mapping that is changed.
+        over: values that override it.
+        origins: origins of `base`, which are changed.
+        places: origins of `over`, or one place for all of it.
+    """
     for key, value in over.items():
-        here = (*path, key)
         old = base.get(key)
+        places_below = places if isinstance(places, str) else places.child(key)
         if (
             isinstance(value, dict)
             and isinstance(old, dict)
             and _same_type(old, value)
         ):
-            _merge(old, value, here, origins, places)
+            _merge(old, value, origins.child(key), places_below)
             continue
-        for stale in [p for p in origins if p[: len(here)] == here]:
-            del origins[stale]
         base[key] = copy.deepcopy(value)
-        if isinstance(places, str):
-            origins[here] = places
-            continue
-        for place_path, place in places.items():
-            if place_path[: len(here)] == here:
-                origins[place_path] = place
+        if isinstance(places_below, str):
+            origins.below[key] = Origins(places_below)
+        else:
+            origins.below[key] = places_below
 
 
 def _same_type(old: dict, new: dict) -> bool:

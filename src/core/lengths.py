@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config_file import KeyPath, dotted
 from .durations import (
     LengthUnit,
     RunLength,
@@ -21,7 +20,9 @@ from .durations import (
     read_duration,
 )
 from .errors import ConfigError
+from .origins import KeyPath
 from .registry import REQUIRED, Argument, Component, find
+from .yaml_text import dotted
 
 
 @dataclass(frozen=True)

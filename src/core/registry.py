@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from .durations import RunLength, length_unit
 from .errors import ConfigError
 
@@ -40,6 +42,19 @@ class Component:
     resolve_lengths: (
         Callable[[Mapping[str, Any], RunLength], dict[str, Any]] | None
     ) = None
+    role: str | None = None
+    """Such as "backbone"; None for a class that does not declare one (`__role__`)."""
+
+    def can_be(self, role: str) -> bool:
+        """Return whether this is a part of a model for a role.
+
+        A class of a user, which may declare no role, can have any if it is a torch module.
+        """
+        if self.role is not None:
+            return self.role == role
+        return inspect.isclass(self.factory) and issubclass(
+            self.factory, nn.Module
+        )
 
     @property
     def arguments(self) -> dict[str, Argument]:
@@ -73,6 +88,8 @@ def register(
 
     - `__inject__`: arguments that are built from their own section.
     - `__share__`: arguments that the top level of the configuration sets for all components.
+    - `__role__`: its role in a model, such as backbone, encoder or decoder. The configuration inside a
+      checkpoint can name it only in this role.
     - `__load__`: name of a method that reads files; `create` calls it after construction.
     - `__extra_arguments__`: a function that lists the arguments in `**kwargs`. For a registered function, use
       `extra_arguments`.
@@ -106,6 +123,7 @@ def register(
             getattr(factory, "__load__", None),
             extra_arguments or getattr(factory, "__extra_arguments__", None),
             getattr(factory, "__resolve_lengths__", None),
+            getattr(factory, "__role__", None),
         )
         parameters = inspect.signature(factory).parameters
         for shared in component.share:

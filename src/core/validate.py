@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .config_file import ConfigTree, KeyPath, dotted, first_non_finite
+from .config_file import ConfigTree, first_non_finite
 from .durations import Duration, length_unit, read_duration
 from .errors import ConfigError
 from .fault_lists import count_faults, listed
 from .lengths import lengths_of
+from .origins import KeyPath
 from .registry import (
     REQUIRED,
     Argument,
@@ -22,6 +24,10 @@ from .registry import (
     names,
     shared_names,
 )
+from .yaml_text import dotted
+
+MAX_FAULTS = 100
+"""Maximum number of faults in a message."""
 
 
 def validate(
@@ -39,7 +45,10 @@ def validate(
     Raises:
         ConfigError: one error that lists all faults, each with its file and line.
     """
-    faults = list(_top_level_faults(tree, top_level, blocks))
+    found = _top_level_faults(tree, top_level, blocks)
+    faults = list(itertools.islice(found, MAX_FAULTS))
+    if len(faults) == MAX_FAULTS:
+        faults.append("and possibly more")
     path = first_non_finite(tree.values)
     if path:
         faults.append(

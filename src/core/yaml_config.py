@@ -11,19 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from .build import create
-from .config_file import (
-    ConfigTree,
-    dump_yaml,
-    load_config_tree,
-    parse_config_tree,
-)
+from .build import create, refuse_other_roles
+from .config_file import ConfigTree, load_config_tree, parse_config_tree
 from .contracts import DetectionLoader, require_detection_data
 from .durations import RunLength
 from .errors import ConfigError
 from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, find, shared_names
 from .validate import validate
+from .yaml_text import dump_yaml
 
 _logger = logging.getLogger("dfine")
 """The logger of `runtime.log`, which this package may not import."""
@@ -105,6 +101,10 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
 
 
+_MODEL_ROLES = ("model", "postprocessor")
+"""What can be built from the configuration in a checkpoint."""
+
+
 class YAMLConfig:
     """A configuration file with its includes and overrides.
 
@@ -112,6 +112,9 @@ class YAMLConfig:
     their objects on first access. `cfg.yaml_cfg` is the whole configuration as one dict.
     """
 
+    _load_files = True
+    _only_model = False
+    """Whether this is the configuration in a checkpoint, which describes only a model."""
     _unknown_data: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
     """Loaders of a checkpoint's configuration whose data sets are not registered."""
 
@@ -134,10 +137,11 @@ class YAMLConfig:
 
     @classmethod
     def from_text(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
-        """Read a configuration from YAML text without includes, such as the one in a checkpoint.
+        """Read the configuration in a checkpoint, from YAML text without includes.
 
-        A loader is left out if its data set is a user's class that is not imported, because using a model
-        needs no data.
+        It only describes a model: nothing else can be built from it, and building the model and the
+        post-processor opens no file. A loader is left out if its data set is a user's class that is not
+        imported, because using a model needs no data.
 
         Args:
             text: the YAML text.
@@ -145,9 +149,11 @@ class YAMLConfig:
             overrides: as for the constructor.
 
         Raises:
-            ConfigError: as for the constructor.
+            ConfigError: as for the constructor, or if the model has a part that is not a model's.
         """
         config = cls.__new__(cls)
+        config._load_files = False
+        config._only_model = True
         tree = parse_config_tree(text, name)
         config._unknown_data = {}
         for part in ("train_dataloader", "val_dataloader"):
@@ -155,6 +161,11 @@ class YAMLConfig:
                 config._unknown_data[part] = tree.values[part]
                 tree.remove(part)
         config._load(tree, name, overrides)
+        for role in _MODEL_ROLES:
+            if config.yaml_cfg.get(role):
+                refuse_other_roles(
+                    role, config.yaml_cfg[role], config.yaml_cfg, name
+                )
         return config
 
     def _load(
@@ -242,7 +253,12 @@ class YAMLConfig:
         return copy.deepcopy(transforms.get("ops") or [])
 
     def without_pretrained(self) -> None:
-        """Disable pretrained weights of backbones, because a checkpoint will fill the whole model."""
+        """Disable pretrained weights of backbones, because a checkpoint will fill the whole model.
+
+        Settings of backbones become `pretrained: False`, also for later runs with this configuration. In no
+        case does building the model open a file.
+        """
+        self._load_files = False
         for component in components():
             if (
                 component.name in self.yaml_cfg
@@ -335,12 +351,26 @@ class YAMLConfig:
             raise ConfigError(
                 f"{self.path} names no '{key}'; set it to a registered class such as DFINE"
             )
-        return create(name, self.resolved_cfg)
+        if self._only_model and key not in _MODEL_ROLES:
+            raise self._describes_only_a_model(key)
+        return create(name, self.resolved_cfg, load_files=self._load_files)
+
+    def _describes_only_a_model(self, key: str) -> ConfigError:
+        return ConfigError(
+            f"{self.path} describes only a model, so {key} cannot be built from it; give a configuration "
+            "file with -c"
+        )
 
     def _create_block(self, key: str, **runtime: Any) -> Any:
-        for length in self.lengths:
-            if length.unknown and length.path[0] == key:
-                raise ConfigError(length.unknown)
+        if self._only_model:
+            raise self._describes_only_a_model(key)
+        unknown = [
+            length.unknown
+            for length in self.lengths
+            if length.unknown and length.path[0] == key
+        ]
+        if unknown:
+            raise ConfigError(unknown[0])
         config = self.resolved_cfg
         block = config.get(key)
         return create(block, config, **runtime) if block else None

@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import CheckpointError, NumericsError
+from ..core.schemas import checked, shown
 from ..core.yaml_config import YAMLConfig
 from ..runtime.finite import first_non_finite
 from ..runtime.weight_files import checked_path, read_tensor_file
 from .class_names import named_classes
+from .notes import ADVICE, checked_notes
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class WeightFile:
             raise CheckpointError(
                 f"{self.path} is not a D-FINE checkpoint: no class head found"
             )
+        if self.classes is not None and len(self.classes) > self.num_classes:
+            raise CheckpointError(
+                f"{self.path}: meta.classes lists {len(self.classes)} classes, but the class head has "
+                f"{self.num_classes}; {ADVICE}"
+            )
         return named_classes(self.classes, self.num_classes)
 
     @property
@@ -66,29 +73,6 @@ class WeightFile:
         """(height, width) in pixels at which the model was evaluated, or None if it is not in the file."""
         size = self.meta.get("input_size")
         return (size[0], size[1]) if size else None
-
-    def configuration(self, config: str | Path | None = None) -> YAMLConfig:
-        """Return the configuration of the model, prepared for these weights (`prepare`).
-
-        Args:
-            config: a configuration file, for weight files without a configuration.
-
-        Raises:
-            CheckpointError: if neither the file nor `config` provides a configuration.
-            ConfigError: for faults in the configuration.
-        """
-        if self.config_text is not None:
-            name = f"the configuration in {self.path}"
-            cfg = YAMLConfig.from_text(self.config_text, name)
-        elif config is not None:
-            cfg = YAMLConfig(config)
-        else:
-            raise CheckpointError(
-                f"{self.path} contains no configuration, like all files of D-FINE; give the configuration "
-                "that it was trained with: -c configs/dfine/...yml"
-            )
-        self.prepare(cfg)
-        return cfg
 
     def prepare(self, cfg: YAMLConfig) -> None:
         """Adjust a configuration to these weights, before `cfg.model` is built.
@@ -117,24 +101,33 @@ def read_weights(path: str | Path) -> WeightFile:
         raise CheckpointError(
             f"{path} contains a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'"
         )
+    weights = _weights_in(path, content)
+    notes = checked_notes(path, content.get("meta"))
+    refuse_non_finite(path, weights)
+    return WeightFile(path, weights, notes)
+
+
+def _weights_in(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
+    """Return the EMA weights of a checkpoint, else those of the model, without the prefix of DDP."""
     ema = content.get("ema")
-    weights = ema.get("module") if isinstance(ema, dict) else None
-    weights = weights or content.get("model") or content
-    has_weights = isinstance(weights, dict) and len(weights) > 0
-    if has_weights:
-        has_weights = all(
-            isinstance(value, Tensor) for value in weights.values()
+    if ema is not None and not isinstance(ema, dict):
+        raise CheckpointError(
+            f"{path}: ema is {shown(ema)}, expected a mapping with the EMA weights as 'module'; {ADVICE}"
         )
-    if not has_weights:
+    averaged = ema.get("module") if ema else None
+    weights = averaged or content.get("model") or content
+    if not isinstance(weights, dict) or not any(
+        isinstance(value, Tensor) for value in weights.values()
+    ):
         first_keys = ", ".join(map(str, list(content)[:8]))
         raise CheckpointError(
             f"{path} has neither weights nor the keys 'model' or 'ema' of a checkpoint; it has {first_keys}"
         )
-    weights = {
+    part = "ema.module" if averaged else "model" if content.get("model") else ""
+    checked(weights, dict[str, Tensor], file=path, part=part, advice=ADVICE)
+    return {
         key.removeprefix("module."): value for key, value in weights.items()
     }
-    refuse_non_finite(path, weights)
-    return WeightFile(path, weights, content.get("meta") or {})
 
 
 def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -161,6 +154,9 @@ def class_count(weights: Mapping[str, Tensor]) -> int | None:
         weights: state dict of a detector, or weights from a file.
     """
     for key, value in sorted(weights.items()):
-        if key.startswith("decoder.dec_score_head.") and key.endswith(".bias"):
+        is_class_bias = key.startswith(
+            "decoder.dec_score_head."
+        ) and key.endswith(".bias")
+        if is_class_bias and value.ndim == 1:
             return len(value)
     return None

@@ -25,6 +25,7 @@ from ..data.dataset.decoding import (
     inspect_image,
 )
 from ..detection.fitting import load_strictly
+from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
@@ -36,7 +37,7 @@ from .exported_engines import (
     OpenVinoEngine,
     TensorRtEngine,
 )
-from .metadata import metadata_for
+from .metadata import Metadata, metadata_for
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
 from .preprocessing import Preprocessing
@@ -146,7 +147,7 @@ class Detector:
         """
         file = read_weights(path)
         picked = pick_device(device)
-        cfg = file.configuration(config)
+        cfg = model_config(file, config)
         return cls.from_weights(
             file, cfg, picked, input_size=input_size, use_amp=use_amp
         )
@@ -251,16 +252,15 @@ class Detector:
     @classmethod
     def _from_export(cls, engine: ExportedEngine, path: str | Path) -> Detector:
         metadata = metadata_for(Path(path), engine.metadata)
-        preprocessing = Preprocessing(metadata.preprocessing)
+        preprocessing = _exported_preprocessing(metadata, engine, path)
+        classes = [dict(entry) for entry in metadata.classes]
         notes = {
             "file": str(path),
             "licences": metadata.licences,
             "commit": metadata.commit,
             "checkpoint": metadata.checkpoint,
         }
-        return cls(
-            engine, preprocessing, metadata.classes, metadata.threshold, notes
-        )
+        return cls(engine, preprocessing, classes, metadata.threshold, notes)
 
     def predict(
         self,
@@ -383,6 +383,7 @@ class Detector:
             {"scores": scores, "boxes": boxes}, image_names
         )
         minimum = self.threshold if threshold is None else threshold
+        self._refuse_unknown_labels(labels)
         result = []
         for image, label, box, score in zip(images, labels, boxes, scores):
             kept = score >= minimum
@@ -399,6 +400,43 @@ class Detector:
                 prediction = prediction.select(_rows_after_nms(prediction, nms))
             result.append(prediction)
         return result
+
+    def _refuse_unknown_labels(self, labels: np.ndarray) -> None:
+        """Check that every label of a batch has a class."""
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(
+            self.classes
+        ):
+            raise CheckpointError(
+                f"{self.meta.get('file', 'the model')} gives labels from {labels.min()} to {labels.max()}, "
+                f"but its metadata names {len(self.classes)} classes"
+            )
+
+
+def _exported_preprocessing(
+    metadata: Metadata, engine: ExportedEngine, path: str | Path
+) -> Preprocessing:
+    """Return the preprocessing of an exported model, after comparing its size with that of the graph.
+
+    Raises:
+        CheckpointError: if a transform cannot be built, or the sizes differ.
+    """
+    try:
+        preprocessing = Preprocessing(metadata.preprocessing)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path}: metadata.preprocessing cannot be used: {error}; export the model again"
+        ) from None
+    sizes = {
+        "metadata.input_size": tuple(metadata.input_size),
+        "the graph": engine.input_size,
+    }
+    for name, size in sizes.items():
+        if size is not None and size != preprocessing.input_size:
+            raise CheckpointError(
+                f"{path}: metadata.preprocessing resizes images to {preprocessing.input_size} (height, "
+                f"width), but {name} has {size}; export the model again"
+            )
+    return preprocessing
 
 
 def _listed_files(sources: Iterable[str | None]) -> str:

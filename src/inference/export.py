@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, ExportError
+from ..detection.notes import ClassEntry
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
@@ -347,7 +348,10 @@ def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
     meta = detector.meta
     return Metadata(
         preprocessing=detector.preprocessing.ops,
-        classes=detector.classes,
+        classes=[
+            ClassEntry(id=entry["id"], name=entry["name"])
+            for entry in detector.classes
+        ],
         threshold=detector.threshold,
         input_size=list(detector.preprocessing.input_size),
         batch_size=batch_size,

@@ -46,6 +46,8 @@ class ExportedEngine(ABC):
     """Fixed batch size; None accepts any size."""
     largest: int | None = None
     """Maximum batch size; None if there is no limit."""
+    input_size: tuple[int, int] | None = None
+    """(height, width) of the model's input; None accepts any size."""
     metadata: str | None = None
     """Metadata in the file, as JSON; None if the file has none."""
 
@@ -118,12 +120,13 @@ class OnnxEngine(ExportedEngine):
             ) from None
         self._session = session
         self.providers = session.get_providers()
-        inputs = [entry.name for entry in session.get_inputs()]
+        shapes = {entry.name: entry.shape for entry in session.get_inputs()}
         outputs = [entry.name for entry in session.get_outputs()]
-        _check_interface(path, inputs, outputs)
-        images = session.get_inputs()[inputs.index(INPUTS[0])]
-        first = images.shape[0]
-        self.batch_size = first if isinstance(first, int) else None
+        _check_interface(path, list(shapes), outputs)
+        batch, _, height, width = shapes[INPUTS[0]]
+        self.batch_size = batch if isinstance(batch, int) else None
+        if isinstance(height, int) and isinstance(width, int):
+            self.input_size = (height, width)
         properties = session.get_modelmeta().custom_metadata_map
         self.metadata = properties.get(METADATA_KEY)
         _refuse_bad_constants(path, _onnx_constants(path))
@@ -184,8 +187,10 @@ class OpenVinoEngine(ExportedEngine):
         _check_interface(path, inputs, outputs)
         _refuse_bad_constants(path, _openvino_constants(model))
         self._model = core.compile_model(model, device, settings)
-        first = model.input(INPUTS[0]).partial_shape[0]
-        self.batch_size = None if first.is_dynamic else first.get_length()
+        batch, _, height, width = model.input(INPUTS[0]).partial_shape
+        self.batch_size = None if batch.is_dynamic else batch.get_length()
+        if not height.is_dynamic and not width.is_dynamic:
+            self.input_size = (height.get_length(), width.get_length())
         self.metadata = _onnx_metadata(path) if path.suffix == ".onnx" else None
 
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:

@@ -7,85 +7,97 @@ engines and OpenVINO's IR do not contain it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from ..core.errors import CheckpointError
 from ..core.paths import read_text
+from ..core.schemas import Fraction, Positive, Side, Text, checked
+from ..detection.notes import Classes, refuse_repeated_ids
 
 METADATA_KEY = "dfine"
 """Name of the entry in an ONNX file's `metadata_props`."""
+
+ADVICE = "export the model again"
+"""Advice about metadata that is damaged or was changed."""
 
 FORMAT = 1
 """Version of the format, incremented when older readers would misread the content."""
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(Struct, frozen=True, kw_only=True):
     """Usage and origin of an exported model.
 
     Example:
-        >>> classes = [{"id": 1, "name": "cat"}]
-        >>> metadata = Metadata([], classes, threshold=0.4, input_size=[640, 640], batch_size=None)
-        >>> Metadata.from_json(metadata.to_json(), Path("model.onnx")) == metadata
+        >>> metadata = Metadata(
+        ...     preprocessing=[{"type": "Resize", "size": [64, 64]}],
+        ...     classes=[{"id": 1, "name": "cat"}],
+        ...     threshold=0.4,
+        ...     input_size=[64, 64],
+        ...     batch_size=None,
+        ... )
+        >>> Metadata.from_json(metadata.to_json(), "model.onnx") == metadata
         True
     """
 
-    preprocessing: list[dict[str, Any]]
+    preprocessing: Annotated[
+        list[dict[str, Any]], Meta(min_length=1, max_length=100)
+    ]
     """`Preprocessing.ops`."""
-    classes: list[dict[str, Any]]
+    classes: Classes
     """`{"id": ..., "name": ...}` of each label in order."""
-    threshold: float
+    threshold: Fraction
     """Default minimum score."""
-    input_size: list[int]
+    input_size: Annotated[list[Side], Meta(min_length=2, max_length=2)]
     """(height, width)."""
-    batch_size: int | None
+    batch_size: Annotated[int, Meta(ge=1, le=100_000)] | None
     """Fixed batch size; None accepts any size."""
-    licences: list[str] = field(default_factory=list)
+    licences: list[Text] = []
     """Licence note of each source of the weights."""
-    commit: str | None = None
+    commit: Text | None = None
     """Commit of the code that trained the model."""
-    checkpoint: str | None = None
+    checkpoint: Text | None = None
     """File name of the exported checkpoint."""
-    format: int = FORMAT
+    format: Positive = FORMAT
+
+    def __post_init__(self) -> None:
+        refuse_repeated_ids(self.classes)
+        for step in self.preprocessing:
+            if not isinstance(step.get("type"), str):
+                raise ValueError(
+                    "Expected `{type: name, ...}` for each step of preprocessing"
+                )
 
     def to_json(self) -> str:
         """Return the JSON text."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        return json.dumps(
+            msgspec.to_builtins(self), ensure_ascii=False, indent=1
+        )
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> Metadata:
+    def from_json(cls, text: str, where: str | Path) -> Metadata:
         """Read the output of `to_json`; entries of later versions are ignored.
 
         Raises:
-            CheckpointError: if the text is damaged or incomplete, or has a later format.
+            CheckpointError: if the text is damaged or incomplete, has a later format, or an entry has the
+                wrong type or is out of range; the message names the entry.
         """
         try:
-            content = json.loads(text)
-            if content.get("format", 0) > FORMAT:
-                raise CheckpointError(
-                    f"{where} has metadata of format {content['format']}, this version reads up to {FORMAT}; "
-                    "export it again or update"
-                )
-            known = content.keys() & cls.__dataclass_fields__.keys()
-            metadata = cls(**{key: content[key] for key in known})
-            if not all(
-                set(entry) >= {"id", "name"} for entry in metadata.classes
-            ):
-                raise TypeError("a class without id or name")
-            if (
-                isinstance(metadata.threshold, bool)
-                or not 0 <= metadata.threshold <= 1
-            ):
-                raise ValueError(
-                    f"threshold {metadata.threshold}, expected 0 to 1"
-                )
-            return metadata
-        except (ValueError, TypeError, AttributeError) as error:
+            content = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise CheckpointError(
-                f"{where} has damaged metadata ({error}); export the model again"
+                f"{where} has damaged metadata ({error}); {ADVICE}"
             ) from None
+        later = content.get("format") if isinstance(content, dict) else None
+        if isinstance(later, int) and later > FORMAT:
+            raise CheckpointError(
+                f"{where} has metadata of format {later}, this version reads up to {FORMAT}; "
+                "export it again or update"
+            )
+        return checked(content, cls, file=where, part="metadata", advice=ADVICE)
 
 
 def metadata_for(path: Path, text: str | None) -> Metadata:
@@ -93,7 +105,13 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
 
     Example:
         >>> classes = [{"id": 1, "name": "cat"}]
-        >>> metadata = Metadata([], classes, threshold=0.4, input_size=[640, 640], batch_size=None)
+        >>> metadata = Metadata(
+        ...     preprocessing=[{"type": "Resize", "size": [640, 640]}],
+        ...     classes=classes,
+        ...     threshold=0.4,
+        ...     input_size=[640, 640],
+        ...     batch_size=None,
+        ... )
         >>> size = Path("model.json").write_text(metadata.to_json())
         >>> metadata_for(Path("model.onnx"), None).classes
         [{'id': 1, 'name': 'cat'}]

@@ -35,6 +35,7 @@ class GramAnchoring:
     `attach` once, then call after each forward pass; `set_epoch` moves the weight along its schedule.
     """
 
+    __role__ = "gram_anchoring"
     __load__ = "load_teacher"
 
     def __init__(

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.config_file import dotted, parse_yaml
 from ..core.errors import ConfigError
+from ..core.yaml_text import dotted, parse_yaml
 from ..runtime.log import logger
 
 FREE = frozenset(

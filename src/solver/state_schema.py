@@ -1,42 +1,183 @@
-"""Check the parts of a `last.pth` before they are used, so that a damaged file gives one clear error."""
+"""Schema of `last.pth`, so that a damaged or changed file gives one clear error before it is used."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta, Struct
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..core.schemas import Count, Finite, Positive, Text, checked
+from ..detection.notes import ADVICE, Notes
+
+NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
+"""A finite number that is not negative."""
+
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+Weights = dict[str, Tensor]
 
 
-def check_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Check that a training state has all parts and that each has the right type.
+class ProgressState(Struct):
+    """Values of `plan.Progress`."""
+
+    epoch: Count
+    step: Count
+    total_steps: Count = 0
+
+    def __post_init__(self) -> None:
+        if self.total_steps < self.step:
+            raise ValueError("Expected `total_steps >= step`")
+
+
+class AverageState(Struct):
+    """State of `optim.ema.ModelEMA`; official checkpoints have only the first two entries."""
+
+    module: Weights
+    updates: Count
+    skipped: Count = 0
+    decay: Annotated[float, Meta(ge=0, le=1)] | None = None
+    configured_decay: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.decay is None and self.configured_decay is not None:
+            raise ValueError("configured_decay without decay")
+
+
+class ParameterGroup(Struct):
+    """A parameter group of a torch optimizer; its other settings come from the configuration."""
+
+    params: list[Count]
+
+
+class OptimizerState(Struct):
+    """State of a torch optimizer."""
+
+    state: dict[int, dict[str, Any]]
+    param_groups: list[ParameterGroup]
+
+    def __post_init__(self) -> None:
+        for values in self.state.values():
+            for name, value in values.items():
+                if not isinstance(value, Tensor | float | int | None):
+                    raise ValueError(
+                        f"Expected `a tensor or a number` as {name}"
+                    )
+
+
+class ScalerState(Struct):
+    """State of `torch.amp.GradScaler`; an empty state belongs to a disabled scaler."""
+
+    scale: Annotated[float, Meta(gt=0, le=1e38)]
+    growth_factor: Annotated[float, Meta(gt=1, le=1e6)]
+    backoff_factor: Annotated[float, Meta(gt=0, lt=1)]
+    growth_interval: Positive
+    growth_tracker: Count = 0
+
+
+class GuardState(Struct):
+    """Counters of `numerics.NumericsGuard`."""
+
+    in_a_row: Count
+    in_epoch: Count
+
+
+class BestState(Struct):
+    """State of `model_selection.BestModel`."""
+
+    score: Finite | None
+    epoch: Count | None
+    stage_one_weights: Weights
+    metric: Text | None = None
+
+
+class RunNotes(Notes):
+    """The notes of a training state, which always has a configuration and classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("config", "classes"):
+            if getattr(self, name) is None:
+                raise ValueError(f"Object missing required field `{name}`")
+
+
+class IdentityState(Struct):
+    """Identity of a data set (`run_identity`)."""
+
+    names: Tensor
+    labels: Tensor
+    classes: list[tuple[Any, Any]]
+
+    def __post_init__(self) -> None:
+        for digests in (self.names, self.labels):
+            if digests.dtype != torch.int64 or digests.ndim != 1:
+                raise ValueError("Expected `digests [N] of int64`")
+        if self.names.shape != self.labels.shape:
+            raise ValueError("Expected `as many names as labels`")
+
+
+class MeterState(Struct):
+    """State of `epoch_meter.EpochMeter`."""
+
+    names: list[Text]
+    total: Tensor | None
+    steps: Count
+    images: Count
+    waited: NotNegative
+    seconds: NotNegative
+    boxes_read: Count = 0
+    boxes_lost: dict[str, Count] = {}
+
+    def __post_init__(self) -> None:
+        sums = () if self.total is None else self.total.shape
+        if sums != ((len(self.names),) if self.names else ()):
+            raise ValueError("Expected `one sum for each name`")
+        if self.names and not self.steps:
+            raise ValueError("Expected `no sums without steps`")
+
+
+class TrainingState(Struct):
+    """The content of `last.pth`."""
+
+    progress: ProgressState
+    seed: Seed
+    model: Weights
+    ema: AverageState | None
+    optimizer: OptimizerState
+    guard: GuardState
+    best: BestState
+    meta: RunNotes
+    world_size: Annotated[int, Meta(ge=1, le=1_000_000)]
+    scaler: dict[str, Any] | None = None
+    first_loss: Finite | None = None
+    explained: bool | None = None
+    unreadable: list[Count] | None = None
+    data: dict[str, IdentityState] | None = None
+    effective_batch_size: Positive | None = None
+    meter: MeterState | None = None
+
+
+def check_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Check that a training state has all parts, and that their types and ranges are right.
 
     Args:
         path: file of the state, used in messages.
         state: content of the file.
 
     Raises:
-        CheckpointError: if a part is missing or has a wrong type; the message names the first one.
+        CheckpointError: for the first key that is missing, has the wrong type or is out of range.
     """
-    for key, is_right in _PARTS.items():
-        if key not in state:
-            raise CheckpointError(
-                f"{path}: the training state has no {key}; the file is damaged or incomplete"
-            )
-        if not is_right(state[key]):
-            raise CheckpointError(
-                f"{path}: {key} of the training state is damaged: {_shown(state[key])}"
-            )
-    for key, is_right in _OPTIONAL_PARTS.items():
-        if state.get(key) is not None and not is_right(state[key]):
-            raise CheckpointError(
-                f"{path}: {key} of the training state is damaged: {_shown(state[key])}"
-            )
+    checked(state, TrainingState, file=path, part="", advice=ADVICE)
+    scaler = state.get("scaler")
+    if scaler:
+        renamed = {
+            key.removeprefix("_"): value for key, value in scaler.items()
+        }
+        checked(renamed, ScalerState, file=path, part="scaler", advice=ADVICE)
 
 
 def check_optimizer_state(
@@ -64,121 +205,3 @@ def check_optimizer_state(
                     f"{list(value.shape)}, expected {list(parameter.shape)}; start a new run from the "
                     "weights with -t"
                 )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _is_progress(value: Any) -> bool:
-    if not isinstance(value, dict) or not {"epoch", "step"} <= value.keys():
-        return False
-    return all(map(_is_count, value.values()))
-
-
-def _are_weights(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return all(isinstance(tensor, Tensor) for tensor in value.values())
-
-
-def _is_average(value: Any) -> bool:
-    if value is None:
-        return True
-    if not isinstance(value, dict):
-        return False
-    return _are_weights(value.get("module")) and _is_count(value.get("updates"))
-
-
-def _is_optimizer(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
-        return False
-    groups = value.get("param_groups")
-    if not isinstance(groups, list):
-        return False
-    return all(map(_is_group, groups))
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("params"), list)
-
-
-def _is_guard(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return _is_count(value.get("in_a_row")) and _is_count(value.get("in_epoch"))
-
-
-def _is_best(value: Any) -> bool:
-    required = {"score", "epoch", "stage_one_weights"}
-    if not isinstance(value, dict) or not required <= value.keys():
-        return False
-    if value["score"] is not None and not _is_finite(value["score"]):
-        return False
-    epoch = value["epoch"]
-    if epoch is not None and not _is_count(epoch):
-        return False
-    return _are_weights(value["stage_one_weights"])
-
-
-def _is_meta(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    has_classes = isinstance(value.get("classes"), list)
-    return has_classes and isinstance(value.get("config"), str)
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_identity, value.values()))
-
-
-def _is_identity(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    names = value.get("names")
-    labels = value.get("labels")
-    if not _are_digests(names) or not _are_digests(labels):
-        return False
-    has_classes = isinstance(value.get("classes"), list | tuple)
-    return has_classes and names.shape == labels.shape
-
-
-def _are_digests(value: Any) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.dtype == torch.int64
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return repr(value)[:80]
-
-
-_PARTS: dict[str, Callable[[Any], bool]] = {
-    "progress": _is_progress,
-    "seed": _is_count,
-    "model": _are_weights,
-    "ema": _is_average,
-    "optimizer": _is_optimizer,
-    "guard": _is_guard,
-    "best": _is_best,
-    "meta": _is_meta,
-    "world_size": lambda value: _is_count(value) and value > 0,
-}
-"""Required parts of a training state, each with the function that checks it."""
-
-_OPTIONAL_PARTS: dict[str, Callable[[Any], bool]] = {
-    "first_loss": lambda value: isinstance(value, int | float),
-    "explained": lambda value: isinstance(value, bool),
-    "unreadable": lambda value: (
-        isinstance(value, list) and all(map(_is_count, value))
-    ),
-    "data": _is_data,
-    "effective_batch_size": lambda value: _is_count(value) and value > 0,
-    "scaler": lambda value: isinstance(value, dict),
-    "meter": lambda value: isinstance(value, dict),
-}
-"""Parts that may be missing or None, each with the function that checks it."""

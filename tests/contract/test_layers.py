@@ -29,7 +29,7 @@ ALLOWED = {
 }
 """For each package of `src`, the packages it may import besides itself. Commands may import everything."""
 
-OUTSIDE = {"core": {"yaml", "torch"}, "ops": {"torch"}}
+OUTSIDE = {"core": {"yaml", "torch", "msgspec"}, "ops": {"torch"}}
 """For the two lowest floors, what they may import besides the standard library."""
 
 LAZY = {

@@ -2,17 +2,15 @@
 
 import pytest
 
-from src.core.config_file import (
-    MAX_FILE_BYTES,
-    MAX_NODES,
-    ConfigTree,
+from src.core.config_file import ConfigTree, load_config_tree, parse_overrides
+from src.core.errors import ConfigError
+from src.core.yaml_text import (
+    MAX_BYTES,
+    MAX_VALUES,
     dotted,
     dump_yaml,
-    load_config_tree,
-    parse_overrides,
     parse_yaml,
 )
-from src.core.errors import ConfigError
 from tests.fixtures.config_files import write_configs
 
 
@@ -226,10 +224,10 @@ def test_file_that_is_not_utf8_is_refused(tmp_path):
 
 
 def test_oversized_file_is_refused_with_both_sizes(tmp_path):
-    message = refused(tmp_path, "#" * (MAX_FILE_BYTES + 1))
+    message = refused(tmp_path, "#" * (MAX_BYTES + 1))
     assert (
-        message == f"{tmp_path / 'config.yml'} has {MAX_FILE_BYTES + 1} bytes; "
-        f"a configuration may have at most {MAX_FILE_BYTES}"
+        message == f"{tmp_path / 'config.yml'} has {MAX_BYTES + 1} bytes; "
+        f"a configuration may have at most {MAX_BYTES}"
     )
 
 
@@ -390,7 +388,7 @@ def test_aliases_that_explode_are_refused(tmp_path):
     )
     assert (
         refused(tmp_path, bomb)
-        == f"{tmp_path / 'config.yml'} has more than {MAX_NODES} values once its aliases are expanded"
+        == f"{tmp_path / 'config.yml'} has more than {MAX_VALUES} values once its aliases are expanded"
     )
 
 

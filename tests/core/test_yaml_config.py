@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from src.core import YAMLConfig, register
-from src.core.config_file import dump_yaml, parse_overrides, parse_yaml
+from src.core.config_file import parse_overrides
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
+from src.core.yaml_text import dump_yaml, parse_yaml
 from tests.fixtures.config_files import (
     CONFIGS,
     config_from,

@@ -7,6 +7,7 @@ import torch
 
 from src.core import CheckpointError
 from src.core.errors import NumericsError
+from src.detection.model_config import model_config
 from src.detection.weight_file import WeightFile, class_count, read_weights
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -86,7 +87,7 @@ def test_a_checkpoint_has_its_classes_configuration_and_input_size():
     file = read_weights(TRAINED)
     assert file.num_classes == len(file.classes) == len(file.named_classes)
     assert file.input_size == (64, 64) and 0 < file.threshold < 1
-    cfg = file.configuration()
+    cfg = model_config(file)
     assert cfg.yaml_cfg["num_classes"] == file.num_classes
     assert cfg.yaml_cfg["DINOv3Backbone"]["pretrained"] is False
 
@@ -111,7 +112,7 @@ def test_a_file_that_says_nothing_about_itself_has_numbered_classes():
     with pytest.raises(
         CheckpointError, match="plain.pth contains no configuration"
     ):
-        file.configuration()
+        model_config(file)
 
 
 def test_without_a_class_head_there_are_no_names():

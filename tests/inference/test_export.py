@@ -187,13 +187,16 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(
         metadata_for(tmp_path / "a.engine", None)
     for text, message in (
         ("{", "damaged metadata"),
-        ("[]", "damaged metadata"),
-        ('{"format": 1}', "damaged metadata.*missing"),
+        ("[]", "metadata is a list of 0, expected a mapping"),
+        ('{"format": 1}', "metadata has no preprocessing"),
         (
             json.dumps(content | {"format": 2}),
             "format 2, this version reads up to 1",
         ),
-        (json.dumps(content | {"classes": [{"id": 1}]}), "without id or name"),
+        (
+            json.dumps(content | {"classes": [{"id": 1}]}),
+            r"metadata\.classes\[0\] has no name",
+        ),
     ):
         with pytest.raises(CheckpointError, match=message):
             metadata_for(tmp_path / "a.engine", text)

@@ -108,11 +108,12 @@ def open_config(arguments):
     """Return the configuration of `-c` or `-r`, with the checkpoint's classes and without start weights."""
     from src.core import YAMLConfig
     from src.core.errors import ConfigError
+    from src.detection.model_config import model_config
     from src.detection.weight_file import read_weights
 
     if arguments.resume:
         file = read_weights(arguments.resume)
-        cfg = file.configuration(arguments.config)
+        cfg = model_config(file, arguments.config)
         cfg.set("num_classes", file.num_classes, f"counted in {file.path}")
         if file.input_size is not None:
             cfg.set(

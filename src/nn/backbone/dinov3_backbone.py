@@ -67,6 +67,7 @@ class DINOv3Backbone(nn.Module):
     H and W can be any multiples of 32.
     """
 
+    __role__ = "backbone"
     image_mean: Tensor
     image_std: Tensor
 

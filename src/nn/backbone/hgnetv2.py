@@ -25,6 +25,7 @@ STRIDES = (4, 8, 16, 32)
 class HGNetv2(nn.Module):
     """PP-HGNetV2 B0 to B6, from images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse."""
 
+    __role__ = "backbone"
     __load__ = "load_pretrained"
 
     def __init__(

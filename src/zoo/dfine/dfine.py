@@ -16,6 +16,7 @@ from ...core.registry import register
 class DFINE(nn.Module):
     """The D-FINE detector, which maps images to boxes and class logits."""
 
+    __role__ = "model"
     __inject__ = ["backbone", "encoder", "decoder"]
 
     def __init__(

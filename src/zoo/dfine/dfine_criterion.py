@@ -95,6 +95,7 @@ class _Supervision(NamedTuple):
 class DFINECriterion(nn.Module):
     """Class, box, fine-grained localization and self-distillation losses over all heads of the decoder."""
 
+    __role__ = "criterion"
     __share__ = ["num_classes"]
     __inject__ = ["matcher"]
 

@@ -191,6 +191,7 @@ class _Heads(NamedTuple):
 class DFINETransformer(nn.Module):
     """D-FINE's decoder with query selection, denoising and all heads."""
 
+    __role__ = "decoder"
     __share__ = ["num_classes", "eval_spatial_size"]
 
     anchors: Tensor
@@ -304,7 +305,9 @@ class DFINETransformer(nn.Module):
         self.reg_scale = nn.Parameter(scale, requires_grad=False)
         if self.eval_spatial_size:
             shapes = self._shapes_of(self.eval_spatial_size)
-            anchors, valid = make_anchors(shapes, eps, torch.device("cpu"))
+            anchors, valid = make_anchors(
+                shapes, eps, torch.get_default_device()
+            )
             self.register_buffer("anchors", anchors.clone())
             self.register_buffer("valid_mask", valid.clone())
         self.input_proj = self._build_input_projections()

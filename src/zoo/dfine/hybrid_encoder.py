@@ -21,6 +21,7 @@ from .csp_blocks import ConvNorm, RepNCSPELAN4, SCDown
 class HybridEncoder(nn.Module):
     """RT-DETR's efficient hybrid encoder with D-FINE's GELAN fusion blocks."""
 
+    __role__ = "encoder"
     __share__ = ["eval_spatial_size"]
 
     def __init__(
@@ -120,7 +121,7 @@ class HybridEncoder(nn.Module):
                 width // stride,
                 self.hidden_dim,
                 self.pe_temperature,
-                torch.device("cpu"),
+                torch.get_default_device(),
             )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:

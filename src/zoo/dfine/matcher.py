@@ -32,6 +32,7 @@ class HungarianMatcher(nn.Module):
     the IoU (DEIMv2, Huang et al., 2025). Late in training, matches then agree with what evaluation rewards.
     """
 
+    __role__ = "matcher"
     __share__ = ["use_focal_loss"]
 
     def __init__(

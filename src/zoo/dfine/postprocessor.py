@@ -18,6 +18,7 @@ from ...ops.boxes import cxcywh_to_xyxy
 class DFINEPostProcessor(nn.Module):
     """Select the best (query, class) pairs of each image, without non-maximum suppression or threshold."""
 
+    __role__ = "postprocessor"
     __share__ = [
         "num_classes",
         "use_focal_loss",
