@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ class Phases:
         )
 
 
-def _buffer_settings(model: nn.Module) -> dict[str, bool]:
+def _buffer_settings(model: nn.Module) -> dict[str, Any]:
     """Return the setting of DDP that leaves buffers alone, if all ranks compute the same ones anyway.
 
     Buffers are batch statistics and constants. With synchronized batch norms, sending those of rank 0 in
