@@ -1,7 +1,7 @@
-"""Batch norm with statistics over all ranks, without waiting for the device.
+"""Batch norm with statistics over all ranks, without host-device synchronizations.
 
-torch's `SyncBatchNorm` selects the ranks that have images by a mask, for which the host waits three times in
-each layer. Here every rank has images, so no mask is needed.
+torch's `SyncBatchNorm` selects the ranks that have images by a mask, which takes three host-device
+synchronizations per layer. Here every rank has images, so no mask is needed.
 """
 
 from __future__ import annotations

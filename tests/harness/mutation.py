@@ -442,7 +442,7 @@ def mirror_of(module: str) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """What the tests did with a mutant."""
+    """Result of the tests for one mutant."""
 
     caught: bool
     seconds: float

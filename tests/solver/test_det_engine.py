@@ -68,7 +68,7 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
 
 
 def test_detections_and_sizes_belong_to_the_image_with_their_id():
-    """Pixels, size and id of an image are told apart from those of the others in its batch."""
+    """Pixels, size and id of an image are not exchanged with those of others in its batch."""
     kept = {}
     verbs = ["reset", "update", "synchronize", "summarize"]
     evaluator = MagicMock(spec=verbs, update=kept.update)
