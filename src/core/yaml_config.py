@@ -36,6 +36,8 @@ class RunSettings:
     """No effect; accepted because D-FINE's files contain it. The debug log mentions it."""
     epochs: int = 72
     use_amp: bool = False
+    compile: Literal["backbone"] | None = None
+    """Part of the model that `torch.compile` compiles for training; None compiles nothing."""
     use_ema: bool = False
     sync_bn: bool = False
     find_unused_parameters: bool = False

@@ -39,6 +39,7 @@ FREE = frozenset(
         "memory_trial",
         "override",
         "strict",
+        "compile",
     }
 )
 """Top-level settings that do not change the results of a run."""

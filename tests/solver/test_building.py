@@ -5,9 +5,15 @@ import logging
 import pytest
 import torch
 
+from src.core.errors import ConfigError
 from src.core.yaml_config import RunSettings
 from src.detection.weight_file import read_weights
-from src.solver.building import amp_dtype_of_run, build_model, choose_seed
+from src.solver.building import (
+    amp_dtype_of_run,
+    build_model,
+    choose_seed,
+    compile_backbone,
+)
 from src.solver.start_weights import Start
 from tests.fixtures.states import small_state
 from tests.fixtures.tiny import tiny_config
@@ -90,3 +96,12 @@ def test_weights_are_loaded_for_an_evaluation_and_by_class_for_tuning(
     assert (
         torch.equal(state[CLASS_HEAD], file.weights[CLASS_HEAD][rows]) == loaded
     )
+
+
+def test_a_backbone_that_cannot_be_compiled_is_refused():
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Conv2d(3, 4, 1)
+    with pytest.raises(
+        ConfigError, match="^compile is 'backbone', but Conv2d has no part that"
+    ):
+        compile_backbone(model)

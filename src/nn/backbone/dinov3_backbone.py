@@ -235,6 +235,15 @@ class DINOv3Backbone(nn.Module):
             )
         return cast("list[Tensor]", taps)
 
+    def compile_for_training(self) -> None:
+        """Compile the blocks of the ViT with `torch.compile`; copies of the model are not compiled.
+
+        Blocks are compiled one by one, because they then share one compiled form for all image sizes. The
+        ViT as a whole would be compiled again for each size. The state dict does not change.
+        """
+        for block in self.vit.blocks:
+            block.compile(dynamic=True)
+
     @staticmethod
     def __resolve_lengths__(
         settings: Mapping[str, Any], run: RunLength
