@@ -38,10 +38,22 @@ def check_images(
             _compare_sizes(cfg, data)
         cache = folder / f"images.{name}.npz"
         warnings += data.check(strict=cfg.settings.strict, cache=cache)
+    warnings += _differing_bit_depths(data_sets)
     if is_main():
         warnings += data_sets[0].describe_duplicates(*data_sets[1:])
         _report(warnings, strict=cfg.settings.strict)
     barrier()
+
+
+def _differing_bit_depths(data_sets: list[DetectionData]) -> list[str]:
+    """Return a warning if 16-bit images are scaled differently in training and evaluation."""
+    depths = [getattr(data, "bit_depth", None) or 16 for data in data_sets]
+    if len(set(depths)) < 2:
+        return []
+    return [
+        f"train_dataloader.dataset.bit_depth is {depths[0]} and val_dataloader.dataset.bit_depth is "
+        f"{depths[1]}; 16-bit images have another brightness in evaluation, and inference uses its value"
+    ]
 
 
 def _report(warnings: list[str], *, strict: bool) -> None:

@@ -47,6 +47,7 @@ class FailsAt:
 
     def __init__(self, detector, size: int) -> None:
         self.detector, self.size, self.sizes = detector, size, []
+        self.bit_depth = detector.bit_depth
         self.preprocessing, self.classes, self.threshold = (
             detector.preprocessing,
             detector.classes,

@@ -190,8 +190,8 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(
         ("[]", "metadata is a list of 0, expected a mapping"),
         ('{"format": 1}', "metadata has no preprocessing"),
         (
-            json.dumps(content | {"format": 2}),
-            "format 2, this version reads up to 1",
+            json.dumps(content | {"format": 3}),
+            "format 3, this version reads up to 2",
         ),
         (
             json.dumps(content | {"classes": [{"id": 1}]}),

@@ -21,11 +21,11 @@ from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.decoding import FLAG_TEXTS
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Findings, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
 from ..dataset.label_ledger import TOO_SMALL, LabelLedger
+from ..dataset.picture import FLAG_TEXTS
 from ..transforms.compose import Compose
 from .image_file_check import CheckedImages, ImageCheck
 from .summary import summarize
@@ -56,6 +56,8 @@ class DataSet:
     images: Path
     follow_links: bool = False
     """Open images that are symbolic links out of the folder."""
+    bit_depth: int | None = None
+    """Number of bits that the samples of 16-bit images use; None means 16."""
     box_format: BoxFormat | None = None
     """Format of `bbox`; None expects COCO's format and looks for signs of another one."""
 
@@ -203,6 +205,7 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
             Path(dataset["ann_file"]),
             Path(dataset["img_folder"]),
             follow_links=bool(dataset.get("follow_links")),
+            bit_depth=dataset.get("bit_depth"),
             box_format=box_format,
         )
         data_sets.append(data)
@@ -421,6 +424,7 @@ def look_at_images(
         names,
         np.array(sizes, np.int64).reshape(-1, 2),
         follow_links=data.follow_links,
+        bit_depth=data.bit_depth,
     )
     checked.missing = [
         index for index in checked.missing if index not in unsafe
