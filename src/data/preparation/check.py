@@ -38,6 +38,8 @@ _NOTES: dict[Kind, tuple[bool, str]] = {
     Kind.NO_AREA: (False, "no area"),
     Kind.LARGE_AREA: (False, "an area larger than its image"),
     Kind.BOX_COMPUTED: (False, "no box, but a polygon or mask"),
+    Kind.OTHER_AREA: (False, "area larger than the box"),
+    Kind.OTHER_OUTLINE: (False, "box and polygon or mask differ"),
     Kind.REPEATED_BOX: (False, "the same box as one before"),
     Kind.IGNORED: (False, "flagged to be ignored"),
     Kind.REPEATED_NAME: (False, "name used more than once"),
@@ -287,7 +289,12 @@ def _check_one(
     found = _FileGroups(str(data.annotations), groups)
     try:
         true_sizes = image_check.true_sizes(data.images, data.follow_links)
-        examined = examine_coco(data.annotations, true_sizes, data.box_format)
+        examined = examine_coco(
+            data.annotations,
+            true_sizes,
+            data.box_format,
+            compares_all=True,
+        )
     except DataError as error:
         what = str(error).removeprefix(f"{data.annotations} ")
         what = what.removeprefix(f"{data.annotations}: ")
