@@ -100,6 +100,7 @@ class Prediction:
 
         Raises:
             ConfigError: if the image did not come from a file.
+            ImageError: if the file cannot be read, or has another size now.
 
         Example:
             >>> boxes = np.array([[10, 20, 40, 60]], np.float32)
@@ -112,7 +113,9 @@ class Prediction:
                 raise ConfigError(
                     "this image did not come from a file; pass it to draw()"
                 )
-            image = load_image(Path(self.source), bit_depth=self.bit_depth)
+            image = load_image(
+                Path(self.source), self.size, bit_depth=self.bit_depth
+            )
         elif isinstance(image, Image.Image):
             image = image_from_pil(image)
         elif isinstance(image, np.ndarray):

@@ -582,6 +582,10 @@ def test_bit_depth_is_carried_into_the_checkpoints_of_a_run(own_data, tmp_path):
         assert read_weights(checkpoint).bit_depth == 12
         detector = Detector.from_checkpoint(checkpoint, device="cpu")
         assert detector.bit_depth == 12
+    other = write_tiny_config(tmp_path, own_data)
+    ended = train_here("-c", other, "--test-only", "-r", checkpoint)
+    assert ended.code == 0
+    assert "was trained with bit_depth 12, but val_dataloader" in ended.out
     eight = Detector.from_checkpoint(checkpoint, device="cpu", bit_depth=16)
     assert eight.bit_depth == 16
     assert open_labelled_images(detector).bit_depth == 12
