@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.decoding import ImageError, inspect_image, inspect_pil
-from ..data.dataset.picture import BIT_DEPTHS, FLAG_TEXTS, ImageFlag
+from ..data.dataset.picture import FLAG_TEXTS, ImageFlag, is_bit_depth
 from ..detection.fitting import load_strictly
 from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
@@ -109,7 +109,7 @@ class Detector:
         Raises:
             ConfigError: if the bit depth is out of range.
         """
-        if bit_depth is not None and bit_depth not in BIT_DEPTHS:
+        if not is_bit_depth(bit_depth):
             raise ConfigError(f"bit_depth is {bit_depth}, expected 8 to 16")
         self.bit_depth = bit_depth
         self.engine = engine

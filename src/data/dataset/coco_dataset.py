@@ -26,7 +26,7 @@ from .detection_dataset import DetectionDataset
 from .image_policy import ImagePolicy
 from .label_ledger import TOO_SMALL, LabelLedger
 from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
-from .picture import BIT_DEPTHS, ImageFlag
+from .picture import ImageFlag, is_bit_depth
 
 START_FLAGS = (
     ImageFlag.SEVERAL_FRAMES,
@@ -108,7 +108,7 @@ class CocoDetection(DetectionDataset):
             raise ConfigError(
                 f"CocoDetection.bad_images is {bad_images}, expected a fraction from 0 to below 1"
             )
-        if bit_depth is not None and bit_depth not in BIT_DEPTHS:
+        if not is_bit_depth(bit_depth):
             raise ConfigError(
                 f"CocoDetection.bit_depth is {bit_depth}, expected 8 to 16"
             )

@@ -117,6 +117,13 @@ class Picture(NamedTuple):
     flags: ImageFlag
 
 
+def is_bit_depth(value: Any) -> bool:
+    """Return whether a setting is a usable number of bits, or None for 16."""
+    if value is None:
+        return True
+    return type(value) is int and value in BIT_DEPTHS
+
+
 def read_picture(
     source: str | Path | BinaryIO, bit_depth: int | None = None
 ) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Findings, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
 from ..dataset.label_ledger import TOO_SMALL, LabelLedger
-from ..dataset.picture import FLAG_TEXTS
+from ..dataset.picture import FLAG_TEXTS, is_bit_depth
 from ..transforms.compose import Compose
 from .image_file_check import CheckedImages, ImageCheck
 from .summary import summarize
@@ -198,6 +198,11 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
             raise ConfigError(
                 f"the configuration has no {part}.dataset.ann_file or no img_folder"
             )
+        bit_depth = dataset.get("bit_depth")
+        if not is_bit_depth(bit_depth):
+            raise ConfigError(
+                f"{part}.dataset.bit_depth is {bit_depth}, expected 8 to 16"
+            )
         order = dataset.get("box_order")
         unit = dataset.get("box_unit")
         box_format = None
@@ -207,7 +212,7 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
             Path(dataset["ann_file"]),
             Path(dataset["img_folder"]),
             follow_links=bool(dataset.get("follow_links")),
-            bit_depth=dataset.get("bit_depth"),
+            bit_depth=bit_depth,
             box_format=box_format,
         )
         data_sets.append(data)

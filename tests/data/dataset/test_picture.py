@@ -189,6 +189,13 @@ def test_bit_depth_maps_the_largest_value_to_white(tmp_path, depth):
         assert np.array_equal(from_pil(image, bit_depth=depth)[..., 0], found)
 
 
+def test_bit_depth_is_an_integer_from_8_to_16_or_none():
+    usable = [None, 8, 12, 16]
+    unusable = [7, 17, 0, 12.0, True, "12"]
+    assert all(map(picture.is_bit_depth, usable))
+    assert not any(map(picture.is_bit_depth, unusable))
+
+
 def test_values_beyond_the_bit_depth_are_refused(tmp_path):
     Image.fromarray(np.array([[0, 4096]], np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(
