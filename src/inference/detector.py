@@ -186,11 +186,17 @@ class Detector:
             bit_depth: as for `from_checkpoint`.
 
         Raises:
-            CheckpointError: if the weights do not fit the configuration.
+            CheckpointError: if the weights do not fit the configuration, or the file's own configuration has
+                transforms that cannot be used.
             ConfigError: if the model cannot use the input size.
         """
         file.prepare(cfg)
-        preprocessing = Preprocessing.from_config(cfg)
+        try:
+            preprocessing = Preprocessing.from_config(cfg)
+        except ConfigError as error:
+            if not cfg.is_from_checkpoint:
+                raise
+            raise CheckpointError(f"{file.path}: {error}") from None
         if (
             input_size is not None
             and tuple(input_size) != preprocessing.input_size

@@ -23,6 +23,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.log import logger
 from ..runtime.precision import autocast_dtype
+from ..runtime.sync_batch_norm import synchronize_batch_norms
 from .checkpoint import BEST, CheckpointFolder
 from .det_engine import seed_step
 from .finetune import load_for_tuning
@@ -218,7 +219,7 @@ def build_model(
         load_strictly(model, file)
         logger.info("loaded %d tensors from %s", len(file.weights), file.path)
     if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronize_batch_norms(model)
     model = model.to(device)
     # before the EMA copies the weights
     broadcast_tensors(list(model.state_dict().values()))

@@ -39,6 +39,10 @@ class Part(NamedTuple):
         )
 
 
+MAX_OVERFLOWS = 30
+"""Overflows in a row that loss scaling may need to find a scale; more are steps with non-finite gradients."""
+
+
 @dataclass(kw_only=True)
 class TrainStep:
     """Run forward and backward passes for a window of batches, then update the weights and the EMA.
@@ -67,6 +71,8 @@ class TrainStep:
         self.wrapped: nn.Module = self.model
         """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
+        self._overflows = 0
+        """Steps in a row whose gradients overflowed with loss scaling."""
         self.stopping = False
         """Whether any rank was asked to stop in the last step; the same on all ranks."""
 
@@ -99,7 +105,10 @@ class TrainStep:
                 part = part._replace(outputs={})  # frees the graph
             parts.append(part)
         finite_loss, moved = self._optimizer_step(parts)
-        if not finite_loss or (not moved and self.scaler is None):
+        is_usual_overflow = (
+            self.scaler is not None and self._overflows <= MAX_OVERFLOWS
+        )
+        if not finite_loss or not (moved or is_usual_overflow):
             self._drop(step, window, parts)
             return None
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,13 +243,16 @@ class TrainStep:
         checks = torch.stack([all_finite, torch.isfinite(norm), continues])
         finite_loss, finite_gradient, all_continue = everywhere(checks)
         self.stopping = not all_continue
-        if self.scaler:
-            # skips the update if a gradient overflowed
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif finite_loss and finite_gradient:
+        is_finite = finite_loss and finite_gradient
+        if is_finite:
             self.optimizer.step()
-        return finite_loss, finite_loss and finite_gradient
+        if self.scaler:
+            # lowers the scale if `unscale_` found a gradient that is not finite
+            self.scaler.update()
+        self._overflows = (
+            self._overflows + 1 if finite_loss and not is_finite else 0
+        )
+        return finite_loss, is_finite
 
     def _drop(
         self, step: int, window: Sequence[Batch], parts: list[Part]

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from functools import cache
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from src.inference.exported_engines import (
     OnnxEngine,
     OpenVinoEngine,
     TensorRtEngine,
+    _execution_providers,
     warn_of_wrong_fp16,
 )
 from tests.fixtures.exported import give_nan, overflow_scores, spoil
@@ -235,6 +237,30 @@ def test_devices_that_are_not_there_are_refused(exported):
         OpenVinoEngine(exported, "tpu")
 
 
+@pytest.mark.parametrize("torch_has_cuda", [True, False])
+def test_onnx_runtime_uses_cuda_if_it_and_torch_have_it(
+    monkeypatch, torch_has_cuda
+):
+    place = "src.inference.exported_engines.pick_device"
+    monkeypatch.setattr(place, torch.device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_cuda)
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def cuda(number: int) -> list:
+        return [("CUDAExecutionProvider", {"device_id": number}), both[1]]
+
+    assert _execution_providers(None, both) == (
+        cuda(0) if torch_has_cuda else both[1:]
+    )
+    assert _execution_providers(None, both[1:]) == both[1:]
+    assert _execution_providers("cpu", both) == both[1:]
+    assert _execution_providers("cuda:1", both) == cuda(1)
+    with pytest.raises(
+        ConfigError, match="device cuda:1 was requested, but this ONNX"
+    ):
+        _execution_providers("cuda:1", both[1:])
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="for machines without CUDA"
 )
@@ -243,6 +269,20 @@ def test_tensorrt_needs_cuda(exported):
         TensorRtEngine(exported)
     with pytest.raises(ConfigError, match="TensorRT runs only on CUDA devices"):
         TensorRtEngine(exported, "cpu")
+
+
+def test_an_engine_of_another_tensorrt_is_refused(exported, monkeypatch):
+    trt, place = (
+        MagicMock(__version__="10.9.0"),
+        "src.inference.exported_engines",
+    )
+    trt.Runtime().deserialize_cuda_engine.return_value = None
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(f"{place}.pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    message = "is not an engine that TensorRT 10.9.0 can use on a GPU"
+    with pytest.raises(CheckpointError, match=message):
+        TensorRtEngine(exported)
 
 
 def test_versions_of_tensorrt_with_reported_wrong_results_are_logged(caplog):
