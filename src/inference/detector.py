@@ -18,12 +18,8 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
-from ..data.dataset.decoding import (
-    ImageError,
-    ImageFlag,
-    image_from_pil,
-    inspect_image,
-)
+from ..data.dataset.decoding import ImageError, inspect_image, inspect_pil
+from ..data.dataset.picture import FLAG_TEXTS, ImageFlag, is_bit_depth
 from ..detection.fitting import load_strictly
 from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
@@ -97,6 +93,7 @@ class Detector:
         threshold: float | None = None,
         meta: dict[str, Any] | None = None,
         cfg: YAMLConfig | None = None,
+        bit_depth: int | None = None,
     ) -> None:
         """Combine the parts of a detector. `from_checkpoint` and its siblings create detectors from files.
 
@@ -107,7 +104,14 @@ class Detector:
             threshold: default minimum score for `predict`; None uses 0.4.
             meta: metadata of the file.
             cfg: configuration of the training, if it is known.
+            bit_depth: number of bits, 8 to 16, that the samples of 16-bit images use; None means 16.
+
+        Raises:
+            ConfigError: if the bit depth is out of range.
         """
+        if not is_bit_depth(bit_depth):
+            raise ConfigError(f"bit_depth is {bit_depth}, expected 8 to 16")
+        self.bit_depth = bit_depth
         self.engine = engine
         self.preprocessing = preprocessing
         self.classes = list(classes)
@@ -130,6 +134,7 @@ class Detector:
         config: str | Path | None = None,
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
+        bit_depth: int | None = None,
     ) -> Detector:
         """Load `best.pth`, `last.pth` or a file of D-FINE.
 
@@ -139,6 +144,8 @@ class Detector:
             config: a configuration file, for checkpoints without a configuration.
             input_size: (height, width) in pixels; None uses the size of the training.
             use_amp: compute in bf16, or in fp16 if the device has no bf16; CUDA only.
+            bit_depth: number of bits, 8 to 16, that the samples of 16-bit images use; None uses the value of
+                the training.
 
         Raises:
             CheckpointError: if the file is damaged, does not fit its configuration, or has no configuration
@@ -149,7 +156,12 @@ class Detector:
         picked = pick_device(device)
         cfg = model_config(file, config)
         return cls.from_weights(
-            file, cfg, picked, input_size=input_size, use_amp=use_amp
+            file,
+            cfg,
+            picked,
+            input_size=input_size,
+            use_amp=use_amp,
+            bit_depth=bit_depth,
         )
 
     @classmethod
@@ -161,6 +173,7 @@ class Detector:
         *,
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
+        bit_depth: int | None = None,
     ) -> Detector:
         """Build the model of a configuration and load weights that were read from a file.
 
@@ -170,6 +183,7 @@ class Detector:
             device: device of the model.
             input_size: as for `from_checkpoint`.
             use_amp: as for `from_checkpoint`.
+            bit_depth: as for `from_checkpoint`.
 
         Raises:
             CheckpointError: if the weights do not fit the configuration, or the file's own configuration has
@@ -210,7 +224,15 @@ class Detector:
         }
         notes["file"] = str(file.path)
         classes = file.named_classes
-        return cls(engine, preprocessing, classes, file.threshold, notes, cfg)
+        return cls(
+            engine,
+            preprocessing,
+            classes,
+            file.threshold,
+            notes,
+            cfg,
+            file.bit_depth if bit_depth is None else bit_depth,
+        )
 
     @classmethod
     def from_onnx(
@@ -266,7 +288,14 @@ class Detector:
             "commit": metadata.commit,
             "checkpoint": metadata.checkpoint,
         }
-        return cls(engine, preprocessing, classes, metadata.threshold, notes)
+        return cls(
+            engine,
+            preprocessing,
+            classes,
+            metadata.threshold,
+            notes,
+            bit_depth=metadata.bit_depth,
+        )
 
     def predict(
         self,
@@ -356,7 +385,9 @@ class Detector:
         unreadable: list[ImageError] | None,
     ) -> Iterator[ImagePrediction]:
         images_per_step = 1 if tiling else size
-        reading = _read_ahead(images, unreadable, ahead=2 * images_per_step)
+        reading = _read_ahead(
+            images, unreadable, self.bit_depth, ahead=2 * images_per_step
+        )
         while True:
             chunk = list(islice(reading, images_per_step))
             if not chunk:
@@ -371,7 +402,10 @@ class Detector:
                 files = _listed_files(source for _, source in chunk)
                 raise NumericsError(f"{error}{files}") from None
             for (image, source), prediction in zip(chunk, found):
-                yield ImagePrediction(image, replace(prediction, source=source))
+                prediction = replace(
+                    prediction, source=source, bit_depth=self.bit_depth
+                )
+                yield ImagePrediction(image, prediction)
 
     def _predict_batch(
         self,
@@ -491,8 +525,36 @@ def _warn_of_several_frames(folder: Path) -> None:
     )
 
 
-def read_image(image: Readable) -> tuple[Tensor, str | None]:
+_WARNED: set[tuple[Path, ImageFlag]] = set()
+
+
+def _warn_once(path: Path, flags: ImageFlag) -> None:
+    """Warn, once for each folder, about properties of its image files that can be mistakes."""
+    if ImageFlag.SEVERAL_FRAMES in flags:
+        _warn_of_several_frames(path.parent)
+    for flag in (
+        ImageFlag.EXTRA_BANDS,
+        ImageFlag.TWO_ORIENTATIONS,
+        ImageFlag.LOW_RANGE,
+    ):
+        if flag in flags and (path.parent, flag) not in _WARNED:
+            _WARNED.add((path.parent, flag))
+            logger.warning(
+                "%s has %s (first: %s)",
+                path.parent,
+                FLAG_TEXTS[flag],
+                path.name or "an image without a file name",
+            )
+
+
+def read_image(
+    image: Readable, bit_depth: int | None = None
+) -> tuple[Tensor, str | None]:
     """Return an image as `[3, H, W]` uint8, RGB, and its file name if it came from a file.
+
+    Args:
+        image: the image.
+        bit_depth: number of bits that the samples of 16-bit images use; None means 16.
 
     Example:
         >>> pixels, source = read_image("image.jpg")
@@ -504,11 +566,15 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
         ConfigError: if it is not an image, or an array with a wrong shape or type.
     """
     if isinstance(image, LabelledFile):
-        return _read_file(image.path, image.size), str(image.path)
+        pixels = _read_file(image.path, image.size, bit_depth)
+        return pixels, str(image.path)
     if isinstance(image, str | Path):
-        return _read_file(Path(image)), str(image)
+        return _read_file(Path(image), None, bit_depth), str(image)
     if isinstance(image, Image.Image):
-        return image_from_pil(image), getattr(image, "filename", None) or None
+        name = getattr(image, "filename", None) or None
+        pixels, flags = inspect_pil(image, bit_depth=bit_depth)
+        _warn_once(Path(name or ""), flags)
+        return pixels, name
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ConfigError(
             f"a {type(image).__name__} is not an image; pass a file, a PIL image, an array [H, W, 3] or a "
@@ -530,11 +596,12 @@ def read_image(image: Readable) -> tuple[Tensor, str | None]:
     return pixels.cpu(), None
 
 
-def _read_file(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Read an image file; warn if it has several frames."""
-    pixels, flags = inspect_image(path, size)
-    if ImageFlag.SEVERAL_FRAMES in flags:
-        _warn_of_several_frames(path.parent)
+def _read_file(
+    path: Path, size: tuple[int, int] | None, bit_depth: int | None
+) -> Tensor:
+    """Read an image file; warn about properties that can be mistakes."""
+    pixels, flags = inspect_image(path, size, bit_depth=bit_depth)
+    _warn_once(path, flags)
     return pixels
 
 
@@ -551,6 +618,7 @@ def _channels_first(image: np.ndarray) -> Tensor:
 def _read_ahead(
     images: Iterable[Readable],
     unreadable: list[ImageError] | None,
+    bit_depth: int | None,
     *,
     ahead: int,
 ) -> Iterator[tuple[Tensor, str | None]]:
@@ -560,7 +628,7 @@ def _read_ahead(
     with ThreadPoolExecutor(READING_THREADS) as readers:
         while True:
             for image in islice(source, ahead - len(waiting)):
-                waiting.append(readers.submit(read_image, image))
+                waiting.append(readers.submit(read_image, image, bit_depth))
             if not waiting:
                 return
             try:

@@ -296,6 +296,7 @@ def _gather_facts(
         config_text=cfg.to_yaml(),
         provenance=origin,
         preprocessing=cfg.evaluation_transforms,
+        bit_depth=getattr(data.val_loader.dataset, "bit_depth", None),
         input_size=tuple(size or ()),
         identity=data.identity,
         batch_size=plan.batch_size,

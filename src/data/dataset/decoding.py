@@ -1,6 +1,7 @@
 """Decoding of image files as they are displayed: 8-bit RGB, upright, whatever the mode of the file.
 
-Plain JPEG files are decoded by torchvision, all others by Pillow, which supports more modes.
+Plain JPEG files are decoded by torchvision, all others by Pillow, which supports more modes. `picture.py`
+defines the result.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from enum import IntFlag
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ...core.errors import DataError, first_line
 from ...runtime.limits import is_system_limit
+from .picture import (
+    ImageFlag,
+    PictureError,
+    header_sizes,
+    picture_of,
+)
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -63,15 +68,6 @@ IMAGE_SUFFIXES = frozenset(
 Files with other suffixes are recognized by content (`image_names`).
 """
 
-BACKGROUND = (255, 255, 255)
-"""Colour behind transparent pixels: white, as in most viewers."""
-
-
-ORIENTATION = 0x0112
-"""EXIF tag of the orientation."""
-
-_TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
-
 
 class ImageError(DataError):
     """An image cannot be read or does not match its labels; the message names the file."""
@@ -85,30 +81,14 @@ class ImageChangedError(ImageError):
     """A file was changed after the start of the run."""
 
 
-class ImageFlag(IntFlag):
-    """Properties of an image that are counted and reported."""
-
-    UNREADABLE = 1
-    SEVERAL_FRAMES = 2
-    ROTATED = 4
-    CMYK = 8
-    SIXTEEN_BIT = 16
-
-
-FLAG_TEXTS = {
-    ImageFlag.SEVERAL_FRAMES: "images with several frames, of which the first is used",
-    ImageFlag.ROTATED: "images rotated according to their EXIF tag",
-    ImageFlag.CMYK: "CMYK images, converted to RGB",
-    ImageFlag.SIXTEEN_BIT: "16-bit images, scaled to 8 bits",
-}
-"""Texts of the messages about images that have a flag and are readable."""
-
-
 def load_image(
-    path: str | Path, expected_wh: tuple[int, int] | None = None
+    path: str | Path,
+    expected_wh: tuple[int, int] | None = None,
+    *,
+    bit_depth: int | None = None,
 ) -> Tensor:
     """Decode an image, as `inspect_image` does, and return it without its flags."""
-    image, _ = inspect_image(path, expected_wh)
+    image, _ = inspect_image(path, expected_wh, bit_depth=bit_depth)
     return image
 
 
@@ -116,6 +96,8 @@ def inspect_image(
     path: str | Path,
     expected_wh: tuple[int, int] | None = None,
     check: Callable[[os.stat_result], None] = lambda _: None,
+    *,
+    bit_depth: int | None = None,
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image and return it with its flags.
 
@@ -124,6 +106,7 @@ def inspect_image(
         expected_wh: (width, height) that the labels were made for. The EXIF rotation is applied only if the
             result has this size; if neither orientation has it, the file contradicts its labels.
         check: function that gets the status of the opened file and may raise an error.
+        bit_depth: number of bits that the samples of 16-bit files use; None means 16.
 
     Returns:
         The image `[3, H, W]` uint8, RGB; and its flags.
@@ -149,7 +132,7 @@ def inspect_image(
     if decode_jpeg and raw[:3] == b"\xff\xd8\xff":
         image = _decode_plain_jpeg(raw)
     if image is None:
-        image, flags = _decode_any(raw, path, expected_wh)
+        image, flags = _decode_any(raw, path, expected_wh, bit_depth)
     height, width = image.shape[1:]
     if expected_wh is not None and (width, height) != tuple(expected_wh):
         raise ImageSizeError(
@@ -159,29 +142,46 @@ def inspect_image(
     return image, flags
 
 
-def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
+def image_from_pil(
+    image: Image.Image,
+    name: str = "image",
+    *,
+    bit_depth: int | None = None,
+) -> Tensor:
+    """Convert an opened Pillow image as `inspect_pil` does, and return it without its flags."""
+    pixels, _ = inspect_pil(image, name, bit_depth=bit_depth)
+    return pixels
+
+
+def inspect_pil(
+    image: Image.Image,
+    name: str = "image",
+    *,
+    bit_depth: int | None = None,
+) -> tuple[Tensor, ImageFlag]:
     """Convert an opened Pillow image in the same way as a file: `[3, H, W]` uint8, RGB, upright.
 
     Raises:
         ImageError: if the image is damaged or has a mode without a defined range.
     """
     try:
-        upright = ImageOps.exif_transpose(image)
+        pixels, flags = picture_of(image, bit_depth=bit_depth)
+    except PictureError as error:
+        raise ImageError(f"image {name} {error}") from None
     except Exception as error:
         # Pillow decodes an image when it is first used; its plugins raise many types, see _decode_any
         raise ImageError(
             f"image {name} is damaged: {first_line(error)}"
         ) from None
-    return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
+    return torch.from_numpy(pixels).permute(2, 0, 1), flags
 
 
 def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
-    """Decode a grey or YCbCr JPEG without EXIF data.
+    """Decode a grey or YCbCr JPEG without an orientation.
 
     Returns None for all other files, which Pillow decodes.
     """
-    components = _jpeg_components(raw)
-    if components not in (1, 3) or b"Exif\0\0" in raw[:65536]:
+    if not _is_plain_jpeg(raw):
         return None
     buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     try:
@@ -190,30 +190,48 @@ def _decode_plain_jpeg(raw: bytes) -> Tensor | None:
         return None  # Pillow reports the reason
 
 
-def _jpeg_components(raw: bytes) -> int | None:
-    """Return the number of colour components in the first frame header of a JPEG.
+def _is_plain_jpeg(raw: bytes) -> bool:
+    """Return whether a JPEG is grey or YCbCr, not too large, and has no data about its orientation.
 
-    Returns None if there is no such header, or if it announces an image that is too large.
+    All segments before the pixels are considered, because Exif data and XMP can follow any others.
     """
+    components = None
     at = 2
     while at + 10 < len(raw) and raw[at] == 0xFF:
         marker = raw[at + 1]
-        length = int.from_bytes(raw[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == _JPEG_PIXELS:
+            return components in (1, 3)
+        end = at + 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
+        if marker == _JPEG_APP1:
+            if raw.startswith(_EXIF, at + 4):
+                return False
+            if raw.find(b"tiff:Orientation", at + 4, end) >= 0:
+                return False
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height = int.from_bytes(raw[at + 5 : at + 7], "big")
             width = int.from_bytes(raw[at + 7 : at + 9], "big")
-            return raw[at + 9] if 0 < height * width <= MAX_PIXELS else None
-        at += 1 if marker == 0xFF else 2 + length
-    return None
+            if not 0 < height * width <= MAX_PIXELS:
+                return False
+            components = raw[at + 9]
+        at = end
+    return False
+
+
+_JPEG_APP1 = 0xE1
+_JPEG_PIXELS = 0xDA
+_EXIF = b"Exif\0\0"
 
 
 def _decode_any(
     raw: bytes,
     path: str | Path,
     expected_wh: tuple[int, int] | None,
+    bit_depth: int | None,
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image with Pillow."""
-    flags = ImageFlag(0)
     try:
         with warnings.catch_warnings():
             # the size is checked below, and broken metadata does not matter
@@ -224,14 +242,13 @@ def _decode_any(
                     f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; "
                     "it was not decoded"
                 )
-            if getattr(image, "is_animated", False):
-                flags |= ImageFlag.SEVERAL_FRAMES
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            orientation = image.getexif().get(ORIENTATION, 1)
-            rotated = orientation in range(2, 9)
+            pixels, flags = picture_of(
+                image, expected_wh=expected_wh, bit_depth=bit_depth
+            )
     except ImageError:
         raise
+    except PictureError as error:
+        raise ImageError(f"image {path} {error}") from None
     except Image.DecompressionBombError as error:
         # raised by Pillow above twice our limit
         raise ImageError(f"image {path} was not decoded: {error}") from None
@@ -244,52 +261,7 @@ def _decode_any(
         raise ImageError(
             f"image {path} is damaged: {first_line(error)}"
         ) from None
-    if expected_wh is not None:
-        expected = tuple(expected_wh)
-        if upright.size != expected and image.size == expected:
-            # the labels refer to the stored pixels
-            upright = image
-            rotated = False
-    if rotated:
-        flags |= ImageFlag.ROTATED
-    if image.mode == "CMYK":
-        flags |= ImageFlag.CMYK
-    if _is_16_bit(image):
-        flags |= ImageFlag.SIXTEEN_BIT
-    pixels = torch.from_numpy(_to_rgb(upright, path))
-    return pixels.permute(2, 0, 1), flags
-
-
-def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
-    """Convert any mode to `[H, W, 3]` uint8."""
-    if _is_16_bit(image):
-        return _grey_to_rgb(np.asarray(image).astype(np.int64), path)
-    if image.mode == "F":
-        raise ImageError(
-            f"image {path} has floating-point values without a defined range; convert it to 8 or 16 bits"
-        )
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(background, image)
-    return np.array(image.convert("RGB"))
-
-
-def _grey_to_rgb(grey: np.ndarray, path: str | Path) -> np.ndarray:
-    """Convert 16-bit values `[H, W]` to `[H, W, 3]` uint8."""
-    low = grey.min()
-    high = grey.max()
-    if low < 0 or high > 65535:
-        raise ImageError(
-            f"image {path} has 32-bit values from {low} to {high}; convert it to 8 or 16 bits"
-        )
-    rounded = (grey + 128) // 257
-    eight_bits = rounded.clip(0, 255).astype(np.uint8)
-    return np.repeat(eight_bits[..., None], 3, axis=2)
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or image.mode == "I"
+    return torch.from_numpy(pixels).permute(2, 0, 1), flags
 
 
 def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -302,9 +274,7 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                width, height = image.size
-                orientation = image.getexif().get(ORIENTATION, 1)
-                rotated = orientation in (5, 6, 7, 8)
+                return header_sizes(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {path} is too large: {error}") from None
     except UnidentifiedImageError:
@@ -319,6 +289,3 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         raise ImageError(
             f"image {path} is damaged: {first_line(error)}"
         ) from None
-    stored = (width, height)
-    upright = (height, width) if rotated else stored
-    return stored, upright
