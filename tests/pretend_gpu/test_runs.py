@@ -64,7 +64,9 @@ def test_two_ranks_train_through_two_phases_in_bf16(train, tmp_path):
 
 
 def test_a_step_that_does_not_fit_ends_with_code_6_and_advice(train):
-    (result,) = train(memory_gb=0.015)
+    (result,) = train(
+        settings={"eval_spatial_size": [256, 256]}, memory_gb=0.03
+    )
     assert result.code == 6
     assert "the largest batch of this run does not fit" in result.output
     assert "total_batch_size" in result.output
