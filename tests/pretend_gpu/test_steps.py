@@ -83,16 +83,13 @@ def test_the_vit_runs_in_bf16_where_it_can_and_never_in_fp16(bf16, fp16):
     assert half_precision(fp16, ("src/zoo/dfine/decoder_layers.py",))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="C5: the integral of the edges is under autocast"
-)
 def test_boxes_and_losses_are_computed_in_float32(bf16, fp16):
     assert not half_precision(bf16, IN_FLOAT32)
     assert not half_precision(fp16, IN_FLOAT32)
 
 
 @pytest.mark.xfail(
-    strict=True, reason="torch.tensor on the device, and timm's RoPE grid"
+    strict=True, reason="torch.tensor on the device in TrainStep"
 )
 def test_a_step_synchronizes_host_and_device_at_two_known_places(bf16, fp16):
     for report, most in ((bf16, 2), (fp16, 3)):
@@ -102,7 +99,7 @@ def test_a_step_synchronizes_host_and_device_at_two_known_places(bf16, fp16):
         assert synchronizations(report) <= most
 
 
-@pytest.mark.xfail(strict=True, reason="single copies and eager casts")
+@pytest.mark.xfail(strict=True, reason="casts of frozen weights")
 def test_a_step_needs_few_kernels(bf16):
     assert kernels(bf16) <= MOST_KERNELS
 
