@@ -111,9 +111,6 @@ def test_a_detector_finds_the_boxes_of_the_cpu(gpu):
         assert here == pytest.approx(there, abs=1e-3)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="C9: the weighting sequence stays on the host"
-)
 def test_a_detector_copies_no_constants_to_the_device(gpu):
     (result,) = gpu.call("detect")
     places = result.value["report"]["synchronizations"]
