@@ -15,6 +15,9 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("cuda_runtime.c")
 HEADER = "cuda_runtime_api.h"
 
+REQUIRED = "REQUIRE_PRETEND_GPU"
+"""Environment variable with which CI makes sure that no test is skipped."""
+
 
 def missing() -> str | None:
     """Return the reason why GPUs cannot be pretended here, or None if they can."""
@@ -30,6 +33,18 @@ def missing() -> str | None:
     if _headers() is None:
         return f"{HEADER} is not installed (triton brings it)"
     return None
+
+
+def skip_if_missing() -> None:
+    """Skip the running test if GPUs cannot be pretended here, or fail it if `REQUIRED` is set to 1."""
+    import pytest
+
+    reason = missing()
+    if reason is None:
+        return
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"GPUs cannot be pretended: {reason}")
+    pytest.skip(f"GPUs cannot be pretended: {reason}")
 
 
 def preloaded(

@@ -9,7 +9,8 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -230,3 +231,30 @@ def pinned(images: Tensor, targets: list[dict]) -> tuple[Tensor, list[dict]]:
             copy[name] = target[name].pin_memory()
         copies.append(copy)
     return images.pin_memory(), copies
+
+
+def mistakes(gpu: PretendedGpu) -> dict[str, Any]:
+    """Return the message of each mistake on a device, and the report of the synchronizations on purpose."""
+    one = torch.ones(3, device="cuda")
+    found = {}
+
+    def note(name: str, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except RuntimeError as error:
+            found[name] = str(error)
+
+    note("another device", lambda: one + torch.ones(3, device="cuda:1"))
+    note("the host", lambda: one + torch.ones(3))
+    note("a number on the host", lambda: one + torch.tensor(2.0))
+    note("an index on the host", lambda: one[torch.tensor([0])])
+    gpu.reset()
+    one.sum().item()
+    one[one > 0]
+    torch.tensor([1.0], device="cuda")
+    torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+    found["report"] = gpu.report()
+    with ThreadPoolExecutor(1) as pool:  # without the mode
+        note("a thread", pool.submit(one.sum).result)
+    found["launches"] = gpu.report()["launches"]
+    return found
