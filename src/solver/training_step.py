@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -239,7 +238,8 @@ class TrainStep:
             torch.as_tensor(part.is_finite(), device=device) for part in parts
         ]
         all_finite = torch.stack(finite).all()
-        continues = torch.tensor(not self.is_stop_asked(), device=device)
+        # `torch.full` fills on the device; `torch.tensor` would copy to it and wait
+        continues = torch.full((), not self.is_stop_asked(), device=device)
         checks = torch.stack([all_finite, torch.isfinite(norm), continues])
         finite_loss, finite_gradient, all_continue = everywhere(checks)
         self.stopping = not all_continue
@@ -279,8 +279,9 @@ class TrainStep:
 
 
 def add_up(values: Iterable[Tensor]) -> Tensor:
-    """Return the sum of one or more tensors, added in order."""
-    return reduce(torch.add, values)
+    """Return the sum of one or more scalars, in two kernels."""
+    terms = list(values)
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
 
 
 def _scaled(losses: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
