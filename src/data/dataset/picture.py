@@ -58,15 +58,20 @@ _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
 
 _PNG_EXIF_KEYS = ("exif", "Raw profile type exif")
 
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_XMP_ORIENTATION = re.compile(
+    rb"""tiff:Orientation(?:\s*=\s*["']|\s*>)\s*([0-9])"""
+)
 
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 _TIFF_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 """Number of colour bands for each photometric interpretation of a TIFF file."""
 
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
-_TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_EXTRA = 262, 277, 338
+_TIFF_WIDTH = 256
+_TIFF_HEIGHT = 257
+_TIFF_PHOTOMETRIC = 262
+_TIFF_SAMPLES = 277
+_TIFF_EXTRA = 338
 
 _TIFF_TRANSPARENCY = (1, 2, 999)
 """Values of the tag ExtraSamples for transparency; Corel Draw writes 999."""
@@ -170,7 +175,8 @@ def picture_of(
     if _has_two_orientations(image):  # this data may follow the pixels
         flags |= ImageFlag.TWO_ORIENTATIONS
     orientation = orientation_of(image)
-    stored, upright = image, image
+    stored = image
+    upright = image
     if orientation in _TO_UPRIGHT:
         upright = image.transpose(_TO_UPRIGHT[orientation])
     elif before in _TO_STORED:
@@ -187,7 +193,8 @@ def picture_of(
     if _is_deep_grey(image):
         pixels, is_low = _grey_to_rgb(used, bit_depth, image.format)
     else:
-        pixels, is_low = _to_rgb(used, has_transparency), False
+        pixels = _to_rgb(used, has_transparency)
+        is_low = False
         if is_deep_colour:
             high = int(np.asarray(used.convert("RGB")).max())
             is_low = 0 < high < LOW_RANGE_LIMIT >> 8
@@ -295,8 +302,9 @@ def _extra_samples(image: Image.Image) -> tuple[int, ...]:
     kinds = _tiff_tag(image, _TIFF_EXTRA, ())
     if isinstance(kinds, int):
         kinds = (kinds,)
-    missing = max(0, count - len(kinds))
-    return (*kinds, *(0,) * missing)[: max(0, count)]
+    count = max(0, count)
+    unspecified = (0,) * max(0, count - len(kinds))
+    return (*kinds[:count], *unspecified)
 
 
 def _has_extra_bands(image: Image.Image) -> bool:
