@@ -6,6 +6,7 @@ The recorder writes its files on a timeout; torch's `torchfrtrace` reads them.
 from __future__ import annotations
 
 import os
+import re
 from glob import escape, glob
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def lacks_device_memory(error: BaseException) -> bool:
 
 def original_text(error: BaseException) -> str:
     """Return the first line of an error of torch, and what NCCL reports as its last error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"^\[[^]]*\] ", "", str(error))  # the place in torch's source
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     for number, line in enumerate(lines):
