@@ -136,9 +136,13 @@ def main() -> None:
 
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
-    from src.runtime.distributed import is_main, join_group, pick_device
+    from src.runtime.distributed import join_group, pick_device
     from src.runtime.log import logger, set_up_logging
-    from src.runtime.process import run_command
+    from src.runtime.process import (
+        end_with_peers,
+        report_running,
+        run_command,
+    )
     from src.runtime.stop import (
         StopRequest,
         end_with_launcher,
@@ -173,13 +177,17 @@ def main() -> None:
         cfg = YAMLConfig(
             arguments.config, **(parse_overrides(arguments.update) | flags)
         )
+        folder = Path(cfg.settings.output_dir)
+        if int(os.environ.get("RANK", 0)) == 0:
+            status_dir = folder
+            report_running(folder)
         device = pick_device(cfg.settings.device)
         join_group(
             device,
             timedelta(seconds=cfg.settings.rank_timeout),
-            Path(cfg.settings.output_dir),
+            folder,
         )
-        status_dir = Path(cfg.settings.output_dir) if is_main() else None
+        end_with_peers(status_dir)
         stop = StopRequest()
         solver = DetSolver(cfg, device, stop)
         if cfg.settings.test_only:

@@ -53,6 +53,13 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         help="input size; default: the size that the model was trained for",
     )
     parser.add_argument(
+        "--bit-depth",
+        type=int,
+        choices=range(8, 17),
+        metavar="BITS",
+        help="bits that the samples of 16-bit images use; default: the training's",
+    )
+    parser.add_argument(
         "--use-amp",
         action="store_true",
         help="use mixed precision: bf16, or fp16 if not supported; CUDA only",
@@ -69,6 +76,7 @@ def detector_from(arguments: argparse.Namespace) -> Detector:
         config=arguments.config,
         input_size=arguments.input_size,
         use_amp=arguments.use_amp,
+        bit_depth=arguments.bit_depth,
     )
 
 

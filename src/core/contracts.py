@@ -581,6 +581,14 @@ class Licensed(Protocol):
 
 
 @runtime_checkable
+class Compilable(Protocol):
+    """A backbone with a part that `torch.compile` can compile."""
+
+    def compile_for_training(self) -> None:
+        """Compile this part at its first use; copies of the model, such as the EMA, are not compiled."""
+
+
+@runtime_checkable
 class Deployable(Protocol):
     """A module with a smaller form for inference."""
 

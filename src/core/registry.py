@@ -88,8 +88,8 @@ def register(
 
     - `__inject__`: arguments that are built from their own section.
     - `__share__`: arguments that the top level of the configuration sets for all components.
-    - `__role__`: what it is in a model: model, backbone, encoder, decoder, postprocessor ... The configuration
-      inside a checkpoint can name it only as that.
+    - `__role__`: its role in a model, such as backbone, encoder or decoder. The configuration inside a
+      checkpoint can name it only in this role.
     - `__load__`: name of a method that reads files; `create` calls it after construction.
     - `__extra_arguments__`: a function that lists the arguments in `**kwargs`. For a registered function, use
       `extra_arguments`.

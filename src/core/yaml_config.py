@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec import Struct
+
 from .build import create, refuse_other_roles
 from .config_file import ConfigTree, load_config_tree, parse_config_tree
 from .contracts import DetectionLoader, require_detection_data
@@ -18,6 +20,7 @@ from .durations import RunLength
 from .errors import ConfigError
 from .lengths import ResolvedLength, resolve_lengths, with_lengths
 from .registry import Argument, components, find, shared_names
+from .schemas import checked
 from .validate import validate
 from .yaml_text import dump_yaml
 
@@ -33,6 +36,8 @@ class RunSettings:
     """No effect; accepted because D-FINE's files contain it. The debug log mentions it."""
     epochs: int = 72
     use_amp: bool = False
+    compile: Literal["backbone"] | None = None
+    """Part of the model that `torch.compile` compiles for training; None compiles nothing."""
     use_ema: bool = False
     sync_bn: bool = False
     find_unused_parameters: bool = False
@@ -113,7 +118,7 @@ class YAMLConfig:
     """
 
     _load_files = True
-    _only_model = False
+    is_from_checkpoint = False
     """Whether this is the configuration in a checkpoint, which describes only a model."""
     _unknown_data: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
     """Loaders of a checkpoint's configuration whose data sets are not registered."""
@@ -153,12 +158,14 @@ class YAMLConfig:
         """
         config = cls.__new__(cls)
         config._load_files = False
-        config._only_model = True
+        config.is_from_checkpoint = True
         tree = parse_config_tree(text, name)
         config._unknown_data = {}
         for part in ("train_dataloader", "val_dataloader"):
             if _has_unknown_data(tree.values.get(part)):
-                config._unknown_data[part] = tree.values[part]
+                loader = tree.values[part]
+                checked(loader, _Loader, file=name, part=part, advice=_ADVICE)
+                config._unknown_data[part] = loader
                 tree.remove(part)
         config._load(tree, name, overrides)
         for role in _MODEL_ROLES:
@@ -249,8 +256,14 @@ class YAMLConfig:
         """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
         key = "val_dataloader"
         loader = self.yaml_cfg.get(key) or self._unknown_data.get(key) or {}
-        transforms = loader.get("dataset", {}).get("transforms") or {}
+        dataset = self._section(loader.get("dataset"))
+        transforms = self._section(dataset.get("transforms"))
         return copy.deepcopy(transforms.get("ops") or [])
+
+    def _section(self, spec: Any) -> dict[str, Any]:
+        """Return the settings of a component, which are given in place or in a section of their own."""
+        settings = self.yaml_cfg.get(spec) if isinstance(spec, str) else spec
+        return settings if isinstance(settings, dict) else {}
 
     def without_pretrained(self) -> None:
         """Disable pretrained weights of backbones, because a checkpoint will fill the whole model.
@@ -351,7 +364,7 @@ class YAMLConfig:
             raise ConfigError(
                 f"{self.path} names no '{key}'; set it to a registered class such as DFINE"
             )
-        if self._only_model and key not in _MODEL_ROLES:
+        if self.is_from_checkpoint and key not in _MODEL_ROLES:
             raise self._describes_only_a_model(key)
         return create(name, self.resolved_cfg, load_files=self._load_files)
 
@@ -362,7 +375,7 @@ class YAMLConfig:
         )
 
     def _create_block(self, key: str, **runtime: Any) -> Any:
-        if self._only_model:
+        if self.is_from_checkpoint:
             raise self._describes_only_a_model(key)
         unknown = [
             length.unknown
@@ -374,6 +387,28 @@ class YAMLConfig:
         config = self.resolved_cfg
         block = config.get(key)
         return create(block, config, **runtime) if block else None
+
+
+class _Transform(Struct):
+    type: str
+
+
+class _Transforms(Struct):
+    ops: list[_Transform] | None = None
+
+
+class _Dataset(Struct):
+    type: str
+    transforms: _Transforms | str | None = None
+
+
+class _Loader(Struct):
+    """The settings of a loader that evaluation needs of a data set that is not registered."""
+
+    dataset: _Dataset | str
+
+
+_ADVICE = "the configuration in the file is damaged or was changed"
 
 
 def _has_unknown_data(loader: Any) -> bool:

@@ -18,7 +18,7 @@ from ..core.contracts import (
 )
 from ..core.errors import ConfigError
 from ..core.registry import register
-from ..runtime.distributed import rank, world_size
+from ..runtime.distributed import rank, uses_cuda, world_size
 from ..runtime.memory import keep_freed_memory
 from .collate import BatchImageCollateFunction
 from .worker_watch import (
@@ -125,7 +125,7 @@ class DataLoader(data.DataLoader):
             shuffle: use a new random order in every epoch.
             num_workers: number of worker processes.
             drop_last: drop the last batch if it is incomplete.
-            pin_memory: None pins memory if CUDA is available.
+            pin_memory: None pins memory if this process computes on a GPU.
             prefetch_factor: batches that each worker prepares in advance.
             persistent_workers: not supported, because workers would not see a new epoch.
             data_timeout: maximum time to wait for a batch from the workers, in seconds; 0 means no limit.
@@ -157,7 +157,7 @@ class DataLoader(data.DataLoader):
                 "reduce total_batch_size"
             )
         if pin_memory is None:
-            pin_memory = torch.cuda.is_available()
+            pin_memory = uses_cuda()
         keep_freed_memory()
         self.shuffle = shuffle
         self.data_timeout = data_timeout

@@ -57,11 +57,8 @@ def end_if_not_handed_over(worker: int) -> None:
         os._exit(1 if limit is None else _LIMIT_REACHED + limit)
 
     # multiprocessing's hook for such errors; its type stubs do not list it
-    setattr(
-        multiprocessing.queues.Queue,
-        "_on_queue_feeder_error",
-        staticmethod(end),
-    )  # noqa: B010
+    queues: Any = multiprocessing.queues.Queue
+    queues._on_queue_feeder_error = staticmethod(end)
 
 
 def watched(

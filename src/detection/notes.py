@@ -17,6 +17,10 @@ ClassId = Annotated[int, Meta(ge=-1, le=2**53)]
 """Category id of a data set; -1 marks a label without a class."""
 
 
+BitDepth = Annotated[int, Meta(ge=8, le=16)]
+"""Number of bits that the samples of 16-bit images use."""
+
+
 class ClassEntry(TypedDict):
     """Category id and name of one label."""
 
@@ -48,6 +52,7 @@ class Notes(Struct):
     threshold: Fraction | None = None
     preprocessing: list[Transform] | None = None
     input_size: list[Side] | None = None
+    bit_depth: BitDepth | None = None
     commit: Text | None = None
     command: Annotated[str, Meta(max_length=1 << 22)] | None = None
     torch: Text | None = None

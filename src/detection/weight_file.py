@@ -69,6 +69,11 @@ class WeightFile:
         return self.meta.get("threshold")
 
     @property
+    def bit_depth(self) -> int | None:
+        """Bits that the samples of 16-bit images use; None means 16."""
+        return self.meta.get("bit_depth")
+
+    @property
     def input_size(self) -> tuple[int, int] | None:
         """(height, width) in pixels at which the model was evaluated, or None if it is not in the file."""
         size = self.meta.get("input_size")

@@ -136,12 +136,13 @@ def _predict_all(
 
 
 def _check_same_settings(reference: Detector, exported: Detector) -> None:
-    """Check that both detectors have the same preprocessing, classes and threshold."""
+    """Check that both detectors have the same preprocessing, bit depth, classes and threshold."""
     settings = {
         "preprocessing": (
             reference.preprocessing.ops,
             exported.preprocessing.ops,
         ),
+        "bit_depth": (reference.bit_depth, exported.bit_depth),
         "classes": (reference.classes, exported.classes),
         "threshold": (reference.threshold, exported.threshold),
     }

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.decoding import ImageError
+from ..data.dataset.picture import is_bit_depth
 from ..detection.fitting import load_strictly
 from ..detection.model_config import model_config
 from ..detection.weight_file import WeightFile, read_weights
@@ -79,6 +80,7 @@ class Detector:
         threshold: float | None = None,
         meta: dict[str, Any] | None = None,
         cfg: YAMLConfig | None = None,
+        bit_depth: int | None = None,
     ) -> None:
         """Combine the parts of a detector. `from_checkpoint` and its siblings create detectors from files.
 
@@ -89,7 +91,14 @@ class Detector:
             threshold: default minimum score for `predict`; None uses 0.4.
             meta: metadata of the file.
             cfg: configuration of the training, if it is known.
+            bit_depth: number of bits, 8 to 16, that the samples of 16-bit images use; None means 16.
+
+        Raises:
+            ConfigError: if the bit depth is out of range.
         """
+        if not is_bit_depth(bit_depth):
+            raise ConfigError(f"bit_depth is {bit_depth}, expected 8 to 16")
+        self.bit_depth = bit_depth
         self.engine = engine
         self.preprocessing = preprocessing
         self.classes = list(classes)
@@ -113,6 +122,7 @@ class Detector:
         config: str | Path | None = None,
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
+        bit_depth: int | None = None,
     ) -> Detector:
         """Load `best.pth`, `last.pth` or a file of D-FINE.
 
@@ -122,6 +132,8 @@ class Detector:
             config: a configuration file, for checkpoints without a configuration.
             input_size: (height, width) in pixels; None uses the size of the training.
             use_amp: compute in bf16, or in fp16 if the device has no bf16; CUDA only.
+            bit_depth: number of bits, 8 to 16, that the samples of 16-bit images use; None uses the value of
+                the training.
 
         Raises:
             CheckpointError: if the file is damaged, does not fit its configuration, or has no configuration
@@ -133,7 +145,12 @@ class Detector:
         picked = pick_device(device)
         cfg = model_config(file, config)
         return cls.from_weights(
-            file, cfg, picked, input_size=input_size, use_amp=use_amp
+            file,
+            cfg,
+            picked,
+            input_size=input_size,
+            use_amp=use_amp,
+            bit_depth=bit_depth,
         )
 
     @classmethod
@@ -145,6 +162,7 @@ class Detector:
         *,
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
+        bit_depth: int | None = None,
     ) -> Detector:
         """Build the model of a configuration and load weights that were read from a file.
 
@@ -154,14 +172,21 @@ class Detector:
             device: device of the model.
             input_size: as for `from_checkpoint`.
             use_amp: as for `from_checkpoint`.
+            bit_depth: as for `from_checkpoint`.
 
         Raises:
-            CheckpointError: if the weights do not fit the configuration.
+            CheckpointError: if the weights do not fit the configuration, or the file's own configuration has
+                transforms that cannot be used.
             ConfigError: if the model cannot use the input size.
         """
         prepare_torch_after_fork()
         file.prepare(cfg)
-        preprocessing = Preprocessing.from_config(cfg)
+        try:
+            preprocessing = Preprocessing.from_config(cfg)
+        except ConfigError as error:
+            if not cfg.is_from_checkpoint:
+                raise
+            raise CheckpointError(f"{file.path}: {error}") from None
         if (
             input_size is not None
             and tuple(input_size) != preprocessing.input_size
@@ -189,7 +214,15 @@ class Detector:
         }
         notes["file"] = str(file.path)
         classes = file.named_classes
-        return cls(engine, preprocessing, classes, file.threshold, notes, cfg)
+        return cls(
+            engine,
+            preprocessing,
+            classes,
+            file.threshold,
+            notes,
+            cfg,
+            file.bit_depth if bit_depth is None else bit_depth,
+        )
 
     @classmethod
     def from_onnx(
@@ -245,7 +278,14 @@ class Detector:
             "commit": metadata.commit,
             "checkpoint": metadata.checkpoint,
         }
-        return cls(engine, preprocessing, classes, metadata.threshold, notes)
+        return cls(
+            engine,
+            preprocessing,
+            classes,
+            metadata.threshold,
+            notes,
+            bit_depth=metadata.bit_depth,
+        )
 
     def predict(
         self,
@@ -342,7 +382,11 @@ class Detector:
             # one image at a time, whose tiles make the batches
             predict = partial(_tiled, settings.tiling, predict, size)
             size = 1
-        read = _usable(read_ahead(images, ahead=2 * size), errors, unreadable)
+        read = _usable(
+            read_ahead(images, ahead=2 * size, bit_depth=self.bit_depth),
+            errors,
+            unreadable,
+        )
         return _predictions(batches(read, size), predict, errors)
 
     def _predict_batch(
@@ -374,6 +418,7 @@ class Detector:
                 category_ids=self._ids[label],
                 names=self._names[label].tolist(),
                 size=(image.shape[2], image.shape[1]),
+                bit_depth=self.bit_depth,
             )
             if nms is not None:
                 prediction = prediction.select(_rows_after_nms(prediction, nms))
@@ -467,11 +512,8 @@ def _predictions(
                 reason = str(image.error) or type(image.error).__name__
                 prediction = Prediction.failed(reason, source=image.source)
             yield ImagePrediction(image.image, prediction)
-        del (
-            chunk,
-            good,
-            image,
-        )  # so that they are gone while the next ones are read
+        # so that they are gone while the next ones are read
+        del chunk, good, image
 
 
 def _predict_each(

@@ -95,6 +95,7 @@ def open_labelled_images(
             str(images),
             str(annotations),
             follow_links=bool(settings.get("follow_links")),
+            bit_depth=detector.bit_depth,
         )
     except ConfigError as error:
         raise ConfigError(

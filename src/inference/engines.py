@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..runtime.finite import refuse_non_finite_outputs
-from ..runtime.precision import autocast_dtype
+from ..runtime.precision import autocast_dtype, full_float32
 
 EngineOutput = tuple[Tensor, Tensor, Tensor]
 """Labels `[B, R]` int64, boxes `[B, R, 4]` xyxy in pixels of the original images, scores `[B, R]`; best
@@ -69,7 +69,7 @@ class TorchEngine:
     def _precision(self) -> AbstractContextManager[object]:
         """Return the context in which the model runs."""
         if self.amp_dtype is None:
-            return nullcontext()
+            return full_float32()
         return torch.autocast(self.device.type, self.amp_dtype)
 
 

@@ -26,7 +26,7 @@ from ..runtime.own_files import refuse_foreign
 from .detector import Detector
 from .engines import TorchEngine
 from .exported_engines import INPUTS, OUTPUTS
-from .metadata import METADATA_KEY, Metadata
+from .metadata import FORMAT, METADATA_KEY, Metadata
 
 if TYPE_CHECKING:
     import onnx
@@ -358,4 +358,6 @@ def _metadata_of(detector: Detector, batch_size: int | None) -> Metadata:
         licences=list(meta.get("licences") or []),
         commit=meta.get("commit"),
         checkpoint=Path(meta["file"]).name if "file" in meta else None,
+        bit_depth=detector.bit_depth,
+        format=1 if detector.bit_depth is None else FORMAT,
     )

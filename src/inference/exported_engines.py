@@ -264,6 +264,8 @@ class TensorRtEngine(ExportedEngine):
 
     @torch.inference_mode()
     def _compute(self, images: Tensor, sizes: Tensor) -> Iterable[Tensor]:
+        # inputs that are on the GPU already may still be computed there
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             buffers: dict[str, Tensor] = {}
             for name, value in zip(INPUTS, (images, sizes)):

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from ..core.errors import CheckpointError
 from ..core.paths import read_text
 from ..core.schemas import Fraction, Positive, Side, Text, checked
-from ..detection.notes import Classes, refuse_repeated_ids
+from ..detection.notes import BitDepth, Classes, refuse_repeated_ids
 
 METADATA_KEY = "dfine"
 """Name of the entry in an ONNX file's `metadata_props`."""
@@ -24,8 +24,11 @@ METADATA_KEY = "dfine"
 ADVICE = "export the model again"
 """Advice about metadata that is damaged or was changed."""
 
-FORMAT = 1
-"""Version of the format, incremented when older readers would misread the content."""
+FORMAT = 2
+"""Latest version of the format, incremented when older readers would misread the content.
+
+Version 2 has `bit_depth`. Metadata without it is written as version 1.
+"""
 
 
 class Metadata(Struct, frozen=True, kw_only=True):
@@ -39,7 +42,7 @@ class Metadata(Struct, frozen=True, kw_only=True):
         ...     input_size=[64, 64],
         ...     batch_size=None,
         ... )
-        >>> Metadata.from_json(metadata.to_json(), Path("model.onnx")) == metadata
+        >>> Metadata.from_json(metadata.to_json(), "model.onnx") == metadata
         True
     """
 
@@ -61,7 +64,9 @@ class Metadata(Struct, frozen=True, kw_only=True):
     """Commit of the code that trained the model."""
     checkpoint: Text | None = None
     """File name of the exported checkpoint."""
-    format: Positive = FORMAT
+    bit_depth: BitDepth | None = None
+    """Number of bits that the samples of 16-bit images use; None means 16."""
+    format: Positive = 1
 
     def __post_init__(self) -> None:
         refuse_repeated_ids(self.classes)
@@ -78,7 +83,7 @@ class Metadata(Struct, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> Metadata:
+    def from_json(cls, text: str, where: str | Path) -> Metadata:
         """Read the output of `to_json`; entries of later versions are ignored.
 
         Raises:
@@ -106,10 +111,10 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
     Example:
         >>> classes = [{"id": 1, "name": "cat"}]
         >>> metadata = Metadata(
-        ...     preprocessing=[{"type": "Resize", "size": [64, 64]}],
+        ...     preprocessing=[{"type": "Resize", "size": [640, 640]}],
         ...     classes=classes,
         ...     threshold=0.4,
-        ...     input_size=[64, 64],
+        ...     input_size=[640, 640],
         ...     batch_size=None,
         ... )
         >>> size = Path("model.json").write_text(metadata.to_json())

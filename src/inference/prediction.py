@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Prediction:
     """(width, height) of the image."""
     source: str | None = None
     """Path of the image file; None if the image did not come from a file."""
+    bit_depth: int | None = field(default=None, repr=False)
+    """Bits of the samples with which a 16-bit file was read; None means 16."""
     error: str | None = None
     """Why there is no prediction for this image, with `errors="skip"`; None if there is one."""
 
@@ -125,6 +127,7 @@ class Prediction:
 
         Raises:
             ConfigError: if the image did not come from a file.
+            ImageError: if the file cannot be read, or has another size now.
 
         Example:
             >>> boxes = np.array([[10, 20, 40, 60]], np.float32)
@@ -137,7 +140,9 @@ class Prediction:
                 raise ConfigError(
                     "this image did not come from a file; pass it to draw()"
                 )
-            image = load_image(Path(self.source))
+            image = load_image(
+                Path(self.source), self.size, bit_depth=self.bit_depth
+            )
         elif isinstance(image, Image.Image):
             image = image_from_pil(image)
         elif isinstance(image, np.ndarray):

@@ -19,10 +19,10 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..data.dataset.decoding import (
     ImageError,
-    ImageFlag,
-    image_from_pil,
     inspect_image,
+    inspect_pil,
 )
+from ..data.dataset.picture import FLAG_TEXTS, ImageFlag
 from ..runtime.log import logger
 
 READING_THREADS = 4
@@ -113,14 +113,15 @@ class _NoRoom(BaseException):
 class _AheadReader:
     """Reads an image in a thread if there is room for its pixels."""
 
-    def __init__(self, budget: PixelBudget) -> None:
+    def __init__(self, budget: PixelBudget, bit_depth: int | None) -> None:
         self.budget = budget
+        self.bit_depth = bit_depth
         self.held = 0
 
     def read(self, image: Readable) -> ReadImage | None:
         """Return the image and keep its room; None, and no room, if there is not enough."""
         try:
-            found = _read(image, self._take)
+            found = _read(image, self._take, self.bit_depth)
         except _NoRoom:
             found = None
         except BaseException:
@@ -156,7 +157,11 @@ class _Task(NamedTuple):
 
 
 def read_ahead(
-    images: Iterable[Readable], *, ahead: int, budget: PixelBudget = _BUDGET
+    images: Iterable[Readable],
+    *,
+    ahead: int,
+    budget: PixelBudget = _BUDGET,
+    bit_depth: int | None = None,
 ) -> Iterator[ReadImage]:
     """Read images in threads, up to `ahead` at a time, and yield them in order.
 
@@ -167,6 +172,7 @@ def read_ahead(
         images: any number of images.
         ahead: maximum number of images that are being read or wait to be yielded.
         budget: room for their pixels; an image without room is read when its turn comes.
+        bit_depth: as for `read_image`.
 
     Example:
         >>> for image in read_ahead(["image.jpg", "missing.jpg"], ahead=8):
@@ -181,7 +187,7 @@ def read_ahead(
     readers = ThreadPoolExecutor(READING_THREADS)
 
     def submitted(image: Readable) -> _Task:
-        reader = _AheadReader(budget)
+        reader = _AheadReader(budget, bit_depth)
         return _Task(image, reader, readers.submit(reader.read, image))
 
     try:
@@ -204,7 +210,7 @@ def read_ahead(
                     tasks[number] = submitted(task.image)
                     break
             if image is None:  # there was no room, and now it is the next one
-                image = _read(first.image)
+                image = _read(first.image, bit_depth=bit_depth)
             del first  # only the caller keeps the image from here on
             yield image
             del image
@@ -266,7 +272,9 @@ def batches(
 
 
 def _read(
-    image: Readable, before_decoding: Callable[[int], None] = lambda _: None
+    image: Readable,
+    before_decoding: Callable[[int], None] = lambda _: None,
+    bit_depth: int | None = None,
 ) -> ReadImage:
     """Return an image, or the error that concerns this image alone."""
     decoded = 0
@@ -277,7 +285,7 @@ def _read(
         decoded = pixels
 
     try:
-        pixels, source = read_image(image, count)
+        pixels, source = read_image(image, count, bit_depth=bit_depth)
     except (ImageError, ConfigError, MemoryError) as error:
         nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
         return ReadImage(nothing, _source_of(image), 0, error)
@@ -293,14 +301,41 @@ def _warn_of_several_frames(folder: Path) -> None:
     )
 
 
+_WARNED: set[tuple[Path, ImageFlag]] = set()
+"""Folders and flags that a warning was logged about."""
+
+
+def _warn_once(path: Path, flags: ImageFlag) -> None:
+    """Warn, once for each folder, about properties of its image files that can be mistakes."""
+    if ImageFlag.SEVERAL_FRAMES in flags:
+        _warn_of_several_frames(path.parent)
+    for flag in (
+        ImageFlag.EXTRA_BANDS,
+        ImageFlag.TWO_ORIENTATIONS,
+        ImageFlag.LOW_RANGE,
+    ):
+        if flag in flags and (path.parent, flag) not in _WARNED:
+            _WARNED.add((path.parent, flag))
+            logger.warning(
+                "%s has %s (first: %s)",
+                path.parent,
+                FLAG_TEXTS[flag],
+                path.name or "an image without a file name",
+            )
+
+
 def read_image(
-    image: Readable, before_decoding: Callable[[int], None] = lambda _: None
+    image: Readable,
+    before_decoding: Callable[[int], None] = lambda _: None,
+    *,
+    bit_depth: int | None = None,
 ) -> tuple[Tensor, str | None]:
     """Return an image as `[3, H, W]` uint8, RGB, and its file name if it came from a file.
 
     Args:
         image: image to read.
         before_decoding: as for `inspect_image`; arrays and tensors are already in memory and do not call it.
+        bit_depth: number of bits that the samples of 16-bit images use; None means 16.
 
     Example:
         >>> pixels, source = read_image("image.jpg")
@@ -311,15 +346,15 @@ def read_image(
         ImageError: if a file cannot be read.
         ConfigError: if it is not an image, or an array with a wrong shape or type.
     """
-    if isinstance(image, LabelledFile):
-        return _read_file(image.path, image.size, before_decoding), str(
-            image.path
-        )
-    if isinstance(image, str | Path):
-        return _read_file(Path(image), None, before_decoding), str(image)
+    if isinstance(image, LabelledFile | str | Path):
+        pixels = _read_file(image, before_decoding, bit_depth)
+        return pixels, _source_of(image)
     if isinstance(image, Image.Image):
         before_decoding(image.width * image.height)
-        return image_from_pil(image), _source_of(image)
+        source = _source_of(image)
+        pixels, flags = inspect_pil(image, bit_depth=bit_depth)
+        _warn_once(Path(source or ""), flags)
+        return pixels, source
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ConfigError(
             f"a {type(image).__name__} is not an image; pass a file, a PIL image, an array [H, W, 3] or a "
@@ -367,14 +402,17 @@ def _source_of(image: object) -> str | None:
 
 
 def _read_file(
-    path: Path,
-    size: tuple[int, int] | None,
+    file: str | Path | LabelledFile,
     before_decoding: Callable[[int], None],
+    bit_depth: int | None,
 ) -> Tensor:
-    """Read an image file; warn if it has several frames."""
-    pixels, flags = inspect_image(path, size, before_decoding=before_decoding)
-    if ImageFlag.SEVERAL_FRAMES in flags:
-        _warn_of_several_frames(path.parent)
+    """Read an image file; warn about properties that can be mistakes."""
+    size = file.size if isinstance(file, LabelledFile) else None
+    path = file.path if isinstance(file, LabelledFile) else Path(file)
+    pixels, flags = inspect_image(
+        path, size, before_decoding=before_decoding, bit_depth=bit_depth
+    )
+    _warn_once(path, flags)
     return pixels
 
 

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from ..core.durations import RunLength, StepLength
 from ..core.errors import ConfigError
 from ..core.registry import register
-
-_Pairs = list[tuple[Tensor, Tensor]]
-
+from ..runtime.tensors import Copies, group_by_dtype
 
 HORIZON_SHARE = 0.02
 """Default horizon as a fraction of a run's steps."""
@@ -75,7 +73,7 @@ class ModelEMA:
         self.warmups = warmups
         self.updates = 0
         self.skipped = 0
-        self._pairs: tuple[tuple, _Pairs, _Pairs] | None = None
+        self._pairs: tuple[tuple, list[Copies], list[Copies]] | None = None
 
     @staticmethod
     def __resolve_lengths__(
@@ -113,14 +111,10 @@ class ModelEMA:
         decay = self.current_decay()
         self.updates += 1
         averaged, constant = self._pair_tensors(model)
-        if averaged:
-            averages = [average for average, _ in averaged]
-            weights = [weight for _, weight in averaged]
+        for averages, weights in averaged:
             torch._foreach_mul_(averages, decay)
             torch._foreach_add_(averages, weights, alpha=1 - decay)
-        if constant:
-            copies = [copied for copied, _ in constant]
-            sources = [source for _, source in constant]
+        for copies, sources in constant:
             torch._foreach_copy_(copies, sources)
 
     @torch.no_grad()
@@ -152,8 +146,10 @@ class ModelEMA:
         if state.get("decay") != state.get("configured_decay"):
             self.decay = state["decay"]
 
-    def _pair_tensors(self, model: nn.Module) -> tuple[_Pairs, _Pairs]:
-        """Return (average, weight) pairs to be averaged, and pairs to be copied; each tensor occurs once."""
+    def _pair_tensors(
+        self, model: nn.Module
+    ) -> tuple[list[Copies], list[Copies]]:
+        """Return groups of tensors to be averaged, and groups to be copied; each tensor occurs once."""
         trainable = [
             parameter.requires_grad for parameter in model.parameters()
         ]
@@ -171,8 +167,8 @@ class ModelEMA:
                 pairs[id(theirs)] = (ours[name].data, theirs.data)
             self._pairs = (
                 key,
-                list(averaged.values()),
-                list(constant.values()),
+                group_by_dtype(averaged.values()),
+                group_by_dtype(constant.values()),
             )
         return self._pairs[1:]
 

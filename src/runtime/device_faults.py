@@ -6,8 +6,13 @@ The recorder writes its files on a timeout; torch's `torchfrtrace` reads them.
 from __future__ import annotations
 
 import os
+import re
 from glob import escape, glob
 from pathlib import Path
+
+import torch
+
+from ..core.errors import first_line
 
 RECORDED_COLLECTIVES = 20_000
 
@@ -24,6 +29,28 @@ _HARDWARE = (
     "is/are busy or unavailable",
 )
 """Parts of CUDA error messages about a failed device; other CUDA errors may be bugs of a program."""
+
+
+_COLLECTIVE = (
+    "Duplicate GPU",
+    "ncclInvalidUsage",
+    "ncclInvalidArgument",
+    "ncclSystemError",
+    "ncclUnhandledCudaError",
+    "ncclInternalError",
+)
+"""Parts of NCCL's error messages about this rank itself, not about a rank that does not respond."""
+
+_NO_MEMORY = (
+    "CUDA error: out of memory",
+    "CUDA out of memory",
+    "Cuda failure 2",
+    "'out of memory'",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+"""Parts of messages about memory that libraries, contexts or NCCL allocate, outside torch's allocator."""
 
 
 def record_collectives(folder: Path, rank: int) -> None:
@@ -58,6 +85,47 @@ def describe_recordings() -> str:
     return f"; flight recorder (torchfrtrace reads it): {', '.join(files)}"
 
 
+def is_own_fault(error: BaseException) -> bool:
+    """Return whether an error of a collective is about this rank itself and not about another one."""
+    text = str(error)
+    return (
+        is_device_fault(error)
+        or lacks_device_memory(error)
+        or (
+            isinstance(error, RuntimeError)
+            and any(part in text for part in _COLLECTIVE)
+        )
+    )
+
+
+def lacks_device_memory(error: BaseException) -> bool:
+    """Return whether an allocation on a device failed, by torch's allocator or outside of it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        part in text for part in _NO_MEMORY
+    )
+
+
+def original_text(error: BaseException) -> str:
+    """Return the first line of an error of torch, and what NCCL reports as its last error."""
+    text = re.sub(r"^\[[^]]*\] ", "", str(error))  # the place in torch's source
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    for number, line in enumerate(lines):
+        if line.startswith("Last error:"):
+            rest = [
+                line.removeprefix("Last error:").strip(),
+                *lines[number + 1 :],
+            ]
+            reason = " ".join(part for part in rest if part)
+            if reason:
+                return f"{lines[0]}: {reason}"
+    return lines[0]
+
+
 def is_device_fault(error: BaseException) -> bool:
     """Return whether an error of torch or NCCL reports a failed device."""
     return isinstance(error, RuntimeError) and _names_hardware(str(error))
@@ -70,12 +138,40 @@ def _names_hardware(text: str) -> bool:
 def explain_device_fault(error: BaseException) -> str | None:
     """Return a message about a failed device and what to do; None for any other error."""
     if not is_device_fault(error):
-        return None
+        return _explain_software_fault(error)
     reason = next(filter(_names_hardware, str(error).splitlines()))
     return (
         f"a device failed: {reason.strip()}; see nvidia-smi -q and the system log (Xid) for details; reset "
         f"the device or exclude it (CUDA_VISIBLE_DEVICES), then resume with -r auto{describe_recordings()}"
     )
+
+
+def _explain_software_fault(error: BaseException) -> str | None:
+    """Return a message about a fault of the set-up or of a collective; None for any other error."""
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    if "no kernel image is available" in text:
+        return (
+            f"torch {torch.__version__} has no kernels for this GPU: {first_line(error)}; it has kernels for "
+            f"{', '.join(torch.cuda.get_arch_list()) or 'other GPUs'}; install a build of torch for this GPU "
+            "(https://pytorch.org/get-started), or use -d cpu"
+        )
+    if not any(part in text for part in _COLLECTIVE):
+        return None
+    reason = original_text(error)
+    return f"ranks cannot exchange values: {reason}{_collective_advice(text)}{describe_recordings()}"
+
+
+def _collective_advice(text: str) -> str:
+    if "Duplicate GPU" in text:
+        return (
+            "; two ranks use the same GPU: start at most one process per GPU, without -d cuda:N and with the "
+            "same CUDA_VISIBLE_DEVICES for all processes of a machine"
+        )
+    if "/dev/shm" in text or "shared memory" in text:
+        return "; NCCL needs more shared memory: start the container with --shm-size=8g or --ipc=host"
+    return "; start again with NCCL_DEBUG=WARN to see what NCCL reports (docs/cluster.md)"
 
 
 def _prefix() -> str | None:

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..core.errors import ConfigError, RankError, first_line
 from .device_faults import (
     describe_recordings,
-    is_device_fault,
+    is_own_fault,
+    original_text,
     record_collectives,
 )
 from .log import logger
@@ -91,10 +92,12 @@ def machine() -> str:
 def pick_device(name: str | None) -> torch.device:
     """Return the device of this process: `name`, else CUDA by local rank if available, else the CPU.
 
+    A process that sees a single GPU uses it, unless torchrun started several, which all see the same one.
+
     Raises:
-        ConfigError: if the named device does not exist here.
+        ConfigError: if the named device does not exist here or is not supported.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    global _device
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -102,23 +105,55 @@ def pick_device(name: str | None) -> torch.device:
         raise ConfigError(
             f"device '{name}' is not a device; use cpu, cuda or cuda:N"
         ) from None
+    if device.type == "cpu":
+        _device = torch.device("cpu")
+        return _device
     if device.type != "cuda":
-        return device
+        raise ConfigError(
+            f"device '{name}' is not supported; use cpu, cuda or cuda:N"
+        )
     if not torch.cuda.is_available():
         raise ConfigError(
             f"device '{name}' was requested, but torch {torch.__version__} finds no CUDA device here; use "
             "-d cpu"
         )
-    index = device.index if device.index is not None else local_rank
+    _device = torch.device("cuda", _cuda_index(name, device.index))
+    torch.cuda.set_device(_device)
+    return _device
+
+
+_device: torch.device | None = None
+"""Device that `pick_device` returned last."""
+
+
+def uses_cuda() -> bool:
+    """Return whether this process computes on a GPU; before `pick_device`, whether there is one."""
+    if _device is None:
+        return torch.cuda.is_available()
+    return _device.type == "cuda"
+
+
+def _cuda_index(name: str, index: int | None) -> int:
+    """Return the number of the CUDA device of this process."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     count = torch.cuda.device_count()
+    if index is not None and processes > 1:
+        raise ConfigError(
+            f"device {name} was requested by {processes} processes of this machine, but each needs a GPU of "
+            "its own; use -d cuda, which gives each process the GPU of its LOCAL_RANK"
+        )
+    if index is None:
+        sees_only_its_own = (
+            count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+        )
+        index = 0 if sees_only_its_own else local_rank
     if index >= count:
         raise ConfigError(
             f"device cuda:{index} was requested, but there are {count} CUDA devices; start fewer processes "
             "per machine"
         )
-    device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
-    return device
+    return index
 
 
 def join_group(
@@ -181,13 +216,23 @@ def join_group(
             store=store,
             timeout=timeout,
         )
-        _store = dist.PrefixStore("notes", store)
+        _store = _store_of_notes(address, port, attempt, timeout)
         barrier()
     except (RuntimeError, ValueError, OSError) as error:
         reason = first_line(error)
         raise RankError(
             f"rank {own_rank} of {count} cannot connect to the other ranks at {address}:{port}: {reason}"
         ) from error
+
+
+def _store_of_notes(
+    address: str, port: int, attempt: str, timeout: timedelta
+) -> dist.Store:
+    """Return a connection to the store for notes alone, because the group's own may wait for another rank."""
+    connection = dist.TCPStore(
+        address, port, is_master=False, wait_for_workers=False, timeout=timeout
+    )
+    return dist.PrefixStore(f"notes{attempt}", connection)
 
 
 def leave_group() -> None:
@@ -222,6 +267,15 @@ def tell_error(code: int, message: str) -> None:
         _note("error", f"{code} {message} (rank {rank()})")
 
 
+def error_of_other_rank() -> tuple[int, str] | None:
+    """Return code and message of the error that another rank left as a note, or None."""
+    note = _read_note("error")
+    if note is None or note.endswith(f"(rank {rank()})"):
+        return None
+    code, _, message = note.partition(" ")
+    return int(code), message
+
+
 def _read_note(key: str) -> str | None:
     """Return a note, or None if there is none or the store does not respond."""
     try:
@@ -236,10 +290,18 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
     """Return an error that explains why another rank does not respond, or None for any other error."""
     if not is_distributed() or not isinstance(error, RuntimeError):
         return None
-    if is_device_fault(error):
+    if is_own_fault(error):
         return None
     if not any(part in str(error) for part in _LOST):
         return None
+    lost = _lost_rank()
+    return LostRank(
+        f"{lost}; torch reports: {original_text(error)}", lost.first_code
+    )
+
+
+def _lost_rank() -> LostRank:
+    """Find out which rank ended or does not respond, within a few seconds."""
     found: list[LostRank] = []
 
     def ask() -> None:
@@ -260,11 +322,9 @@ def explain_lost_rank(error: BaseException) -> LostRank | None:
 def _ask_for_lost_rank() -> LostRank:
     """Find the rank that ended or does not respond in the notes."""
     _note(f"waiting{rank()}", "")
-    note = _read_note("error")
-    if note:
-        code, _, message = note.partition(" ")
-        text = f"another rank ended first: error[{code}]: {message}"
-        return LostRank(text, int(code))
+    ended = error_of_other_rank()
+    if ended is not None:
+        return ended_first(*ended)
     time.sleep(_GRACE)  # the other ranks notice at about the same time
     silent = []
     for number in range(world_size()):
@@ -278,6 +338,11 @@ def _ask_for_lost_rank() -> LostRank:
         f"{', '.join(map(_absence, silent))}; it ended or does not respond; {_stacks_written()}"
         f"{describe_recordings()}"
     )
+
+
+def ended_first(code: int, message: str) -> LostRank:
+    """Return the error of a rank that ends because another one has ended with an error."""
+    return LostRank(f"another rank ended first: error[{code}]: {message}", code)
 
 
 def _absence(number: int) -> str:

@@ -6,11 +6,11 @@ import errno
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from ..core.errors import (
     ConfigError,
@@ -20,8 +20,10 @@ from ..core.errors import (
     RunError,
     first_line,
 )
-from .device_faults import explain_device_fault
+from .device_faults import explain_device_fault, lacks_device_memory
 from .distributed import (
+    ended_first,
+    error_of_other_rank,
     explain_lost_rank,
     is_distributed,
     leave_group,
@@ -124,6 +126,53 @@ def end_from_thread(error: RunError) -> None:
     os._exit(code)
 
 
+PEER_POLL_SECONDS = 1.0
+"""Time between two looks at the notes of other ranks."""
+
+PEER_GRACE_SECONDS = 10.0
+"""Time in which a rank ends by itself after another one has ended with an error."""
+
+
+def end_with_peers(folder: Path | None) -> None:
+    """End this process when another rank has ended with an error, even if it waits in C for that rank.
+
+    With NCCL, a rank waits for a dead one without running Python code, so that neither an exception nor a
+    signal handler ends it. A thread looks for the error that the other rank leaves in the store.
+
+    Args:
+        folder: folder for `run_status.json`; None writes no status.
+    """
+    if is_distributed():
+        threading.Thread(
+            target=_watch_peers, args=(folder,), daemon=True
+        ).start()
+
+
+def _watch_peers(folder: Path | None) -> None:
+    ended = None
+    while ended is None or ended[0] == Preempted.exit_code:
+        # a stop is shared by all ranks, which save and end by themselves
+        time.sleep(PEER_POLL_SECONDS)
+        if not is_distributed():
+            return
+        ended = error_of_other_rank()
+    time.sleep(PEER_GRACE_SECONDS)
+    first_code, _ = ended
+    lost = ended_first(*ended)
+    message = printable(str(lost))
+    sys.stderr.write(f"error[{lost.exit_code}]: {message} (rank {rank()})\n")
+    sys.stderr.flush()
+    _write_status(folder, first_code, message)
+    os._exit(lost.exit_code)
+
+
+def report_running(folder: Path) -> None:
+    """Write `run_status.json` at the start of a run, so that the status of an earlier run is not read."""
+    _write_json_status(
+        folder, {"status": "running", "exit_code": None, "message": "running"}
+    )
+
+
 def _explain_closed_pipe(error: BrokenPipeError) -> tuple[int, str]:
     """Return exit code and message for a closed pipe; for standard output (`| head`) it is not an error."""
     try:
@@ -188,6 +237,14 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 130, "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, str(error.code)
+    if isinstance(error, RuntimeError) and "illegal memory access" in str(
+        error
+    ):
+        return 1, (
+            f"{first_line(error)}: a kernel read or wrote outside its memory, which is a bug of this project "
+            "or of torch, or a failing GPU; run again with CUDA_LAUNCH_BLOCKING=1 and --debug, and report "
+            "the output; last.pth is unchanged since the last save"
+        )
     return 1, (
         f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug and report the "
         "output"
@@ -204,11 +261,11 @@ def _explain_path_fault(error: BaseException) -> str | None:
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:
-    """Return whether a torch allocation failed; on the CPU, only the message identifies such an error."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
+    """Return whether an allocation of torch, of a library or of NCCL failed, on the CPU or on a device."""
     text = "DefaultCPUAllocator: can't allocate memory"
-    return isinstance(error, RuntimeError) and text in str(error)
+    if isinstance(error, RuntimeError) and text in str(error):
+        return True
+    return lacks_device_memory(error)
 
 
 def _own_words(error: RunError) -> str:
@@ -221,9 +278,19 @@ def _own_words(error: RunError) -> str:
 
 
 def _write_status(folder: Path | None, code: int, message: str) -> None:
+    """Write the result of a run to `run_status.json`."""
+    if folder is None:
+        return
+    status = {0: "done", Preempted.exit_code: "preempted"}.get(code, "failed")
+    _write_json_status(
+        folder, {"status": status, "exit_code": code, "message": message}
+    )
+
+
+def _write_json_status(folder: Path, content: dict[str, object]) -> None:
     """Write `run_status.json`, unless another run uses the folder or the file is not of this project."""
     try:
-        if folder is None or not folder.is_dir():
+        if not folder.is_dir():
             return
         if is_in_use(folder):  # by another run, which writes its own status
             return
@@ -233,11 +300,6 @@ def _write_status(folder: Path | None, code: int, message: str) -> None:
                 "%s was not written by this project and is not changed", path
             )
             return
-        status = {0: "done", Preempted.exit_code: "preempted"}.get(
-            code, "failed"
-        )
-        write_json(
-            path, {"status": status, "exit_code": code, "message": message}
-        )
+        write_json(path, content)
     except (ResourceError, OSError) as error:
         logger.warning("%s", error)

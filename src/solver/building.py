@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.contracts import Compilable
 from ..core.durations import RunLength
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, ConfigError
 from ..core.yaml_config import RunSettings, YAMLConfig
 from ..detection.fitting import load_strictly
 from ..runtime.distributed import (
@@ -23,6 +24,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.log import logger
 from ..runtime.precision import autocast_dtype
+from ..runtime.sync_batch_norm import synchronize_batch_norms
 from .checkpoint import BEST, CheckpointFolder
 from .det_engine import seed_step
 from .finetune import load_for_tuning
@@ -100,6 +102,8 @@ def build_run(
     )
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
+    if settings.compile:
+        compile_backbone(model)
     step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
     if start.state is not None:
         _resume(state, start, facts, plan, checkpoints, data)
@@ -119,6 +123,24 @@ def build_run(
         postprocessor=cfg.postprocessor.eval(),
         model_size=tuple(cfg.yaml_cfg.get("eval_spatial_size") or ()),
         num_classes=int(cfg.yaml_cfg.get("num_classes") or len(data.classes)),
+    )
+
+
+def compile_backbone(model: nn.Module) -> None:
+    """Compile the backbone; the EMA, which is a copy made before, is not compiled.
+
+    Raises:
+        ConfigError: if the backbone has no part that can be compiled.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Compilable):
+        raise ConfigError(
+            f"compile is 'backbone', but {type(backbone).__name__} has no part that can be compiled; remove "
+            "the setting, or use DINOv3Backbone"
+        )
+    backbone.compile_for_training()
+    logger.info(
+        "the blocks of the ViT are compiled at the first step (torch.compile), which takes up to a minute"
     )
 
 
@@ -218,7 +240,7 @@ def build_model(
         load_strictly(model, file)
         logger.info("loaded %d tensors from %s", len(file.weights), file.path)
     if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronize_batch_norms(model)
     model = model.to(device)
     # before the EMA copies the weights
     broadcast_tensors(list(model.state_dict().values()))
@@ -274,6 +296,7 @@ def _gather_facts(
         config_text=cfg.to_yaml(),
         provenance=origin,
         preprocessing=cfg.evaluation_transforms,
+        bit_depth=getattr(data.val_loader.dataset, "bit_depth", None),
         input_size=tuple(size or ()),
         identity=data.identity,
         batch_size=plan.batch_size,

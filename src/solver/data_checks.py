@@ -14,6 +14,7 @@ from ..core.contracts import (
 from ..core.errors import ConfigError, DataError
 from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
+from ..detection.weight_file import WeightFile
 from ..runtime.distributed import barrier, is_main
 from ..runtime.log import logger
 
@@ -38,10 +39,38 @@ def check_images(
             _compare_sizes(cfg, data)
         cache = folder / f"images.{name}.npz"
         warnings += data.check(strict=cfg.settings.strict, cache=cache)
+    warnings += _differing_bit_depths(data_sets)
     if is_main():
         warnings += data_sets[0].describe_duplicates(*data_sets[1:])
         _report(warnings, strict=cfg.settings.strict)
     barrier()
+
+
+def _differing_bit_depths(data_sets: list[DetectionData]) -> list[str]:
+    """Return a warning if 16-bit images are scaled differently in training and evaluation."""
+    depths = [getattr(data, "bit_depth", None) or 16 for data in data_sets]
+    if len(set(depths)) < 2:
+        return []
+    return [
+        f"train_dataloader.dataset.bit_depth is {depths[0]} and val_dataloader.dataset.bit_depth is "
+        f"{depths[1]}; 16-bit images have another brightness in evaluation, and inference uses its value"
+    ]
+
+
+def warn_of_other_bit_depth(file: WeightFile, data: DetectionData) -> None:
+    """Warn if weights are evaluated with another scaling of 16-bit images than they were trained with."""
+    if "bit_depth" not in file.meta:  # an older file, or one of D-FINE
+        return
+    trained = file.bit_depth or 16
+    used = getattr(data, "bit_depth", None) or 16
+    if used != trained:
+        logger.warning(
+            "%s was trained with bit_depth %d, but val_dataloader.dataset.bit_depth is %d; 16-bit images "
+            "have another brightness",
+            file.path,
+            trained,
+            used,
+        )
 
 
 def _report(warnings: list[str], *, strict: bool) -> None:

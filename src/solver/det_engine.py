@@ -16,6 +16,7 @@ from ..core.contracts import Batch, DetectionLoader, Evaluator, KeepsDetections
 from ..core.errors import DataError, NumericsError
 from ..runtime.distributed import rank
 from ..runtime.finite import refuse_non_finite_outputs
+from ..runtime.precision import full_float32
 from .numerics import ADVICE_FOR_WEIGHTS, keep_batch
 
 
@@ -56,6 +57,7 @@ def with_progress(
 
 
 @torch.inference_mode()
+@full_float32()
 def evaluate(
     model: nn.Module,
     postprocessor: nn.Module,

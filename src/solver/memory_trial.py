@@ -107,6 +107,7 @@ def rehearse_largest_step(
         peak = torch.cuda.max_memory_allocated(device) + states
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     else:
         peak = (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states

@@ -19,6 +19,7 @@ from ..core.errors import NumericsError, ResourceError
 from ..runtime.distributed import barrier, gather_objects, rank
 from ..runtime.finite import tensors_in
 from ..runtime.log import logger
+from ..runtime.tensors import Copies, group_by_dtype
 from ..runtime.weight_files import write_tensor_file
 
 IN_A_ROW = 10
@@ -165,26 +166,28 @@ class BatchStatistics:
     """Back up the batch norm statistics before a step, because a bad forward pass corrupts them."""
 
     model: nn.Module
-    _pairs: tuple[list[Tensor], list[Tensor]] = field(init=False)
+    _groups: list[Copies] = field(init=False)
+    """Statistics as targets, their copies as sources."""
 
     def __post_init__(self) -> None:
         buffers: list[Tensor] = []
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 buffers += module.buffers(recurse=False)
-        self._pairs = (buffers, [buffer.clone() for buffer in buffers])
+        pairs = [(buffer, buffer.clone()) for buffer in buffers]
+        self._groups = group_by_dtype(pairs)
 
     @torch.no_grad()
     def remember(self) -> None:
         """Copy the statistics."""
-        if self._pairs[0]:
-            torch._foreach_copy_(self._pairs[1], self._pairs[0])
+        for statistics, copies in self._groups:
+            torch._foreach_copy_(copies, statistics)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the copied statistics."""
-        if self._pairs[0]:
-            torch._foreach_copy_(self._pairs[0], self._pairs[1])
+        for statistics, copies in self._groups:
+            torch._foreach_copy_(statistics, copies)
 
 
 def first_bad_tensor(

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError
+from ..core.errors import CheckpointError, ConfigError
+from ..core.schemas import shown
 from ..core.yaml_text import dotted, parse_yaml
 from ..runtime.log import logger
 
@@ -38,6 +39,7 @@ FREE = frozenset(
         "memory_trial",
         "override",
         "strict",
+        "compile",
     }
 )
 """Top-level settings that do not change the results of a run."""
@@ -73,8 +75,9 @@ def check_same_run(
 
     Raises:
         ConfigError: if settings that affect results have changed; the message lists them.
+        CheckpointError: if the saved configuration is damaged.
     """
-    before, _ = parse_yaml(saved, "the checkpoint's configuration")
+    before = _saved_settings(saved)
     changes: list[str] = []
     for path, old, new in _differences(before, present):
         if path == ("seed",):
@@ -97,6 +100,26 @@ def check_same_run(
             "--override, or start a new run from its weights with -t"
         )
     logger.warning("resuming with a changed configuration: %s", listed)
+
+
+def _saved_settings(text: str) -> dict[str, Any]:
+    """Return the settings in a checkpoint.
+
+    Raises:
+        CheckpointError: if they are not YAML, or not a mapping.
+    """
+    try:
+        settings, _ = parse_yaml(text, "the configuration in the checkpoint")
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{error}; use another copy of the file"
+        ) from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"the configuration in the checkpoint is {shown(settings)}, expected a mapping of settings; use "
+            "another copy of the file"
+        )
+    return settings
 
 
 def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:

@@ -11,9 +11,14 @@ from ..core.contracts import DetectionData, DetectionLoader, Evaluator
 from ..core.errors import DataError
 from ..core.own_data import call, check_item, place
 from ..core.yaml_config import YAMLConfig
-from ..runtime.distributed import check_ranks_agree
+from ..runtime.distributed import check_ranks_agree, is_main
 from .class_tables import class_table, compare_categories, settle_classes
-from .data_checks import check_best_metric, check_images, refuse_mixing
+from .data_checks import (
+    check_best_metric,
+    check_images,
+    refuse_mixing,
+    warn_of_other_bit_depth,
+)
 from .resume import check_same_run
 from .run_identity import Identity, check_same_data, data_identity, digest
 from .start_weights import Start
@@ -87,6 +92,8 @@ def open_evaluation_data(
     parts = {"val": val_loader.dataset}
     check_first_items(parts)
     identity = _check_data(cfg, start, seed, folder, parts)
+    if start.file is not None and is_main():
+        warn_of_other_bit_depth(start.file, val_loader.dataset)
     evaluator = _build_evaluator(cfg, val_loader.dataset)
     return EvaluationData(
         val_loader, evaluator, class_table(val_loader.dataset), identity

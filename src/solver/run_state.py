@@ -38,6 +38,8 @@ class RunFacts:
     """Commit, command, licences and so on (`provenance.provenance`)."""
     preprocessing: list[dict[str, Any]]
     """Transforms of the evaluation, as in the configuration."""
+    bit_depth: int | None
+    """Number of bits that the samples of 16-bit images use; None means 16."""
     input_size: tuple[int, ...]
     """(height, width) in pixels; empty if images are not resized."""
     identity: dict[str, Identity]
@@ -92,6 +94,7 @@ class RunState:
             "meta": {
                 "classes": facts.classes,
                 "config": facts.config_text,
+                "bit_depth": facts.bit_depth,
                 **facts.provenance,
             },
             "world_size": world_size(),
@@ -207,6 +210,7 @@ def inference_checkpoint(
         "metrics": plain(metrics),
         "threshold": metrics.get("F1_threshold"),
         "preprocessing": facts.preprocessing,
+        "bit_depth": facts.bit_depth,
         "input_size": list(facts.input_size),
         **facts.provenance,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +38,10 @@ class Part(NamedTuple):
         )
 
 
+MAX_OVERFLOWS = 30
+"""Overflows in a row that loss scaling may need to find a scale; more are steps with non-finite gradients."""
+
+
 @dataclass(kw_only=True)
 class TrainStep:
     """Run forward and backward passes for a window of batches, then update the weights and the EMA.
@@ -67,6 +70,8 @@ class TrainStep:
         self.wrapped: nn.Module = self.model
         """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
+        self._overflows = 0
+        """Steps in a row whose gradients overflowed with loss scaling."""
         self.stopping = False
         """Whether any rank was asked to stop in the last step; the same on all ranks."""
 
@@ -99,7 +104,10 @@ class TrainStep:
                 part = part._replace(outputs={})  # frees the graph
             parts.append(part)
         finite_loss, moved = self._optimizer_step(parts)
-        if not finite_loss or (not moved and self.scaler is None):
+        is_usual_overflow = (
+            self.scaler is not None and self._overflows <= MAX_OVERFLOWS
+        )
+        if not finite_loss or not (moved or is_usual_overflow):
             self._drop(step, window, parts)
             return None
         self.optimizer.zero_grad(set_to_none=True)
@@ -230,17 +238,21 @@ class TrainStep:
             torch.as_tensor(part.is_finite(), device=device) for part in parts
         ]
         all_finite = torch.stack(finite).all()
-        continues = torch.tensor(not self.is_stop_asked(), device=device)
+        # `torch.full` fills on the device; `torch.tensor` would copy to it and wait
+        continues = torch.full((), not self.is_stop_asked(), device=device)
         checks = torch.stack([all_finite, torch.isfinite(norm), continues])
         finite_loss, finite_gradient, all_continue = everywhere(checks)
         self.stopping = not all_continue
-        if self.scaler:
-            # skips the update if a gradient overflowed
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif finite_loss and finite_gradient:
+        is_finite = finite_loss and finite_gradient
+        if is_finite:
             self.optimizer.step()
-        return finite_loss, finite_loss and finite_gradient
+        if self.scaler:
+            # lowers the scale if `unscale_` found a gradient that is not finite
+            self.scaler.update()
+        self._overflows = (
+            self._overflows + 1 if finite_loss and not is_finite else 0
+        )
+        return finite_loss, is_finite
 
     def _drop(
         self, step: int, window: Sequence[Batch], parts: list[Part]
@@ -267,8 +279,9 @@ class TrainStep:
 
 
 def add_up(values: Iterable[Tensor]) -> Tensor:
-    """Return the sum of one or more tensors, added in order."""
-    return reduce(torch.add, values)
+    """Return the sum of one or more scalars, in two kernels."""
+    terms = list(values)
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
 
 
 def _scaled(losses: dict[str, Tensor], factor: float) -> dict[str, Tensor]:

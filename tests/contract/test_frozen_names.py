@@ -71,6 +71,7 @@ TOP_LEVEL_KEYS = [
     "task",
     "epochs",
     "use_amp",
+    "compile",
     "use_ema",
     "sync_bn",
     "find_unused_parameters",

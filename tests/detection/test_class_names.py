@@ -54,3 +54,18 @@ def test_rows_of_the_head_beyond_the_classes_have_a_name_too():
         {"id": -1, "name": "(unused 1)"},
         {"id": -1, "name": "(unused 2)"},
     ]
+
+
+def test_a_repeated_name_with_an_unknown_id_has_the_first_label_of_that_name():
+    classes = known((1, "cat"), (3, "part"), (7, "part"))
+    assert labels_in_best(classes, {9: "part", 1: "cat"}) == [1, 0]
+
+
+def test_labels_keep_the_order_of_a_checkpoint_and_not_of_names_or_ids():
+    classes = known((9, "zebra"), (2, "mouse"), (5, "ant"))
+    assert named_classes(classes, 3) == classes
+    assert labels_in_best(classes, {2: "mouse", 5: "ant", 9: "zebra"}) == [
+        1,
+        2,
+        0,
+    ]

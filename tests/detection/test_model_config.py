@@ -1,4 +1,4 @@
-"""The configuration inside a checkpoint describes a model of the size of its weights, and does nothing else."""
+"""The configuration in a checkpoint describes a model of the size of its weights, and does nothing else."""
 
 import sys
 import time
@@ -108,6 +108,27 @@ HOSTILE = {
     "a model of another hub": backbone(model_name="hf-hub:somebody/model"),
     "an imported file": {"__import__": [CANARY]},
     "an included file": {"__include__": [CANARY]},
+    "transforms that are random": {
+        "val_dataloader": {
+            "dataset": {
+                "type": "CocoDetection",
+                "img_folder": "a",
+                "ann_file": "a.json",
+                "transforms": {
+                    "type": "Compose",
+                    "ops": [{"type": "RandomHorizontalFlip"}],
+                },
+            }
+        }
+    },
+    "transforms that are a number": {
+        "val_dataloader": {"dataset": {"type": "NotImported", "transforms": 3}}
+    },
+    "transforms without a type": {
+        "val_dataloader": {
+            "dataset": {"type": "NotImported", "transforms": {"ops": [{}]}}
+        }
+    },
     "many layers": {"DFINETransformer": {"num_layers": 16_000}},
     "many queries": {"DFINETransformer": {"num_queries": 10**9}},
     "a wide decoder": {"DFINETransformer": {"hidden_dim": 16_000}},

@@ -115,6 +115,83 @@ def test_a_service_keeps_its_results_its_order_and_its_memory():
     assert "missing, in another place or different: 0\n" in result.stdout
 
 
-@pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series"])
+@pytest.mark.parametrize("tool", ["soak", "fuzz", "fault_series", "mutation"])
 def test_a_word_that_is_not_a_number_is_refused(tool):
     assert run_python(f"tests/harness/{tool}.py", "--seed=x").returncode == 2
+
+
+SMALL_MODULE = '''"""A module."""
+
+
+def larger(a: int, b: "int | None" = 1) -> int:
+    """Return 2 + 2 of these."""
+    return a if a > (b or 0) else b
+'''
+
+SMALL_TEST = """
+from src.runtime.numbers import larger
+
+def test_the_larger_one_is_returned():
+    assert larger(2, 1) == 2 and larger(1, 2) == 2
+"""
+
+
+SMALL_SETTINGS = """
+[tool.pytest.ini_options]
+pythonpath = ["."]
+addopts = "--import-mode=importlib"
+"""
+
+
+@pytest.fixture
+def small_project(tmp_path):
+    files = {
+        "pyproject.toml": SMALL_SETTINGS,
+        "src/__init__.py": "",
+        "src/runtime/__init__.py": "",
+        "src/runtime/numbers.py": SMALL_MODULE,
+        "tests/runtime/test_numbers.py": SMALL_TEST,
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def mutation(project, *arguments: str):
+    pytest.importorskip("cosmic_ray", reason="tests/harness/requirements.txt")
+    return run_python(
+        "tests/harness/mutation.py",
+        f"--root={project}",
+        "--packages=runtime",
+        *arguments,
+    )
+
+
+def test_mutants_are_changes_of_code_and_not_of_strings_and_annotations(
+    small_project,
+):
+    listed = [mutation(small_project, "--list", "--count=9") for _ in range(2)]
+    assert listed[0].stdout == listed[1].stdout
+    changed = re.findall(r"^\+(.*)$", listed[0].stdout, re.MULTILINE)
+    assert {line.split()[0] for line in changed} == {"return", "def"}
+    assert any("a >= (b" in line or "a <= (b" in line for line in changed)
+    assert all("-> int" in line or "(b" in line for line in changed)
+
+
+def test_caught_and_surviving_mutants_are_told_apart(small_project):
+    result = mutation(small_project, "--count=9")
+    found = re.findall(
+        r"^\d/\d .* \d (\w+): (caught|SURVIVED)", result.stdout, re.M
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert {verdict for _, verdict in found} == {"caught", "SURVIVED"}
+    assert (
+        "tests/runtime/test_numbers.py::test_the_larger_one_is_returned"
+        in result.stdout
+    )
+    survived = sum(verdict == "SURVIVED" for _, verdict in found)
+    assert (
+        f"| all | {len(found)} | {len(found) - survived} | 0 | {survived} |"
+        in result.stdout
+    )

@@ -340,6 +340,36 @@ def test_eight_ranks_train_through_the_stage_switch_and_evaluate(
     assert evaluation.returncode == 0, evaluation.stderr
 
 
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_an_eager_run_learns_and_resumes(
+    tiny_data, tmp_path
+):
+    """The ViT is frozen in the first epoch and trained in the second, which compiles it again."""
+    losses = {}
+    for name in ("eager", "compiled"):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = write_tiny_config(
+            folder,
+            tiny_data,
+            compile="backbone" if name == "compiled" else None,
+            DINOv3Backbone={"freeze_backbone_epochs": 1},
+        )
+        for epochs in (1, 2):
+            result = run_python(
+                "train.py", "-c", config, "--seed=1", "-r", "auto",
+                "--override", "-u", f"epochs={epochs}",
+            )  # fmt: skip
+            assert result.returncode == 0, result.stderr
+        losses[name] = [
+            record["train_loss"] for record in read_log(folder / "run")
+        ]
+        weights = read_tensor_file(folder / "run/last.pth")["model"]
+        assert not [key for key in weights if "orig_mod" in key]
+    assert len(losses["compiled"]) == 2
+    assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-3)
+
+
 def test_bfloat16_trains_on_a_cpu_that_was_named(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data)
     result = run_python(

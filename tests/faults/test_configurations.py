@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import train
+from src.core.yaml_text import MAX_BYTES
 from tests.fixtures.commands import write_tiny_config
 
 
@@ -118,7 +119,7 @@ def test_f70_a_circle_of_includes_shows_the_chain(refused, tmp_path):
             ),
             "aliases",
         ),
-        ("#" * (1 << 20), "a configuration may have at most 1048576"),
+        ("#" * MAX_BYTES, f"a configuration may have at most {MAX_BYTES}"),
         ("optimizer:\n\tlr: 1\n", "changed.yml:3 cannot be read as YAML"),
         ("optimizer: [1\n", "cannot be read as YAML"),
     ],

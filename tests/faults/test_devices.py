@@ -93,6 +93,104 @@ def test_f34_fault_in_a_collective_is_exit_7_in_one_line_with_what_was_recorded(
     )
 
 
+NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, {kind} (run with NCCL_DEBUG=WARN "
+    "for details), NCCL version 2.27.5\n{name}: {explanation}\nLast error:\n{last}"
+)
+DUPLICATE = NCCL.format(
+    kind="invalid usage",
+    name="ncclInvalidUsage",
+    explanation="This usually reflects invalid usage of NCCL library.",
+    last="Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+)
+SHARED_MEMORY = NCCL.format(
+    kind="unhandled system error",
+    name="ncclSystemError",
+    explanation="System call (e.g. socket, malloc) or external library call failed or device error.",
+    last="Error while creating shared memory segment /dev/shm/nccl-9W1r3p (size 33030528)",
+)
+NO_MEMORY = NCCL.format(
+    kind="unhandled cuda error",
+    name="ncclUnhandledCudaError",
+    explanation="Call to CUDA function failed.",
+    last="Cuda failure 2 'out of memory'",
+)
+SYSTEM = NCCL.format(
+    kind="unhandled system error",
+    name="ncclSystemError",
+    explanation="System call failed.",
+    last="socketStartConnect: Connect to 10.0.0.7<43219> failed : Software caused connection abort",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason", "advice"),
+    [
+        (
+            DUPLICATE,
+            7,
+            "Duplicate GPU detected : rank 1 and rank 0",
+            "at most one process per GPU",
+        ),
+        (
+            SHARED_MEMORY,
+            7,
+            "shared memory segment /dev/shm/nccl-9W1r3p",
+            "--shm-size=8g",
+        ),
+        (NO_MEMORY, 6, "NCCL error in", "reduce total_batch_size"),
+        (
+            SYSTEM,
+            7,
+            "socketStartConnect: Connect to 10.0.0.7",
+            "NCCL_DEBUG=WARN",
+        ),
+    ],
+    ids=["duplicate GPU", "shared memory", "memory of NCCL", "network"],
+)
+def test_f34_the_reason_of_a_collective_that_fails_everywhere_is_in_the_last_line(
+    collective_fails, words, code, reason, advice
+):
+    ended = collective_fails(words)
+    assert ended.code == code and ended.err.count("\n") == 1
+    assert reason in ended.err and advice in ended.err
+    assert "another rank" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+    ids=["context or pinned memory", "cuBLAS", "cuDNN"],
+)
+def test_memory_that_is_not_of_torchs_allocator_is_a_resource_with_advice(
+    words,
+):
+    code, message = explain(RuntimeError(words))
+    assert code == 6
+    assert (
+        message.startswith("out of memory: ") and "total_batch_size" in message
+    )
+
+
+def test_a_gpu_without_kernels_in_this_torch_is_explained():
+    words = (
+        "CUDA error: no kernel image is available for execution on the device"
+    )
+    code, message = explain(torch.AcceleratorError(words))
+    assert code == 6
+    assert "has no kernels for this GPU" in message and "-d cpu" in message
+
+
+def test_an_illegal_memory_access_is_explained():
+    words = "CUDA error: an illegal memory access was encountered"
+    code, message = explain(torch.AcceleratorError(words))
+    assert code == 1 and "CUDA_LAUNCH_BLOCKING=1" in message
+
+
 def test_f34_without_a_recording_none_is_named(collective_fails):
     assert "flight recorder" not in collective_fails(ECC, recorded=False).err
 

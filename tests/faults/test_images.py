@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 
 from src.data.dataset.decoding import MAX_PIXELS
+from src.detection.weight_file import read_weights
+from src.inference import Detector
+from src.inference.detector_evaluation import open_labelled_images
 from src.runtime.process import explain
 from src.solver import det_solver
 from tests.fixtures.commands import read_log, write_tiny_config
+from tests.fixtures.pictures import xmp_with
 from tests.fixtures.tiny import SyntheticData, tiny_config
 from tests.fixtures.train_here import (
     change_labels,
@@ -511,3 +515,83 @@ def test_f44_replacement_follows_from_seed_epoch_and_index(own_data, workers):
         a == b and torch.equal(x, y) for (a, x), (b, y) in zip(runs[0], runs[1])
     )
     assert sorted(a for a, _ in runs[0]) != sorted(a for a, _ in runs[2])
+
+
+def test_f48_orientation_in_xmp_is_used_from_the_header_scan_to_the_decoder(
+    own_data, fit
+):
+    path = image_path(own_data, 3)
+    Image.fromarray(SMOOTH[:48]).save(path, xmp=xmp_with(6))
+    change_labels(
+        own_data,
+        lambda labels: labels["images"][3].update(width=48, height=64),
+    )
+    assert fit().code == 0
+
+
+def test_orientations_that_contradict_each_other_are_warned_about_at_the_start(
+    own_data, fit
+):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(SMOOTH).save(
+        image_path(own_data, 3), exif=exif, xmp=xmp_with(1)
+    )
+    ended = fit()
+    assert ended.code == 0
+    assert (
+        ended.out.count(
+            "images with different orientations in Exif and XMP, of which Exif is used: 1 (first: train_00003"
+        )
+        == 1
+    )
+
+
+def twelve_bits(data: SyntheticData) -> None:
+    """Write all training images as 12-bit samples in 16-bit files."""
+    for path in image_path(data, 0).parent.glob("train_*.jpg"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(grey * 16).save(path, "PNG")
+
+
+def test_12_bit_samples_are_warned_about_at_the_start_and_scaled_by_bit_depth(
+    own_data, fit
+):
+    twelve_bits(own_data)
+    dark = fit()
+    assert dark.code == 0
+    assert "almost black, because all samples are below 16384" in dark.out
+    bright = fit(bit_depth=12)
+    assert bright.code == 0
+    assert "almost black" not in bright.out
+    assert "val_dataloader.dataset.bit_depth is 16" in bright.out
+
+
+def test_bit_depth_is_carried_into_the_checkpoints_of_a_run(own_data, tmp_path):
+    twelve_bits(own_data)
+    config = write_tiny_config(
+        tmp_path,
+        own_data,
+        epochs=1,
+        train_dataloader={"dataset": {"bit_depth": 12}},
+        val_dataloader={"dataset": {"bit_depth": 12}},
+    )
+    assert train_here("-c", config, "--seed=0").code == 0
+    for name in ("best.pth", "last.pth"):
+        checkpoint = tmp_path / "run" / name
+        assert read_weights(checkpoint).bit_depth == 12
+        detector = Detector.from_checkpoint(checkpoint, device="cpu")
+        assert detector.bit_depth == 12
+    other = write_tiny_config(tmp_path, own_data)
+    ended = train_here("-c", other, "--test-only", "-r", checkpoint)
+    assert ended.code == 0
+    assert "was trained with bit_depth 12, but val_dataloader" in ended.out
+    eight = Detector.from_checkpoint(checkpoint, device="cpu", bit_depth=16)
+    assert eight.bit_depth == 16
+    assert open_labelled_images(detector).bit_depth == 12
+
+
+def test_bit_depth_out_of_range_is_refused(own_data, fit):
+    ended = fit(bit_depth=40)
+    assert ended.code == 2
+    assert "bit_depth is 40, expected 8 to 16" in ended.err

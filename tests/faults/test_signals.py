@@ -280,7 +280,8 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
     stacks = [tmp_path / f"stacks.rank{number}.txt" for number in range(2)]
     assert (
         said == "rank 1 did not reach step 123 (last seen at step 122); "
-        f"it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}"
+        f"it ended or does not respond; stacks: {stacks[0]}, {stacks[1]}; "
+        "torch reports: Timed out waiting 4000ms for recv operation to complete"
     )
     assert (
         "barrier" in stacks[0].read_text()

@@ -321,7 +321,7 @@ def compare_labels(found, content: dict) -> None:
 def configs(folder: Path, rng: random.Random):
     """Return a function that makes the file of a number, and the function that reads it."""
     from src.core import YAMLConfig
-    from src.core.config_file import dump_yaml
+    from src.core.yaml_text import dump_yaml
 
     path, sound = (
         folder / "malformed.yml",

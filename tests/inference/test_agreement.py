@@ -43,46 +43,39 @@ def test_the_check_passes_on_batches_of_1_2_and_5(
 
 
 class FailsAt:
-    """An exported detector that gives nothing right in batches of one size."""
+    """An exported engine that gives nothing right in batches of one size, and records the size of each."""
 
-    def __init__(self, detector, size: int) -> None:
-        self.detector, self.size, self.sizes = detector, size, []
-        self.preprocessing, self.classes, self.threshold = (
-            detector.preprocessing,
-            detector.classes,
-            detector.threshold,
-        )
-        self.meta = {"file": "best.onnx"}
+    batch_size = None
 
-    def predict(self, images, **settings):
+    def __init__(self, engine, size: int) -> None:
+        self.engine, self.size, self.sizes = engine, size, []
+
+    def __call__(self, images, sizes):
         self.sizes.append(len(images))
-        found = self.detector.predict(images, **settings)
-        return (
-            [one.select([]) for one in found]
-            if len(images) == self.size
-            else found
-        )
+        labels, boxes, scores = self.engine(images, sizes)
+        return labels, boxes, 0 * scores if len(images) == self.size else scores
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
     detector, val_images, caplog, count
 ):
-    exported, images = FailsAt(detector, -1), val_images[:count]
+    def check(size: int) -> list[int]:
+        """Compare with an engine that fails at a size; return the sizes of the batches it was given."""
+        engine = FailsAt(detector.engine, size)
+        settings = detector.preprocessing, detector.classes, detector.threshold
+        exported = Detector(engine, *settings, {"file": "best.onnx"})
+        check_agreement(detector, exported, val_images[:count], [""] * count)
+        return engine.sizes
+
     with caplog.at_level(logging.INFO, "dfine"):
-        check_agreement(detector, exported, images, list(map(str, images)))
-    assert exported.sizes[:3] == [1, 2, 5]
+        assert check(-1)[:3] == [1, 2, 5]
     assert f"{count} images agree in batches of 1, 2, 5" in caplog.text
     for size in (1, 2, 5):
         with pytest.raises(
             ExportError, match="gives other predictions than its model"
         ):
-            check_agreement(
-                detector,
-                FailsAt(detector, size),
-                images,
-                list(map(str, images)),
-            )
+            check(size)
 
 
 @needs_runtime

@@ -1,5 +1,6 @@
 """A checkpoint is enough: images in, boxes with names out."""
 
+import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,18 @@ from PIL import Image
 from src.core import CheckpointError, ConfigError, DataError
 from src.core.errors import NumericsError
 from src.data.dataset import decoding
+from src.data.dataset.coco_dataset import CocoDetection
+from src.data.dataset.decoding import inspect_image
 from src.detection.fitting import load_strictly
 from src.detection.weight_file import read_weights
 from src.inference import Detector, Tiling, reading
+from src.inference.reading import read_image
+from tests.fixtures.pictures import (
+    REFUSED,
+    write_modes,
+    write_orientations,
+    xmp_with,
+)
 from tests.fixtures.tiny import DEMO_CONFIG, tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -527,3 +537,71 @@ def test_threads_share_a_detector(detector, val_images):
             same(one, other)
             for one, other in zip(call.result(), expected, strict=True)
         )
+
+
+# ---- pictures of all modes ----
+
+
+def test_a_picture_is_the_same_as_a_path_an_image_and_in_training(tmp_path):
+    paths = write_modes(tmp_path)
+    for name in REFUSED:
+        del paths[name]
+    paths |= write_orientations(tmp_path, 6)
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    for number, (name, path) in enumerate(paths.items()):
+        height, width = read_image(path)[0].shape[1:]
+        record = {"id": number, "file_name": name}
+        content["images"].append({**record, "width": width, "height": height})
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    dataset = CocoDetection(str(tmp_path), str(tmp_path / "labels.json"))
+    for number, (name, path) in enumerate(paths.items()):
+        expected, _ = read_image(path)
+        with Image.open(path) as image:
+            assert torch.equal(read_image(image)[0], expected), name
+        sample = dataset.raw_sample(number)
+        assert torch.equal(sample.image, expected), name
+        assert torch.equal(inspect_image(path)[0], expected), name
+
+
+def test_bit_depth_applies_to_paths_and_images_and_is_checked(
+    detector, tmp_path
+):
+    grey = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    eight_bits = np.round(grey * (255 / 4095)).astype(np.uint8)
+    deep = Detector(
+        detector.engine,
+        detector.preprocessing,
+        detector.classes,
+        bit_depth=12,
+    )
+    images = [tmp_path / "a.png", Image.open(tmp_path / "a.png"), eight_bits]
+    one, two, three = deep.predict(images, threshold=0)
+    np.testing.assert_allclose(one.boxes, three.boxes, atol=1e-3)
+    np.testing.assert_allclose(two.boxes, three.boxes, atol=1e-3)
+    drawn = np.asarray(one.select(one.scores > 2).draw())
+    assert drawn[-1, -1].tolist() == [255, 255, 255]
+    with pytest.raises(ConfigError, match="bit_depth is 40, expected 8 to 16"):
+        Detector(detector.engine, detector.preprocessing, [], bit_depth=40)
+
+
+def test_doubtful_properties_of_files_are_logged_once_for_each_folder(
+    tmp_path, caplog
+):
+    grey = np.full((8, 8), 4000, np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a", "b"):
+        Image.fromarray(grey).save(tmp_path / f"{name}.png")
+        Image.new("RGB", (8, 8)).save(
+            tmp_path / f"{name}.jpg", exif=exif, xmp=xmp_with(3)
+        )
+        read_image(tmp_path / f"{name}.png")
+        read_image(tmp_path / f"{name}.jpg")
+    low, contradiction = caplog.messages
+    assert "almost black" in low and "(first: a.png)" in low
+    assert "of which Exif is used (first: a.jpg)" in contradiction

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from functools import cache
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,14 +13,17 @@ from PIL import Image
 
 from src.core import CheckpointError, ConfigError, NumericsError
 from src.inference import Detector
+from src.inference.detector import read_image
 from src.inference.exported_engines import (
     ExportedEngine,
     OnnxEngine,
     OpenVinoEngine,
     TensorRtEngine,
+    _execution_providers,
     warn_of_wrong_fp16,
 )
 from tests.fixtures.exported import give_nan, overflow_scores, spoil
+from tests.fixtures.pictures import REFUSED, write_modes, write_orientations
 from tests.fixtures.tiny import ROOT
 
 onnx = pytest.importorskip(
@@ -233,6 +237,30 @@ def test_devices_that_are_not_there_are_refused(exported):
         OpenVinoEngine(exported, "tpu")
 
 
+@pytest.mark.parametrize("torch_has_cuda", [True, False])
+def test_onnx_runtime_uses_cuda_if_it_and_torch_have_it(
+    monkeypatch, torch_has_cuda
+):
+    place = "src.inference.exported_engines.pick_device"
+    monkeypatch.setattr(place, torch.device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_cuda)
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def cuda(number: int) -> list:
+        return [("CUDAExecutionProvider", {"device_id": number}), both[1]]
+
+    assert _execution_providers(None, both) == (
+        cuda(0) if torch_has_cuda else both[1:]
+    )
+    assert _execution_providers(None, both[1:]) == both[1:]
+    assert _execution_providers("cpu", both) == both[1:]
+    assert _execution_providers("cuda:1", both) == cuda(1)
+    with pytest.raises(
+        ConfigError, match="device cuda:1 was requested, but this ONNX"
+    ):
+        _execution_providers("cuda:1", both[1:])
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="for machines without CUDA"
 )
@@ -241,6 +269,20 @@ def test_tensorrt_needs_cuda(exported):
         TensorRtEngine(exported)
     with pytest.raises(ConfigError, match="TensorRT runs only on CUDA devices"):
         TensorRtEngine(exported, "cpu")
+
+
+def test_an_engine_of_another_tensorrt_is_refused(exported, monkeypatch):
+    trt, place = (
+        MagicMock(__version__="10.9.0"),
+        "src.inference.exported_engines",
+    )
+    trt.Runtime().deserialize_cuda_engine.return_value = None
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(f"{place}.pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    message = "is not an engine that TensorRT 10.9.0 can use on a GPU"
+    with pytest.raises(CheckpointError, match=message):
+        TensorRtEngine(exported)
 
 
 def test_versions_of_tensorrt_with_reported_wrong_results_are_logged(caplog):
@@ -253,20 +295,35 @@ def test_versions_of_tensorrt_with_reported_wrong_results_are_logged(caplog):
     assert not caplog.text
 
 
-def test_the_runner_in_the_documentation_finds_what_the_detector_finds(
-    exported, val_images, tmp_path, monkeypatch
-):
-    pytest.importorskip("onnxruntime")
-    blocks = (ROOT / "docs/deployment.md").read_text().split("```")
+def documented_runner(page: str) -> str:
+    """Return the runner of a page about deployment."""
+    blocks = (ROOT / "docs" / page).read_text().split("```")
     (runner,) = [
         block.removeprefix("python")
         for block in blocks
         if "ort.InferenceSession" in block
     ]
-    assert len(runner.strip().splitlines()) <= 20
+    return runner
+
+
+@pytest.fixture
+def runner_folder(exported, tmp_path, monkeypatch):
+    """A folder with what the documentation demands beside the runner."""
+    pytest.importorskip("onnxruntime")
     shutil.copy(exported, tmp_path / "best.onnx")
-    Image.open(val_images[0]).resize((120, 90)).save(tmp_path / "image.jpg")
+    shutil.copy(ROOT / "src/data/dataset/picture.py", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("picture", None)
+
+
+def test_the_runner_in_the_documentation_finds_what_the_detector_finds(
+    runner_folder, val_images
+):
+    runner = documented_runner("deployment.md")
+    assert len(runner.strip().splitlines()) <= 20
+    Image.open(val_images[0]).resize((120, 90)).save("image.jpg")
     names: dict = {}
     exec(runner, names)
     expected = Detector.from_onnx("best.onnx").predict("image.jpg")
@@ -276,6 +333,23 @@ def test_the_runner_in_the_documentation_finds_what_the_detector_finds(
     np.testing.assert_allclose(
         [box for _, _, box in names["found"]], expected.boxes, atol=1
     )
+
+
+@pytest.mark.parametrize("page", ["deployment.md", "deployment_cn.md"])
+def test_the_runner_in_the_documentation_reads_pictures_as_the_detector_does(
+    runner_folder, page
+):
+    runner = documented_runner(page)
+    paths = write_modes(runner_folder)
+    for name in REFUSED:
+        del paths[name]
+    paths |= write_orientations(runner_folder, 6)
+    for name, path in paths.items():
+        names: dict = {}
+        exec(runner.replace("image.jpg", path.name), names)
+        seen, _ = read_image(path)
+        expected = seen.permute(1, 2, 0).numpy()
+        assert np.array_equal(np.asarray(names["image"]), expected), name
 
 
 class Counting(ExportedEngine):

@@ -112,6 +112,13 @@ def test_the_numbers_shown_are_those_of_the_evaluation(content, evaluation):
     )
 
 
+def test_each_class_has_a_curve_of_precision_over_recall(page, evaluation):
+    text = page.read_text(encoding="utf-8")
+    curves = re.findall(r'points="([^"]+)"><title>([^<]+)</title>', text)
+    names = [name for points, name in curves if len(points.split()) > 1]
+    assert names == ["precision", "recall", "f1", *evaluation.names.values()]
+
+
 def test_the_worst_images_show_truth_and_prediction(content):
     assert len(content.sources) == 6
     image = Image.open(

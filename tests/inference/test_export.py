@@ -190,8 +190,8 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(
         ("[]", "metadata is a list of 0, expected a mapping"),
         ('{"format": 1}', "metadata has no preprocessing"),
         (
-            json.dumps(content | {"format": 2}),
-            "format 2, this version reads up to 1",
+            json.dumps(content | {"format": 3}),
+            "format 3, this version reads up to 2",
         ),
         (
             json.dumps(content | {"classes": [{"id": 1}]}),
@@ -206,6 +206,29 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(
         64,
         64,
     ]
+
+
+def test_bit_depth_is_carried_by_metadata_that_older_readers_refuse(
+    detector, exported, tmp_path
+):
+    plain = Metadata.from_json(exported.with_suffix(".json").read_text(), "a")
+    assert (plain.bit_depth, plain.format) == (None, 1)
+    deep = Detector(
+        detector.engine,
+        detector.preprocessing,
+        detector.classes,
+        bit_depth=12,
+    )
+    written = export_onnx(deep, tmp_path / "deep.onnx")
+    metadata = Metadata.from_json(
+        written.with_suffix(".json").read_text(), written
+    )
+    assert (metadata.bit_depth, metadata.format) == (12, 2)
+    assert Detector.from_onnx(written).bit_depth == 12
+    with pytest.raises(CheckpointError, match="bit_depth"):
+        Metadata.from_json(
+            metadata.to_json().replace('"bit_depth": 12', '"bit_depth": 3'), "a"
+        )
 
 
 def test_an_hgnetv2_detector_is_exported_too(tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from src.core import ConfigError
 from src.inference import Prediction, Tiling
-from src.inference.tiling import predict_tiled
+from src.inference.tiling import _is_cut, predict_tiled
 
 
 def found(
@@ -25,6 +25,26 @@ def found(
     )
 
 
+def seen_in(
+    window: tuple[int, int, int, int],
+    objects: list[tuple[float, float, float, float, float, int]],
+) -> Prediction:
+    """Return what a perfect detector sees of objects in a window: its own part of each."""
+    x0, y0, x1, y1 = window
+    rows = [
+        (
+            max(a, x0) - x0,
+            max(b, y0) - y0,
+            min(c, x1) - x0,
+            min(d, y1) - y0,
+            *rest,
+        )
+        for a, b, c, d, *rest in objects
+    ]
+    seen = [row for row in rows if row[2] - row[0] > 1 and row[3] - row[1] > 1]
+    return found((x1 - x0, y1 - y0), *seen)
+
+
 def seen_through(
     objects: list[tuple[float, float, float, float, float, int]],
     tiling: Tiling,
@@ -32,38 +52,10 @@ def seen_through(
 ) -> Prediction:
     """Merge what a perfect detector sees of objects, each view its own part of them."""
     windows = iter(tiling.windows(*size))
-
-    def predict(images):
-        result = []
-        for image in images:
-            x0, y0, x1, y1 = next(windows)
-            rows = [
-                (
-                    max(a, x0) - x0,
-                    max(b, y0) - y0,
-                    min(c, x1) - x0,
-                    min(d, y1) - y0,
-                    score,
-                    label,
-                )
-                for a, b, c, d, score, label in objects
-            ]
-            result.append(
-                found(
-                    (image.shape[2], image.shape[1]),
-                    *[
-                        row
-                        for row in rows
-                        if row[2] - row[0] > 1 and row[3] - row[1] > 1
-                    ],
-                )
-            )
-        return result
-
     return predict_tiled(
         torch.zeros(3, size[1], size[0], dtype=torch.uint8),
         tiling,
-        predict,
+        lambda images: [seen_in(next(windows), objects) for _ in images],
         batch_size=3,
     )
 
@@ -133,3 +125,54 @@ def test_invalid_tiles_are_refused(tiling):
         ConfigError, match="expected at least 1 and from 0 to 0.9"
     ):
         tiling.windows(500, 500)
+
+
+@pytest.mark.parametrize("tall", [False, True], ids=["wide", "tall"])
+def test_width_and_height_of_tiles_that_are_not_square_are_not_confused(tall):
+    """The whole image shows only the large object, its tiles only the small ones within it."""
+    size, large = (250, 60), (0, 0, 250, 60, 0.9, 0)
+    small = [
+        (60, 10, 80, 30, 0.8, 0),  # right of a tile's height, left of its width
+        (80, 40, 130, 50, 0.7, 0),  # cut in one tile, whole in the next one
+        (20, 45, 40, 60, 0.6, 0),  # at the lower side of the image, not cut
+        (230, 0, 250, 12, 0.5, 0),  # in a corner of the image
+    ]
+    if tall:
+        size = size[::-1]
+        large, *small = [
+            (b, a, d, c, s, i) for a, b, c, d, s, i in (large, *small)
+        ]
+    tiling = Tiling(100, 0.2)
+    windows, shapes = tiling.windows(*size), []
+    whole = found(size, large)
+    alone = [seen_in(window, small) for window in windows[1:]]
+
+    def predict(images):
+        shapes.extend(image.shape for image in images)
+        return [whole, *alone][len(shapes) - len(images) : len(shapes)]
+
+    image = torch.zeros(3, size[1], size[0], dtype=torch.uint8)
+    merged = predict_tiled(image, tiling, predict, batch_size=2)
+    assert shapes == [(3, y1 - y0, x1 - x0) for x0, y0, x1, y1 in windows]
+    assert merged.size == size
+    assert sorted(merged.boxes.tolist()) == sorted(
+        list(o[:4]) for o in (large, *small)
+    )
+
+
+@pytest.mark.parametrize(
+    ("box", "cut"),
+    [
+        ((2, 20, 50, 40), [True, False]),
+        ((3, 20, 97, 57), [False, False]),
+        ((20, 2, 50, 40), [False, False]),
+        ((20, 20, 98, 40), [True, False]),
+        ((20, 20, 50, 58), [False, True]),
+    ],
+)
+def test_a_box_within_two_pixels_of_an_inner_side_is_cut(box, cut):
+    """Two tiles of 100 x 60 pixels: one between others in a row, and the uppermost of a column."""
+    boxes = np.array([box], np.float32)
+    middle = _is_cut(boxes, (50, 0, 150, 60), (200, 60))
+    corner = _is_cut(boxes, (0, 0, 100, 60), (100, 200))
+    assert [middle[0], corner[0]] == cut

@@ -174,6 +174,18 @@ def test_distance_is_in_float32_under_autocast():
         assert torch.equal(gram_distance(student, teacher), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_distance_of_features_in_half_precision_is_computed_in_float32(dtype):
+    student, teacher = torch.randn(2, 1, 5, 2, 3).to(dtype)
+    drawn = torch.tensor([4, 0, 2])
+    for patches in (None, drawn):
+        distance = gram_distance(student, teacher, patches)
+        assert distance.dtype == torch.float32
+        assert distance == gram_distance(
+            student.float(), teacher.float(), patches
+        )
+
+
 # ---- what the loss is ----
 
 

@@ -1,5 +1,7 @@
 """Ranks: one process, and several that have joined."""
 
+import ctypes
+import json
 import multiprocessing
 import os
 import signal
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from src.core.errors import ConfigError, RankError
-from src.runtime import distributed
+from src.runtime import distributed, process
 from src.runtime.distributed import (
     barrier,
     bits_over_ranks,
@@ -97,6 +99,11 @@ def two_gpus(monkeypatch):
     return chosen
 
 
+@pytest.fixture(autouse=True)
+def device_is_restored(monkeypatch):
+    monkeypatch.setattr(distributed, "_device", None)
+
+
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -122,6 +129,14 @@ class TestWithoutGpu:
         ):
             pick_device("gpu")
 
+    @pytest.mark.parametrize("name", ["mps", "meta", "xpu:1"])
+    def test_device_that_is_not_supported_is_refused(self, name):
+        with pytest.raises(
+            ConfigError,
+            match=f"^device '{name}' is not supported; use cpu, cuda or cuda:N$",
+        ):
+            pick_device(name)
+
 
 class TestWithTwoGpus:
     @pytest.mark.parametrize("name", [None, "cuda"])
@@ -134,6 +149,38 @@ class TestWithTwoGpus:
 
     def test_named_gpu_is_taken(self, two_gpus):
         assert pick_device("cuda:1") == torch.device("cuda", 1)
+
+    def test_one_named_gpu_for_several_processes_is_refused(
+        self, two_gpus, monkeypatch
+    ):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        with pytest.raises(
+            ConfigError,
+            match="^device cuda:0 was requested by 2 processes of this machine, .*use -d cuda, which",
+        ):
+            pick_device("cuda:0")
+
+    def test_a_process_that_sees_one_gpu_uses_it(self, two_gpus, monkeypatch):
+        """Slurm's --gpus-per-task=1 shows each process its own GPU."""
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        assert pick_device(None) == torch.device("cuda", 0)
+
+    def test_processes_of_torchrun_that_see_the_same_gpu_are_refused(
+        self, two_gpus, monkeypatch
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+        with pytest.raises(ConfigError, match="^device cuda:3 was requested"):
+            pick_device(None)
+
+    def test_memory_is_pinned_only_for_a_gpu(self, two_gpus):
+        pick_device("cpu")
+        assert not distributed.uses_cuda()
+        pick_device("cuda:1")
+        assert distributed.uses_cuda()
 
     def test_cpu_can_be_requested(self, two_gpus):
         assert (pick_device("cpu"), two_gpus) == (CPU, [])
@@ -418,6 +465,49 @@ def test_failing_rank_names_itself_and_ends_without_waiting_for_the_others(
     assert ended == (2, "", "error[2]: seed is 3, rank 0 has 4 (rank 1)\n")
 
 
+def test_rank_that_waits_in_c_ends_with_the_error_of_the_other(
+    tmp_path, monkeypatch
+):
+    """It runs no Python code, like a rank that waits for NCCL; without the thread it would wait forever."""
+    monkeypatch.setattr(process, "PEER_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(process, "PEER_GRACE_SECONDS", 0.1)
+    port = free_port()
+
+    def work(number: int) -> None:
+        os.environ.update(
+            RANK=str(number),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+
+        def command():
+            process.report_running(tmp_path)
+            join_group(CPU)
+            if number:
+                raise ConfigError("seed is 3, rank 0 has 4")
+            process.end_with_peers(tmp_path)
+            ctypes.CDLL(None).pause()
+
+        run_command(command)
+
+    failing = multiprocessing.get_context("fork").Process(
+        target=work, args=(1,)
+    )
+    failing.start()
+    ended = run_forked(lambda: work(0), tmp_path)
+    failing.join()
+    message = (
+        "another rank ended first: error[2]: seed is 3, rank 0 has 4 (rank 1)"
+    )
+    assert ended == (7, "", f"error[7]: {message} (rank 0)\n")
+    assert json.loads((tmp_path / "run_status.json").read_text()) == {
+        "status": "failed",
+        "exit_code": 2,
+        "message": message,
+    }
+
+
 def test_bits_of_all_ranks_are_joined():
     def work():
         own = torch.tensor([[1, 0, 4], [2, 0, 4]][rank()], dtype=torch.uint8)
@@ -459,5 +549,6 @@ def test_answers_of_the_other_ranks_do_not_depend_on_a_stopped_rank_0():
 
     assert on_ranks(2, explain)[1] == (
         "another rank ended or does not respond, probably rank 0, which hosts the store; "
-        "see its output for the reason"
+        "see its output for the reason; "
+        "torch reports: Timed out waiting 5000ms for recv operation to complete"
     )

@@ -181,3 +181,11 @@ def test_a_large_foreign_file_is_not_read_completely(tmp_path):
     assert not is_ours(tmp_path / "a.json")
     write_report(tmp_path / "b.json", {"x": text})
     assert is_ours(tmp_path / "b.json")
+
+
+def test_the_mark_of_a_video_is_a_box_that_says_its_length(tmp_path):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"\0\0\0\x08moov")
+    mark_video(clip)
+    box = clip.read_bytes()[8:]
+    assert int.from_bytes(box[:4], "big") == len(box) and box[4:8] == b"free"

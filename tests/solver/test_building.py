@@ -5,10 +5,19 @@ import logging
 import pytest
 import torch
 
+from src.core.errors import ConfigError
 from src.core.yaml_config import RunSettings
-from src.solver.building import amp_dtype_of_run, choose_seed
+from src.detection.weight_file import read_weights
+from src.solver.building import (
+    amp_dtype_of_run,
+    build_model,
+    choose_seed,
+    compile_backbone,
+)
 from src.solver.start_weights import Start
 from tests.fixtures.states import small_state
+from tests.fixtures.tiny import tiny_config
+from tests.fixtures.trained_tiny import TRAINED
 
 CPU = torch.device("cpu")
 
@@ -50,3 +59,49 @@ def test_a_gpu_without_bf16_computes_in_fp16(monkeypatch, has_bf16, expected):
         torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16
     )
     assert amp_dtype_of_run(True, torch.device("cuda"), named=False) == expected
+
+
+BOX_HEAD = "decoder.pre_bbox_head.layers.0.weight"
+CLASS_HEAD = "decoder.enc_score_head.bias"
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "loaded"),
+    [
+        ("new", ["disc", "square", "triangle", "ring"], False),
+        ("resumed", ["disc", "square", "triangle", "ring"], False),
+        ("evaluated", ["disc", "square", "triangle", "ring"], True),
+        ("tuned", ["square", "ring", "triangle", "disc"], True),
+    ],
+)
+def test_weights_are_loaded_for_an_evaluation_and_by_class_for_tuning(
+    kind, names, loaded
+):
+    """Those of a resumed run come later, with its training state."""
+    file = read_weights(TRAINED)
+    start = Start(
+        None if kind == "new" else file,
+        small_state() if kind == "resumed" else None,
+        tunes=kind == "tuned",
+    )
+    classes = [
+        {"id": number, "name": name} for number, name in enumerate(names)
+    ]
+    model, _ = build_model(tiny_config(num_classes=4), start, classes, 0, CPU)
+    state = model.state_dict()
+    rows = [
+        ["disc", "square", "triangle", "ring"].index(name) for name in names
+    ]
+    assert torch.equal(state[BOX_HEAD], file.weights[BOX_HEAD]) == loaded
+    assert (
+        torch.equal(state[CLASS_HEAD], file.weights[CLASS_HEAD][rows]) == loaded
+    )
+
+
+def test_a_backbone_that_cannot_be_compiled_is_refused():
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Conv2d(3, 4, 1)
+    with pytest.raises(
+        ConfigError, match="^compile is 'backbone', but Conv2d has no part that"
+    ):
+        compile_backbone(model)

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from src.core import CheckpointError, ResourceError
+from src.core import CheckpointError, NumericsError, ResourceError
 from src.runtime.weight_files import read_tensor_file
 from src.solver import checkpoint
 from src.solver.checkpoint import CheckpointFolder
@@ -89,3 +89,28 @@ def test_leftovers_of_a_killed_run_are_removed(folder, tmp_path):
     (tmp_path / ".last.pth.123-0a1b2c3d.dfine-tmp").write_bytes(b"half")
     folder.clean_up()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("previous", "advice"),
+    [
+        (
+            1.0,
+            "the previous file is valid: resume with -r {}/last.previous.pth",
+        ),
+        (float("nan"), "start a new run from earlier weights with -t"),
+        (None, "start a new run from earlier weights with -t"),
+    ],
+    ids=["valid", "not finite", "missing"],
+)
+def test_a_last_that_is_not_finite_names_the_one_before_only_if_it_is_valid(
+    folder, tmp_path, previous, advice
+):
+    values = {"last.previous.pth": previous, "last.pth": float("inf")}
+    for name, value in values.items():
+        if value is not None:
+            content = state() | {"model": {"w": torch.tensor(value)}}
+            torch.save(content, tmp_path / name)
+    with pytest.raises(NumericsError, match="model.w contains values") as error:
+        folder.load_last(tmp_path / "last.pth")
+    assert str(error.value).endswith("; " + advice.format(tmp_path))

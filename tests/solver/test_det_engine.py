@@ -67,6 +67,42 @@ def test_evaluation_restores_the_mode_and_counts_every_image():
     assert model.training
 
 
+def test_detections_and_sizes_belong_to_the_image_with_their_id():
+    """Pixels, size and id of an image are not exchanged with those of others in its batch."""
+    kept = {}
+    verbs = ["reset", "update", "synchronize", "summarize"]
+    evaluator = MagicMock(spec=verbs, update=kept.update)
+
+    class Mean(nn.Module):
+        def forward(self, images):
+            values = images.mean((1, 2, 3))[:, None, None]
+            return {
+                "pred_logits": values,
+                "pred_boxes": values.expand(-1, 1, 4),
+            }
+
+    def postprocessor(outputs, sizes):
+        pairs = zip(outputs["pred_logits"].flatten().tolist(), sizes.tolist())
+        return [{"mean": mean, "size": size} for mean, size in pairs]
+
+    def batch(*ids):
+        images = (
+            torch.tensor(ids).float()[:, None, None, None].expand(-1, 3, 4, 4)
+        )
+        sizes = [torch.tensor([10 * number, 100 * number]) for number in ids]
+        return images, [
+            {"image_id": torch.tensor([number]), "orig_size": size}
+            for number, size in zip(ids, sizes)
+        ]
+
+    loader = [batch(5, 2, 3), batch(4, 1)]
+    evaluate(Mean(), postprocessor, loader, evaluator, torch.device("cpu"))
+    assert kept == {
+        number: {"mean": number, "size": [10 * number, 100 * number]}
+        for number in (5, 2, 3, 4, 1)
+    }
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_an_evaluation_of_a_model_that_overflows_is_an_error_with_the_image(
     value, tmp_path

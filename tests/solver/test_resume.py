@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from src.solver.resume import resume_hint
+from src.core.errors import CheckpointError
+from src.solver.resume import check_same_run, resume_hint
 
 LAST = Path("out put/last.pth")
 
@@ -55,3 +56,12 @@ def test_the_hint_for_another_program_names_the_file():
         resume_hint(LAST, ["notebook.py", "-x"])
         == "resume with -r 'out put/last.pth'"
     )
+
+
+@pytest.mark.parametrize("saved", ["[1, 2]", "3", "", "a: [1", "a: 1\na: 2"])
+def test_a_damaged_configuration_in_a_checkpoint_is_refused(saved):
+    with pytest.raises(
+        CheckpointError,
+        match="^the configuration in the checkpoint.*another copy",
+    ):
+        check_same_run(saved, {"epochs": 3}, override=False)

@@ -20,6 +20,7 @@ PLAN = TrainingPlan(
     epochs=4, steps_per_epoch=5, window=1, batch_size=8, stop_epoch=3
 )
 FACTS = RunFacts(
+    bit_depth=None,
     seed=7,
     classes=[{"id": 1, "name": "cat"}],
     config_text="epochs: 4\n",

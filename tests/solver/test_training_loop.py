@@ -15,6 +15,7 @@ from src.solver.training_loop import (
     rehearse,
     report_step,
     take_step,
+    train_epoch,
 )
 from tests.solver.test_run_state import FACTS, PLAN, make_state
 
@@ -114,6 +115,28 @@ def test_model_and_ema_begin_stage_two_with_the_best_weights(run, caplog):
         not run.state.best.stage_one_weights
         and "(epoch 2, AP 0.500)" in caplog.text
     )
+
+
+def test_the_progress_bar_counts_epochs_from_one_and_continues_with_the_step(
+    run, monkeypatch
+):
+    bars = []
+    monkeypatch.setattr(
+        training_loop,
+        "with_progress",
+        lambda batches, *rest: bars.append(rest) or [],
+    )
+    run.data.classes = FACTS.classes
+    run.state.progress.step = 3
+    train_epoch(run, MagicMock(), MagicMock(), MagicMock())
+    assert bars == [("epoch 2/4", 5, 3)]
+
+
+def test_loss_and_anchoring_follow_the_epochs_counted_from_zero(run):
+    run.step.criterion, run.step.anchoring = MagicMock(), MagicMock()
+    begin_epoch(run, 1)
+    for part in (run.step.criterion, run.step.anchoring):
+        part.set_epoch.assert_called_once_with(1)
 
 
 @pytest.mark.parametrize(("disable", "lines"), [(True, 1), (False, 0)])

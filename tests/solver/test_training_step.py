@@ -9,7 +9,7 @@ from torch import nn
 from src.core import NumericsError
 from src.optim.ema import ModelEMA
 from src.solver.numerics import NumericsGuard
-from src.solver.training_step import TrainStep
+from src.solver.training_step import MAX_OVERFLOWS, TrainStep
 
 
 class Model(nn.Module):
@@ -146,25 +146,68 @@ def test_loss_scaling_changes_neither_the_step_nor_what_is_clipped(
     )
 
 
+class Overflowing(torch.autograd.Function):
+    """Return the input; its gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * float("inf")
+
+
+def overflowing(outputs, targets):
+    return {"loss": Overflowing.apply(outputs["pred_logits"]).sum()}
+
+
 def test_a_step_that_loss_scaling_leaves_out_is_not_averaged():
-    class Overflowing(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, value):
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx, slope):
-            return slope * float("inf")
-
-    def overflowing(outputs, targets):
-        return {"loss": Overflowing.apply(outputs["pred_logits"]).sum()}
-
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     step = make_step(Scaled().train(), overflowing, scaler=scaler)
     before = snapshot(step)
     assert step(0, [constant(2, 2.0)]) is not None
     assert same(before, snapshot(step)) and step.ema.updates == 0
     assert scaler.get_scale() == 512.0
+
+
+def test_with_loss_scaling_a_loss_that_is_not_finite_moves_no_weight():
+    """The gradient is finite, so that loss scaling alone would let the step pass."""
+
+    def infinite_loss(outputs, targets):
+        return {
+            "loss": outputs["pred_logits"].sum(),
+            "constant": torch.tensor(float("inf")),
+        }
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    step = make_step(Scaled().train(), infinite_loss, scaler=scaler)
+    before = snapshot(step)
+    assert step(0, [constant(2, 2.0)]) is None
+    assert same(before, snapshot(step)) and step.guard.in_a_row == 1
+
+
+def test_endless_overflow_ends_the_run_while_the_scale_is_still_above_zero():
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    step = make_step(Scaled().train(), overflowing, scaler=scaler)
+    before = snapshot(step)
+    passed = 0
+    with pytest.raises(NumericsError):
+        for number in range(1000):
+            passed += step(number, [constant(2, 2.0)]) is not None
+    assert passed == MAX_OVERFLOWS
+    assert scaler.get_scale() > 0 and same(before, snapshot(step))
+
+
+def test_a_step_after_overflows_is_as_without_them():
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    step = make_step(Scaled().train(), overflowing, scaler=scaler)
+    for number in range(MAX_OVERFLOWS):
+        step(number, [constant(2, 2.0)])
+    step.criterion = identity
+    assert step(MAX_OVERFLOWS, [constant(2, 2.0)]) is not None
+    assert step.model.weight.item() == pytest.approx(1 - 0.1 * 0.1, rel=1e-4)
+    assert step.guard.in_a_row == 0 and step.ema.updates == 1
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(caplog):

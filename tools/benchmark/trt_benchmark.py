@@ -76,7 +76,9 @@ def benchmark(arguments) -> None:
         inputs = [
             tuple(
                 part.to(device)
-                for part in detector.preprocessing([load_image(file)])
+                for part in detector.preprocessing(
+                    [load_image(file, bit_depth=detector.bit_depth)]
+                )
             )
             for file in files
         ]

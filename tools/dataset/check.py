@@ -89,6 +89,13 @@ def main() -> None:
         help="unit of bbox, if it is not pixels; --fix converts it",
     )
     parser.add_argument(
+        "--bit-depth",
+        type=int,
+        choices=range(8, 17),
+        metavar="BITS",
+        help="bits that the samples of 16-bit images use; default: the configuration's, or 16",
+    )
+    parser.add_argument(
         "--size",
         type=int,
         nargs=2,
@@ -180,6 +187,11 @@ def main() -> None:
                 )
         if given is not None:
             data_sets = [replace(data, box_format=given) for data in data_sets]
+        if arguments.bit_depth is not None:
+            data_sets = [
+                replace(data, bit_depth=arguments.bit_depth)
+                for data in data_sets
+            ]
         copies = (
             copies_of(data_sets, arguments.fix) if arguments.fix else []
         )  # refused before a long look at the images

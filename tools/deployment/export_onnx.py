@@ -43,6 +43,13 @@ def main() -> None:
         help="output file; default: the checkpoint's name with .onnx",
     )
     parser.add_argument(
+        "--bit-depth",
+        type=int,
+        choices=range(8, 17),
+        metavar="BITS",
+        help="bits that the samples of 16-bit images use; default: the training's",
+    )
+    parser.add_argument(
         "--input-size",
         type=int,
         nargs=2,
@@ -106,6 +113,7 @@ def main() -> None:
             device="cpu",
             config=arguments.config,
             input_size=arguments.input_size,
+            bit_depth=arguments.bit_depth,
         )
         images = (
             images_for_check(detector, arguments.images, arguments.count)

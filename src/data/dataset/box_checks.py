@@ -15,8 +15,17 @@ from torch import Tensor
 
 from .box_formats import COCO, BoxFormat, Suspicion, suspect, to_coco
 from .coco_records import Annotations, CocoContent
-from .findings import Findings, Kind
+from .findings import COMPARED, Findings, Kind
 from .label_ledger import LabelLedger
+
+OTHER_AREA = 1.1
+"""Areas larger than their box by this factor are reported."""
+
+LARGEST_SIDE = 1e9
+"""Limit of numbers in comparisons, whose products would overflow otherwise."""
+
+OUTLINE_IOU = 0.5
+"""Boxes whose IoU with the box around their polygon or mask is below this are reported."""
 
 
 class References(NamedTuple):
@@ -57,6 +66,8 @@ class CheckedBoxes(NamedTuple):
     crowds: np.ndarray
     ignored: np.ndarray
     """The object is flagged to be ignored."""
+    other_area: np.ndarray
+    """The area is larger than the box."""
     repeated: np.ndarray
     """The box is a duplicate of an earlier one."""
 
@@ -82,6 +93,8 @@ def read_boxes(
         suspicion = suspect(boxes.xywh[sound], references.sizes[sound])
         if suspicion is not None:
             findings.fault(Kind.BOX_FORMAT, _describe_format(suspicion))
+    if not findings.faults:
+        _note_outlines(boxes, content, findings)
     rows = _sorted_rows(boxes, references, len(content.images))
     return rows, _account(boxes, content, findings)
 
@@ -108,6 +121,10 @@ def _check_boxes(
     overhang = abs(corners - inside)
     without_area = kept & np.isnan(records.area)
     large_area = kept & (records.area > 1.01 * sizes.prod(1))
+    # some tools count the pixels on both edges
+    extents = xywh[:, 2:].clip(max=LARGEST_SIDE)
+    largest = OTHER_AREA * (extents + 1).prod(1)
+    other_area = kept & ~large_area & (records.area > largest)
     areas_inside = (inside[:, 2:] - inside[:, :2]).prod(1)
     compute_area = without_area | large_area
     return CheckedBoxes(
@@ -121,6 +138,7 @@ def _check_boxes(
         kept=kept,
         without_area=without_area,
         large_area=large_area,
+        other_area=other_area,
         crowds=records.iscrowd == 1,
         ignored=records.ignore == 1,
         repeated=_repeated_rows(image_of, category_of, xywh, kept),
@@ -148,12 +166,48 @@ def _note_boxes(
         (Kind.BEYOND, boxes.beyond, records.bbox),
         (Kind.NO_AREA, boxes.without_area, None),
         (Kind.LARGE_AREA, boxes.large_area, None),
+        (Kind.OTHER_AREA, boxes.other_area, records.area),
         (Kind.REPEATED_BOX, boxes.repeated, records.bbox),
         (Kind.IGNORED, boxes.kept & boxes.ignored, None),
     ):
         index = np.flatnonzero(mask)
         shown = None if details is None else details[index]
         findings.note(kind, "annotations", places[index], ids[index], shown)
+
+
+def _note_outlines(
+    boxes: CheckedBoxes, content: CocoContent, findings: Findings
+) -> None:
+    """Add a note about the boxes that hardly overlap with the box around their polygon or mask."""
+    outlines = content.outlines
+    places = content.places["annotations"]
+    if outlines is None or not len(outlines.places) or not len(places):
+        return
+    rows = np.searchsorted(places, outlines.places).clip(max=len(places) - 1)
+    usable = boxes.kept & ~_computed_boxes(content, findings)
+    known = (places[rows] == outlines.places) & usable[rows]
+    rows = rows[known]
+    around = outlines.boxes[known].clip(-LARGEST_SIDE, LARGEST_SIDE)
+    given = boxes.xywh[rows].clip(-LARGEST_SIDE, LARGEST_SIDE)
+    start = np.maximum(given[:, :2], around[:, :2])
+    end = np.minimum(given[:, :2] + given[:, 2:], around[:, :2] + around[:, 2:])
+    common = (end - start).clip(0).prod(1)
+    union = given[:, 2:].prod(1) + around[:, 2:].prod(1) - common
+    differing = np.flatnonzero(common < OUTLINE_IOU * union)
+    extent = "" if outlines.all_compared else f", first {COMPARED} compared"
+    details = []
+    for position in differing.tolist():
+        numbers = ", ".join(f"{value:g}" for value in around[position])
+        own = ", ".join(f"{value:g}" for value in given[position])
+        details.append(f"[{own}], outline [{numbers}]{extent}")
+    rows = rows[differing]
+    findings.note(
+        Kind.OTHER_OUTLINE,
+        "annotations",
+        places[rows],
+        content.annotations.id[rows].clip(min=-1),
+        np.array(details, object),
+    )
 
 
 def _account(

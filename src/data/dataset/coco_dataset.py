@@ -21,11 +21,20 @@ from ...runtime.log import logger
 from ..transforms.compose import Compose
 from .box_formats import BoxFormat, Order, Unit
 from .coco_format import load_coco
-from .decoding import ImageFlag, load_image
+from .decoding import load_image
 from .detection_dataset import DetectionDataset
 from .image_policy import ImagePolicy
 from .label_ledger import TOO_SMALL, LabelLedger
 from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
+from .picture import ImageFlag, is_bit_depth
+
+START_FLAGS = (
+    ImageFlag.SEVERAL_FRAMES,
+    ImageFlag.TWO_ORIENTATIONS,
+    ImageFlag.EXTRA_BANDS,
+    ImageFlag.LOW_RANGE,
+)
+"""Flags that are warned about before a run."""
 
 
 @register()
@@ -53,6 +62,7 @@ class CocoDetection(DetectionDataset):
         watch_files: bool = True,
         box_order: Order | None = None,
         box_unit: Unit | None = None,
+        bit_depth: int | None = None,
     ) -> None:
         """Read and check the annotation file; images are not opened.
 
@@ -77,6 +87,8 @@ class CocoDetection(DetectionDataset):
                 they look like another order.
             box_unit: unit of these numbers; None expects pixels and reports a fault if they look like another
                 unit.
+            bit_depth: number of bits, 8 to 16, that the samples of 16-bit image files use; None means 16. Set
+                it to 12 for a sensor with 12 bits, whose images are almost black otherwise.
 
         Raises:
             DataError: if the file has faults.
@@ -96,6 +108,11 @@ class CocoDetection(DetectionDataset):
             raise ConfigError(
                 f"CocoDetection.bad_images is {bad_images}, expected a fraction from 0 to below 1"
             )
+        if not is_bit_depth(bit_depth):
+            raise ConfigError(
+                f"CocoDetection.bit_depth is {bit_depth}, expected 8 to 16"
+            )
+        self.bit_depth = bit_depth
         self.img_folder = Path(img_folder)
         self.ann_file = ann_file
         super().__init__(transforms)
@@ -116,14 +133,18 @@ class CocoDetection(DetectionDataset):
             follow_links=follow_links,
             watch=watch_files,
         )
-        self.policy = ImagePolicy(self.images, bad_images)
+        self.policy = ImagePolicy(self.images, bad_images, bit_depth=bit_depth)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def load_image(self, index: int) -> Tensor:
         """Decode an image `[3, H, W]` uint8; its size must match its labels."""
-        return load_image(self.image_path(index), self.images.size(index))
+        return load_image(
+            self.image_path(index),
+            self.images.size(index),
+            bit_depth=self.bit_depth,
+        )
 
     def objects(self, index: int) -> Objects:
         """Return the checked objects of an image; crowd regions and objects with `ignore` are ignored."""
@@ -185,7 +206,10 @@ class CocoDetection(DetectionDataset):
             self.check_images_exist()
         barrier()
         self.scan_images(cache)
-        return warnings + self.policy.describe_news(ImageFlag.SEVERAL_FRAMES)
+        self.policy.try_deep_images()
+        for flag in START_FLAGS:
+            warnings += self.policy.describe_news(flag)
+        return warnings
 
     def _account_for_labels(self) -> list[str]:
         """Log how many labels reach the loss; return warnings about boxes that are too small for training."""
@@ -318,8 +342,9 @@ class CocoDetection(DetectionDataset):
             DataError: if the sizes of images differ from their labels.
         """
         scan = self.images.scan_headers(cache)
-        for index in scan.several_frames():
-            self.policy.flags.add(index, ImageFlag.SEVERAL_FRAMES)
+        for flag in scan.found_flags():
+            for index in scan.with_flag(flag):
+                self.policy.flags.add(index, flag)
 
     def _label_table(self) -> Tensor:
         """Return the label of each category, `[C]` int64, in the order of the category ids."""

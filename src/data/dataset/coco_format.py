@@ -240,13 +240,21 @@ def examine_coco(
     path: str | Path,
     true_sizes: TrueSizes | None = None,
     box_format: BoxFormat | None = None,
+    *,
+    compares_all: bool = False,
 ) -> Examination:
     """Read and check an annotation file completely, without stopping at faults.
+
+    Args:
+        path: as for `load_coco`.
+        true_sizes: as for `load_coco`.
+        box_format: as for `load_coco`.
+        compares_all: as for `Findings`.
 
     Raises:
         DataError: if the file cannot be read as COCO at all.
     """
-    findings = Findings(Path(path))
+    findings = Findings(Path(path), compares_all=compares_all)
     content = read_records(findings.path, findings)
     return examine_records(content, findings, true_sizes, box_format)
 

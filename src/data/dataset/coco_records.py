@@ -11,11 +11,12 @@ import codecs
 import json
 import math
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 import numpy as np
@@ -28,7 +29,7 @@ from ...core.paths import (
     open_regular,
 )
 from ...runtime.limits import is_system_limit
-from .findings import Findings, Kind
+from .findings import COMPARED, Findings, Kind
 from .segmentation import box_of_segmentation, mask_size
 
 LARGEST_ID = (1 << 63) - 1
@@ -85,6 +86,10 @@ class _File(msgspec.Struct):
     images: list[ImageRecord]
     annotations: list[msgspec.Raw]
     categories: list[CategoryRecord]
+
+
+class _Segmented(msgspec.Struct):
+    segmentation: Any = None
 
 
 class _ImageList(msgspec.Struct):
@@ -160,6 +165,17 @@ def _integers(records: Sequence[AnnotationRecord], key: str) -> np.ndarray:
     return np.array([getattr(r, key) or 0 for r in records], np.int64)
 
 
+class Outlines(NamedTuple):
+    """Boxes around the polygons and masks of n annotations."""
+
+    places: np.ndarray
+    """`[n]` int64, positions in the list `annotations`, ascending."""
+    boxes: np.ndarray
+    """`[n, 4]` float64, x, y, width, height in pixels."""
+    all_compared: bool
+    """Whether they include all annotations that have a polygon or mask."""
+
+
 @dataclass
 class CocoContent:
     """The valid records of a file, and the position of each in its list."""
@@ -176,6 +192,8 @@ class CocoContent:
     """
     num_annotations: int = 0
     """Number of records in the list `annotations`, including faulty ones."""
+    outlines: Outlines | None = None
+    """Boxes around polygons and masks, of the annotations that are compared."""
     mask_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     """(width, height) of the masks that boxes were computed from, by position in the list `annotations`."""
 
@@ -207,6 +225,7 @@ def read_records(path: Path, findings: Findings) -> CocoContent:
         places,
         lost={"images": set(), "annotations": lost, "categories": set()},
         num_annotations=len(file.annotations),
+        outlines=_outlines(file.annotations, findings),
         mask_sizes=_mask_sizes(file.annotations, findings),
     )
 
@@ -400,7 +419,34 @@ def sound_records(content: dict[str, Any], findings: Findings) -> CocoContent:
         places=places,
         lost=lost,
         num_annotations=count,
+        outlines=_outlines(content["annotations"], findings),
         mask_sizes=masks,
+    )
+
+
+def _outlines(records: list[Any], findings: Findings) -> Outlines:
+    """Return the boxes around the polygons and masks of the annotations that are compared."""
+    places = array("q")
+    coordinates = array("d")
+    compared = records if findings.compares_all else records[:COMPARED]
+    decoder = msgspec.json.Decoder(_Segmented)
+    for place, record in enumerate(compared):
+        if isinstance(record, msgspec.Raw):
+            try:
+                segmentation = decoder.decode(record).segmentation
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue
+        else:
+            is_object = isinstance(record, dict)
+            segmentation = record.get("segmentation") if is_object else None
+        box = box_of_segmentation(segmentation) if segmentation else None
+        if box is not None:
+            places.append(place)
+            coordinates.extend(box)
+    return Outlines(
+        np.array(places, np.int64),
+        np.array(coordinates, np.float64).reshape(-1, 4),
+        len(compared) == len(records),
     )
 
 

@@ -1,6 +1,7 @@
 """Decoding of image files as they are displayed: 8-bit RGB, upright, whatever the mode of the file.
 
-Plain JPEG files are decoded by torchvision, all others by Pillow, which supports more modes.
+Plain JPEG files are decoded by torchvision, all others by Pillow, which supports more modes. `picture.py`
+defines the result.
 """
 
 from __future__ import annotations
@@ -8,18 +9,22 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from enum import IntFlag
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ...core.errors import DataError, first_line
 from ...core.paths import open_regular
 from ...runtime.limits import is_system_limit
+from .picture import (
+    ImageFlag,
+    PictureError,
+    header_sizes,
+    picture_of,
+)
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -64,18 +69,6 @@ IMAGE_SUFFIXES = frozenset(
 Files with other suffixes are recognized by content (`image_names`).
 """
 
-STRIP_PIXELS = 1 << 22
-"""Large images are converted in strips of about this many pixels, so that no whole copies of them are made."""
-
-BACKGROUND = (255, 255, 255)
-"""Colour behind transparent pixels: white, as in most viewers."""
-
-
-ORIENTATION = 0x0112
-"""EXIF tag of the orientation."""
-
-_TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
-
 
 class ImageError(DataError):
     """An image cannot be read or does not match its labels; the message names the file."""
@@ -89,30 +82,14 @@ class ImageChangedError(ImageError):
     """A file was changed after the start of the run."""
 
 
-class ImageFlag(IntFlag):
-    """Properties of an image that are counted and reported."""
-
-    UNREADABLE = 1
-    SEVERAL_FRAMES = 2
-    ROTATED = 4
-    CMYK = 8
-    SIXTEEN_BIT = 16
-
-
-FLAG_TEXTS = {
-    ImageFlag.SEVERAL_FRAMES: "images with several frames, of which the first is used",
-    ImageFlag.ROTATED: "images rotated according to their EXIF tag",
-    ImageFlag.CMYK: "CMYK images, converted to RGB",
-    ImageFlag.SIXTEEN_BIT: "16-bit images, scaled to 8 bits",
-}
-"""Texts of the messages about images that have a flag and are readable."""
-
-
 def load_image(
-    path: str | Path, expected_wh: tuple[int, int] | None = None
+    path: str | Path,
+    expected_wh: tuple[int, int] | None = None,
+    *,
+    bit_depth: int | None = None,
 ) -> Tensor:
     """Decode an image, as `inspect_image` does, and return it without its flags."""
-    image, _ = inspect_image(path, expected_wh)
+    image, _ = inspect_image(path, expected_wh, bit_depth=bit_depth)
     return image
 
 
@@ -121,6 +98,8 @@ def inspect_image(
     expected_wh: tuple[int, int] | None = None,
     check: Callable[[os.stat_result], None] = lambda _: None,
     before_decoding: Callable[[int], None] = lambda _: None,
+    *,
+    bit_depth: int | None = None,
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image and return it with its flags.
 
@@ -131,6 +110,7 @@ def inspect_image(
         check: function that gets the status of the opened file and may raise an error.
         before_decoding: function that gets the number of pixels in the header before memory is allocated for
             them. It can be called twice for an image.
+        bit_depth: number of bits that the samples of 16-bit files use; None means 16.
 
     Returns:
         The image `[3, H, W]` uint8, RGB; and its flags.
@@ -156,7 +136,9 @@ def inspect_image(
     if decode_jpeg and raw[:3] == b"\xff\xd8\xff":
         image = _decode_plain_jpeg(raw, before_decoding)
     if image is None:
-        image, flags = _decode_any(raw, path, expected_wh, before_decoding)
+        image, flags = _decode_any(
+            raw, path, expected_wh, before_decoding, bit_depth
+        )
     height, width = image.shape[1:]
     if expected_wh is not None and (width, height) != tuple(expected_wh):
         raise ImageSizeError(
@@ -166,37 +148,49 @@ def inspect_image(
     return image, flags
 
 
-def image_from_pil(image: Image.Image, name: str = "image") -> Tensor:
+def image_from_pil(
+    image: Image.Image,
+    name: str = "image",
+    *,
+    bit_depth: int | None = None,
+) -> Tensor:
+    """Convert an opened Pillow image as `inspect_pil` does, and return it without its flags."""
+    pixels, _ = inspect_pil(image, name, bit_depth=bit_depth)
+    return pixels
+
+
+def inspect_pil(
+    image: Image.Image,
+    name: str = "image",
+    *,
+    bit_depth: int | None = None,
+) -> tuple[Tensor, ImageFlag]:
     """Convert an opened Pillow image in the same way as a file: `[3, H, W]` uint8, RGB, upright.
 
     Raises:
         ImageError: if the image is damaged or has a mode without a defined range.
     """
     try:
-        upright, _ = _upright(image)
-    except Exception as error:  # of Pillow's plugins; see _decode_any
+        pixels, flags = picture_of(image, bit_depth=bit_depth)
+    except PictureError as error:
+        raise ImageError(f"image {name} {error}") from None
+    except Exception as error:
+        # Pillow decodes an image when it is first used; its plugins raise many types, see _decode_any
         raise ImageError(
             f"image {name} is damaged: {first_line(error)}"
         ) from None
-    return torch.from_numpy(_to_rgb(upright, name)).permute(2, 0, 1)
-
-
-def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Decode an image; return it rotated according to its EXIF tag, and whether it has a rotation."""
-    image.load()
-    rotated = image.getexif().get(ORIENTATION, 1) in range(2, 9)
-    # without a rotation, exif_transpose would return a copy
-    return ImageOps.exif_transpose(image) if rotated else image, rotated
+    return torch.from_numpy(pixels).permute(2, 0, 1), flags
 
 
 def _decode_plain_jpeg(
     raw: bytes, before_decoding: Callable[[int], None]
 ) -> Tensor | None:
-    """Decode a grey or YCbCr JPEG without EXIF data; return None for all other files, which Pillow
-    decodes.
+    """Decode a grey or YCbCr JPEG without an orientation.
+
+    Returns None for all other files, which Pillow decodes.
     """
-    components, pixels = _jpeg_header(raw)
-    if components not in (1, 3) or b"Exif\0\0" in raw[:65536]:
+    pixels = _plain_jpeg_pixels(raw)
+    if not pixels:
         return None
     before_decoding(pixels)
     buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
@@ -206,22 +200,42 @@ def _decode_plain_jpeg(
         return None  # Pillow reports the reason
 
 
-def _jpeg_header(raw: bytes) -> tuple[int | None, int]:
-    """Return the numbers of colour components and pixels in the first frame header.
+def _plain_jpeg_pixels(raw: bytes) -> int:
+    """Return the number of pixels of a JPEG that is grey or YCbCr and has no data about its orientation.
 
-    The components are None if the header is missing or the image is too large.
+    Return 0 for any other JPEG, and for one that is too large. All segments before the pixels are considered,
+    because Exif data and XMP can follow any others.
     """
+    components = None
+    pixels = 0
     at = 2
     while at + 10 < len(raw) and raw[at] == 0xFF:
         marker = raw[at + 1]
-        length = int.from_bytes(raw[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == _JPEG_PIXELS:
+            return pixels if components in (1, 3) else 0
+        end = at + 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
+        if marker == _JPEG_APP1:
+            if raw.startswith(_EXIF, at + 4):
+                return 0
+            if raw.find(b"tiff:Orientation", at + 4, end) >= 0:
+                return 0
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height = int.from_bytes(raw[at + 5 : at + 7], "big")
             width = int.from_bytes(raw[at + 7 : at + 9], "big")
             pixels = height * width
-            return (raw[at + 9] if 0 < pixels <= MAX_PIXELS else None), pixels
-        at += 1 if marker == 0xFF else 2 + length
-    return None, 0
+            if pixels > MAX_PIXELS:
+                return 0
+            components = raw[at + 9]
+        at = end
+    return 0
+
+
+_JPEG_APP1 = 0xE1
+_JPEG_PIXELS = 0xDA
+_EXIF = b"Exif\0\0"
 
 
 def _decode_any(
@@ -229,9 +243,9 @@ def _decode_any(
     path: str | Path,
     expected_wh: tuple[int, int] | None,
     before_decoding: Callable[[int], None],
+    bit_depth: int | None,
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image with Pillow."""
-    flags = ImageFlag(0)
     try:
         with warnings.catch_warnings():
             # the size is checked below, and broken metadata does not matter
@@ -242,12 +256,14 @@ def _decode_any(
                     f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; "
                     "it was not decoded"
                 )
-            if getattr(image, "is_animated", False):
-                flags |= ImageFlag.SEVERAL_FRAMES
             before_decoding(image.width * image.height)
-            upright, rotated = _upright(image)
+            pixels, flags = picture_of(
+                image, expected_wh=expected_wh, bit_depth=bit_depth
+            )
     except ImageError:
         raise
+    except PictureError as error:
+        raise ImageError(f"image {path} {error}") from None
     except Image.DecompressionBombError as error:
         # raised by Pillow above twice our limit
         raise ImageError(f"image {path} was not decoded: {error}") from None
@@ -260,71 +276,7 @@ def _decode_any(
         raise ImageError(
             f"image {path} is damaged: {first_line(error)}"
         ) from None
-    if expected_wh is not None:
-        expected = tuple(expected_wh)
-        if upright.size != expected and image.size == expected:
-            # the labels refer to the stored pixels
-            upright = image
-            rotated = False
-    if rotated:
-        flags |= ImageFlag.ROTATED
-    if image.mode == "CMYK":
-        flags |= ImageFlag.CMYK
-    if _is_16_bit(image):
-        flags |= ImageFlag.SIXTEEN_BIT
-    pixels = torch.from_numpy(_to_rgb(upright, path))
-    return pixels.permute(2, 0, 1), flags
-
-
-def _to_rgb(image: Image.Image, path: str | Path) -> np.ndarray:
-    """Convert any mode to `[H, W, 3]` uint8."""
-    if _is_16_bit(image):
-        return _grey_to_rgb(np.asarray(image), path)
-    if image.mode == "F":
-        raise ImageError(
-            f"image {path} has floating-point values without a defined range; convert it to 8 or 16 bits"
-        )
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    try:
-        for top, bottom in _strips(image.height, image.width):
-            strip = image.crop((0, top, image.width, bottom))
-            if strip.mode in _TRANSPARENT_MODES or "transparency" in strip.info:
-                strip = strip.convert("RGBA")
-                background = Image.new("RGBA", strip.size, (*BACKGROUND, 255))
-                strip = Image.alpha_composite(background, strip)
-            pixels[top:bottom] = np.asarray(strip.convert("RGB"))
-    except ValueError as error:  # for example mode La
-        raise ImageError(
-            f"image {path} of mode {image.mode} cannot be converted to RGB: {first_line(error)}"
-        ) from None
-    return pixels
-
-
-def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each strip, and the row after its last one."""
-    rows = max(1, STRIP_PIXELS // max(1, width))
-    for top in range(0, height, rows):
-        yield top, min(top + rows, height)
-
-
-def _grey_to_rgb(grey: np.ndarray, path: str | Path) -> np.ndarray:
-    """Convert 16-bit values `[H, W]` to `[H, W, 3]` uint8."""
-    low = grey.min()
-    high = grey.max()
-    if low < 0 or high > 65535:
-        raise ImageError(
-            f"image {path} has 32-bit values from {low} to {high}; convert it to 8 or 16 bits"
-        )
-    pixels = np.empty((*grey.shape, 3), np.uint8)
-    for top, bottom in _strips(*grey.shape):
-        strip = grey[top:bottom].astype(np.int64)
-        eight_bits = ((strip + 128) // 257).clip(0, 255).astype(np.uint8)
-        pixels[top:bottom] = eight_bits[..., None]
-    return pixels
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or image.mode == "I"
+    return torch.from_numpy(pixels).permute(2, 0, 1), flags
 
 
 def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -337,9 +289,7 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with open_regular(path) as file, Image.open(file) as image:
-                stored = image.size
-                rotated = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-                return stored, stored[::-1] if rotated else stored
+                return header_sizes(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {path} is too large: {error}") from None
     except UnidentifiedImageError:
@@ -354,6 +304,3 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         raise ImageError(
             f"image {path} is damaged: {first_line(error)}"
         ) from None
-    stored = (width, height)
-    upright = (height, width) if rotated else stored
-    return stored, upright

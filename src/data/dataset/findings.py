@@ -12,6 +12,9 @@ import numpy as np
 from ...core.errors import DataError
 from ...core.fault_lists import count_faults, listed
 
+COMPARED = 10_000
+"""Number of boxes that are compared with their polygons or masks at the start of a run."""
+
 CHECK_HINT = "; tools/dataset/check.py lists all"
 """End of a message about faults of labels."""
 
@@ -56,6 +59,11 @@ class Kind(str, Enum):
     NO_AREA = ("missing areas", "computed from the box")
     LARGE_AREA = ("areas larger than their image", "computed from the box")
     BOX_COMPUTED = ("missing boxes", "computed from the polygon or mask")
+    OTHER_AREA = ("areas larger than their box", "used as written")
+    OTHER_OUTLINE = (
+        "boxes that contradict their polygon or mask",
+        "the box is used",
+    )
     REPEATED_BOX = "boxes listed more than once"
     IGNORED = ("objects flagged to be ignored", "neither learned nor scored")
     REPEATED_NAME = "category names used more than once"
@@ -126,6 +134,8 @@ class Findings:
     path: Path
     faults: list[Fault] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    compares_all: bool = False
+    """Compare every box with its polygon or mask, not only the first `COMPARED`, which takes longer."""
 
     def fault(
         self,

@@ -32,6 +32,7 @@ from ...runtime.files import write_atomically
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
 from .decoding import ImageChangedError, ImageError, image_size
+from .picture import ImageFlag, header_flags, stored_size
 
 THREADS = 4
 """Number of threads that wait for storage at the same time; reading a header takes about 30 microseconds."""
@@ -48,14 +49,18 @@ TIME_TOLERANCE_NS = 2_000_000_000
 Some file systems store them in units of two seconds, and some network storage rounds them.
 """
 
-BYTES, CHANGED, WIDTH, HEIGHT, ROTATED, FRAMES, TAIL = range(7)
+BYTES, CHANGED, WIDTH, HEIGHT, ROTATED, FLAGS, TAIL = range(7)
 """Columns of the header data.
 
-They are the length, the modification time in ns, the width and height as stored, whether the EXIF rotation
-swaps these, whether there are several frames, and a checksum of the last bytes.
+They are the length, the modification time in ns, the width and height as stored, whether the
+orientation swaps these, the flags that the header shows (`picture.header_flags`), and a checksum of the last
+bytes.
 """
 
 UNKNOWN = -1
+
+CACHE_VERSION = "2"
+"""Part of the identity of a cache; it changes with the meaning of the columns."""
 
 
 class ImageScan:
@@ -85,9 +90,18 @@ class ImageScan:
             found[index] = (width, height)
         return found
 
-    def several_frames(self) -> list[int]:
-        """Return the images with more than one frame."""
-        return np.flatnonzero(self.rows[:, FRAMES] == 1).tolist()
+    def found_flags(self) -> list[ImageFlag]:
+        """Return the flags that headers of images show."""
+        flags = self.rows[:, FLAGS]
+        known = flags[flags != UNKNOWN]
+        found = int(np.bitwise_or.reduce(known)) if len(known) else 0
+        return [flag for flag in ImageFlag if flag & found]
+
+    def with_flag(self, flag: ImageFlag) -> list[int]:
+        """Return the images whose header shows a flag."""
+        flags = self.rows[:, FLAGS]
+        has_flag = (flags != UNKNOWN) & (flags & int(flag) != 0)
+        return np.flatnonzero(has_flag).tolist()
 
     def check_unchanged(self, index: int, now: os.stat_result) -> None:
         """Compare the status of a file with the scan before it is read.
@@ -124,12 +138,12 @@ def scan_images(
 
     Args:
         paths: image files.
-        sizes: `[N, 2]`, (width, height) that their labels were made for. The EXIF rotation of a file is read
+        sizes: `[N, 2]`, (width, height) that their labels were made for. The orientation of a file is read
             only if its size differs from this.
         cache: file in which rank 0 keeps the result, so that unchanged files are not opened again; None
             disables it.
     """
-    text = "\n".join(paths).encode(errors="surrogateescape")
+    text = "\n".join([CACHE_VERSION, *paths]).encode(errors="surrogateescape")
     names = hashlib.sha256(text).hexdigest()
     known = _read_cache(cache, names, len(paths))
     ranks = world_size()
@@ -203,7 +217,7 @@ def _read_headers(
 
 
 def _is_rotated(path: str) -> bool | None:
-    """Return whether the EXIF rotation of a file swaps its sides; None if the file cannot be read."""
+    """Return whether the orientation of a file swaps its sides; None if the file cannot be read."""
     try:
         stored, upright = image_size(path)
     except ImageError:
@@ -229,11 +243,11 @@ def _row(path: str, known: np.ndarray) -> list[int]:
         if is_known and row[:2] == known[:2].tolist():
             return known.tolist()
         with open_regular(path) as file, Image.open(file) as image:
-            width, height = image.size
-            is_animated = int(getattr(image, "is_animated", False))
+            width, height = stored_size(image)
+            flags = int(header_flags(image))
             file.seek(max(0, stat.st_size - TAIL_BYTES))
             checksum = zlib.crc32(file.read())
-            row[WIDTH:] = [width, height, UNKNOWN, is_animated, checksum]
+            row[WIDTH:] = [width, height, UNKNOWN, flags, checksum]
     except Exception as error:
         # Pillow's plugins raise many types; the file is reported when it is decoded
         if is_system_limit(error):

@@ -7,22 +7,22 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ...runtime.distributed import bits_over_ranks
-from .decoding import ImageFlag
+from .picture import ImageFlag
 
 MAX_WORKERS = 256
 """Number of workers of a loader whose current image is recorded."""
 
 
 class ImageFlags:
-    """One byte of flags per image in shared memory: workers set flags, the main process reports them.
+    """The flags of each image in shared memory: workers set flags, the main process reports them.
 
     Also records the image that each worker decodes.
     """
 
     def __init__(self, count: int) -> None:
         """Create `count` images without flags."""
-        self._flags = torch.zeros(count, dtype=torch.uint8).share_memory_()
-        self._reported = torch.zeros(count, dtype=torch.uint8)
+        self._flags = torch.zeros(count, dtype=torch.int32).share_memory_()
+        self._reported = torch.zeros(count, dtype=torch.int32)
         self._image_of_worker = torch.full((MAX_WORKERS,), -1).share_memory_()
 
     def add(self, index: int, flags: ImageFlag) -> None:

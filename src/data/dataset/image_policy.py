@@ -13,36 +13,53 @@ from ...core.errors import DataError
 from ...core.fault_lists import FAULTS_SHOWN, listed
 from ...runtime.log import logger
 from .decoding import (
-    FLAG_TEXTS,
     ImageChangedError,
     ImageError,
-    ImageFlag,
     ImageSizeError,
     inspect_image,
     load_image,
 )
 from .image_flags import ImageFlags
 from .listed_images import ListedImages
+from .picture import FLAG_TEXTS, ImageFlag
 
 BAD_IMAGES = 0.001
 """Fraction of the training images that may be unreadable."""
 
-_LEVELS = {ImageFlag.SEVERAL_FRAMES: logging.WARNING}
+TRIED_IMAGES = 8
+"""Number of 16-bit images that are decoded before a run, to find a low range of their samples."""
+
+_RANGES = ImageFlag.LOW_RANGE | ImageFlag.FULL_RANGE
+
+_LEVELS = {
+    ImageFlag.SEVERAL_FRAMES: logging.WARNING,
+    ImageFlag.EXTRA_BANDS: logging.WARNING,
+    ImageFlag.TWO_ORIENTATIONS: logging.WARNING,
+    ImageFlag.LOW_RANGE: logging.WARNING,
+}
 """Flags that are not logged with level INFO."""
 
 
 class ImagePolicy:
     """Read images, count those that cannot be read, and replace them as long as they are few."""
 
-    def __init__(self, images: ListedImages, bad_images: float | None) -> None:
+    def __init__(
+        self,
+        images: ListedImages,
+        bad_images: float | None,
+        *,
+        bit_depth: int | None = None,
+    ) -> None:
         """Store the arguments.
 
         Args:
             images: images to read.
             bad_images: fraction of them that may be unreadable, from 0 to below 1; None if it is not set.
+            bit_depth: number of bits that the samples of 16-bit files use; None means 16.
         """
         self.images = images
         self.bad_images = bad_images
+        self.bit_depth = bit_depth
         self.flags = ImageFlags(len(images))
 
     def allow(self) -> None:
@@ -82,7 +99,9 @@ class ImagePolicy:
             path = self.images.path(index)
             size = self.images.size(index)
             try:
-                image, flags = inspect_image(path, size, check)
+                image, flags = inspect_image(
+                    path, size, check, bit_depth=self.bit_depth
+                )
             except (ImageSizeError, ImageChangedError):
                 raise  # the image is readable, but its labels are wrong or somebody changes the data
             except ImageError as error:
@@ -94,6 +113,19 @@ class ImagePolicy:
             else:
                 self.flags.add(index, flags)
                 return index, image
+
+    def try_deep_images(self) -> None:
+        """Decode a few 16-bit images, and flag them if all their samples are low."""
+        deep = self.flags.images(ImageFlag.SIXTEEN_BIT)
+        step = max(1, len(deep) // TRIED_IMAGES)
+        for index in deep[::step][:TRIED_IMAGES]:
+            try:
+                _, flags = inspect_image(
+                    self.images.path(index), bit_depth=self.bit_depth
+                )
+            except ImageError:  # reported when training reads it
+                continue
+            self.flags.add(index, flags & _RANGES)
 
     def limit(self, detail: str = "") -> None:
         """Raise `DataError` if too many images are unreadable; `detail` follows the list of them."""
@@ -147,6 +179,10 @@ class ImagePolicy:
         new = self.flags.take_news(flag)
         if not new:
             return []
+        if flag == ImageFlag.LOW_RANGE and self.flags.images(
+            ImageFlag.FULL_RANGE
+        ):
+            return []  # single images are dark, but the sensor has 16 bits
         labels = self.images.labels
         count = len(self.flags.images(flag))
         first = labels.file_name(new[0])
@@ -159,7 +195,7 @@ class ImagePolicy:
         """
         path = self.images.path(index)
         try:
-            load_image(path, self.images.size(index))
+            load_image(path, self.images.size(index), bit_depth=self.bit_depth)
         except ImageError as error:
             return str(error)
         return f"image {path} could not be read at first, but can be now"

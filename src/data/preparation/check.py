@@ -21,11 +21,11 @@ from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
 from ..dataset.coco_records import unsafe_file_name
-from ..dataset.decoding import FLAG_TEXTS
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Findings, Kind, Note, place_of
 from ..dataset.image_names import FileIndex
 from ..dataset.label_ledger import TOO_SMALL, LabelLedger
+from ..dataset.picture import FLAG_TEXTS, is_bit_depth
 from ..transforms.compose import Compose
 from .image_file_check import CheckedImages, ImageCheck
 from .summary import summarize
@@ -38,6 +38,8 @@ _NOTES: dict[Kind, tuple[bool, str]] = {
     Kind.NO_AREA: (False, "no area"),
     Kind.LARGE_AREA: (False, "an area larger than its image"),
     Kind.BOX_COMPUTED: (False, "no box, but a polygon or mask"),
+    Kind.OTHER_AREA: (False, "area larger than the box"),
+    Kind.OTHER_OUTLINE: (False, "box and polygon or mask differ"),
     Kind.REPEATED_BOX: (False, "the same box as one before"),
     Kind.IGNORED: (False, "flagged to be ignored"),
     Kind.REPEATED_NAME: (False, "name used more than once"),
@@ -56,6 +58,8 @@ class DataSet:
     images: Path
     follow_links: bool = False
     """Open images that are symbolic links out of the folder."""
+    bit_depth: int | None = None
+    """Number of bits that the samples of 16-bit images use; None means 16."""
     box_format: BoxFormat | None = None
     """Format of `bbox`; None expects COCO's format and looks for signs of another one."""
 
@@ -194,6 +198,11 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
             raise ConfigError(
                 f"the configuration has no {part}.dataset.ann_file or no img_folder"
             )
+        bit_depth = dataset.get("bit_depth")
+        if not is_bit_depth(bit_depth):
+            raise ConfigError(
+                f"{part}.dataset.bit_depth is {bit_depth}, expected 8 to 16"
+            )
         order = dataset.get("box_order")
         unit = dataset.get("box_unit")
         box_format = None
@@ -203,6 +212,7 @@ def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
             Path(dataset["ann_file"]),
             Path(dataset["img_folder"]),
             follow_links=bool(dataset.get("follow_links")),
+            bit_depth=bit_depth,
             box_format=box_format,
         )
         data_sets.append(data)
@@ -284,7 +294,12 @@ def _check_one(
     found = _FileGroups(str(data.annotations), groups)
     try:
         true_sizes = image_check.true_sizes(data.images, data.follow_links)
-        examined = examine_coco(data.annotations, true_sizes, data.box_format)
+        examined = examine_coco(
+            data.annotations,
+            true_sizes,
+            data.box_format,
+            compares_all=True,
+        )
     except DataError as error:
         what = str(error).removeprefix(f"{data.annotations} ")
         what = what.removeprefix(f"{data.annotations}: ")
@@ -421,6 +436,7 @@ def look_at_images(
         names,
         np.array(sizes, np.int64).reshape(-1, 2),
         follow_links=data.follow_links,
+        bit_depth=data.bit_depth,
     )
     checked.missing = [
         index for index in checked.missing if index not in unsafe

@@ -6,15 +6,17 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..dataset.coco_format import TrueSizes
-from ..dataset.decoding import FLAG_TEXTS, ImageError, ImageFlag, inspect_image
+from ..dataset.decoding import ImageError, image_size, inspect_image
 from ..dataset.header_scan import (
     BYTES,
+    FLAGS,
     HEIGHT,
     UNKNOWN,
     WIDTH,
@@ -23,6 +25,7 @@ from ..dataset.header_scan import (
     sizes_of_files,
 )
 from ..dataset.misplaced_files import find_misplaced
+from ..dataset.picture import FLAG_TEXTS, ImageFlag
 
 LARGE_PIXELS = 16_000_000
 """Larger images are decoded one at a time, so that memory stays bounded."""
@@ -54,7 +57,9 @@ class ImageCheck:
         """
         self.decode = decode
         self.workers = workers
-        self._known: dict[str, tuple[str | None, ImageFlag]] = {}
+        self._known: dict[
+            tuple[str, int | None], tuple[str | None, ImageFlag]
+        ] = {}
         self._large = threading.Lock()
 
     def look(
@@ -64,6 +69,7 @@ class ImageCheck:
         sizes: np.ndarray,
         *,
         follow_links: bool = False,
+        bit_depth: int | None = None,
     ) -> CheckedImages:
         """Check files.
 
@@ -72,6 +78,7 @@ class ImageCheck:
             names: file names without `..`.
             sizes: `[N, 2]` (width, height) in pixels from the labels; values below 1 match no image.
             follow_links: open files that are symbolic links out of the folder.
+            bit_depth: number of bits that the samples of 16-bit files use; None means 16.
         """
         missing, leaving = find_misplaced(folder, names)
         if follow_links:
@@ -84,7 +91,7 @@ class ImageCheck:
         if self.decode:
             pixels = scan.rows[:, WIDTH] * scan.rows[:, HEIGHT]
             files = [(paths[index], int(pixels[index])) for index in present]
-            states = self._decode(files)
+            states = self._decode(files, bit_depth)
         else:
             states = []
             for index in present:
@@ -92,17 +99,22 @@ class ImageCheck:
                 states.append((fault, ImageFlag(0)))
         unreadable = {}
         flags: dict[ImageFlag, list[int]] = {flag: [] for flag in FLAG_TEXTS}
-        flags[ImageFlag.SEVERAL_FRAMES] = scan.several_frames()
+        is_full_range = False
         for index, (error, found) in zip(present, states):
             if error:
                 unreadable[index] = error
-            for flag in (
-                ImageFlag.ROTATED,
-                ImageFlag.CMYK,
-                ImageFlag.SIXTEEN_BIT,
+            if scan.rows[index, FLAGS] != UNKNOWN and not error:
+                found |= ImageFlag(int(scan.rows[index, FLAGS]))
+            if ImageFlag.ROTATED in found and _is_kept_as_stored(
+                paths[index], sizes[index]
             ):
+                found ^= ImageFlag.ROTATED | ImageFlag.NOT_ROTATED
+            is_full_range |= ImageFlag.FULL_RANGE in found
+            for flag, images in flags.items():
                 if flag in found:
-                    flags[flag].append(index)
+                    images.append(index)
+        if is_full_range:  # single images are dark, but the sensor has 16 bits
+            flags[ImageFlag.LOW_RANGE] = []
         return CheckedImages(missing, leaving, unreadable, flags, scan)
 
     @staticmethod
@@ -127,16 +139,19 @@ class ImageCheck:
         return sizes_in_files
 
     def _decode(
-        self, files: list[tuple[str, int]]
+        self, files: list[tuple[str, int]], bit_depth: int | None
     ) -> list[tuple[str | None, ImageFlag]]:
         """Decode files, each given as (path, number of pixels).
 
         Returns:
             For each file the reason why it cannot be decoded, or None, and its flags.
         """
-        new = [file for file in files if file[0] not in self._known]
+        new = []
+        for file in files:
+            if (file[0], bit_depth) not in self._known:
+                new.append(file)
         with ThreadPoolExecutor(self.workers) as pool:
-            states = pool.map(self._state, new)
+            states = pool.map(partial(self._state, bit_depth=bit_depth), new)
             shown = tqdm(
                 states,
                 "images",
@@ -145,18 +160,27 @@ class ImageCheck:
                 disable=None,
             )
             for (path, _), state in zip(new, shown):
-                self._known[path] = state
-        return [self._known[path] for path, _ in files]
+                self._known[path, bit_depth] = state
+        return [self._known[path, bit_depth] for path, _ in files]
 
-    def _state(self, file: tuple[str, int]) -> tuple[str | None, ImageFlag]:
+    def _state(
+        self, file: tuple[str, int], bit_depth: int | None
+    ) -> tuple[str | None, ImageFlag]:
         path, pixels = file
         try:
             if pixels <= LARGE_PIXELS:
-                return None, inspect_image(path)[1]
+                return None, inspect_image(path, bit_depth=bit_depth)[1]
             with self._large:
-                return None, inspect_image(path)[1]
+                return None, inspect_image(path, bit_depth=bit_depth)[1]
         except ImageError as error:
             return str(error), ImageFlag(0)
+
+
+def _is_kept_as_stored(path: str, size: np.ndarray) -> bool:
+    """Return whether only the pixels as stored have the (width, height) of the labels."""
+    stored, upright = image_size(path)
+    labelled = tuple(size.tolist())
+    return stored != upright and labelled == stored
 
 
 def _header_fault(path: str, row: np.ndarray) -> str | None:

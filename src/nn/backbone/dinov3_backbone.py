@@ -14,6 +14,7 @@ from ...core.durations import EpochLength, RunLength
 from ...core.errors import ConfigError
 from ...core.registry import Argument, arguments_of, register
 from ..lora import add_lora
+from .cached_rope import CachedRope
 from .dinov3_weights import load_published_weights
 from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
 from .thaw_plan import ThawPlan, read_phases
@@ -235,6 +236,15 @@ class DINOv3Backbone(nn.Module):
             )
         return cast("list[Tensor]", taps)
 
+    def compile_for_training(self) -> None:
+        """Compile the blocks of the ViT with `torch.compile`; copies of the model are not compiled.
+
+        Blocks are compiled one by one, because they then share one compiled form for all image sizes. The
+        ViT as a whole would be compiled again for each size. The state dict does not change.
+        """
+        for block in self.vit.blocks:
+            block.compile(dynamic=True)
+
     @staticmethod
     def __resolve_lengths__(
         settings: Mapping[str, Any], run: RunLength
@@ -372,6 +382,7 @@ def _build_vit(name: str, **arguments: Any) -> Eva:
             f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads "
             f"{num_heads}: rotary position codes turn pairs of channels in two directions"
         )
+    vit.rope = CachedRope(vit.rope)
     return vit
 
 

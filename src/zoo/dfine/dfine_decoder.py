@@ -69,6 +69,9 @@ class TransformerDecoder(nn.Module):
     Box and class heads belong to `DFINETransformer`, which passes them to `forward`.
     """
 
+    project: Tensor | None
+    """Weighting sequence W of a deployed decoder, `[K]`."""
+
     def __init__(
         self,
         layers: list[DecoderLayer],
@@ -88,7 +91,7 @@ class TransformerDecoder(nn.Module):
         self.eval_idx = eval_idx
         self.up = up
         self.reg_scale = reg_scale
-        self.project: Tensor | None = None
+        self.register_buffer("project", None, persistent=False)
 
     def forward(
         self,
@@ -112,7 +115,7 @@ class TransformerDecoder(nn.Module):
         Returns:
             The predictions of all layers, or in eval mode those of layer `eval_idx` alone.
         """
-        weights = self._weights().to(memory.device)
+        weights = self._weights()
         # Sampling points take the type of the maps; bfloat16 would round them to 1/256 of the image.
         memory = memory.float()
         values = split_heads(memory, self.num_heads, shapes)

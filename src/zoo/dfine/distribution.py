@@ -6,6 +6,7 @@ K bins; K = `reg_max` + 1. The unit of distances is the size of the reference bo
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -33,11 +34,22 @@ def weighting_sequence(reg_max: int, up: Tensor, reg_scale: Tensor) -> Tensor:
 
 
 def expected_distances(corners: Tensor, weights: Tensor) -> Tensor:
-    """Return the distances of the four edges, `[..., 4]`, from logits `[..., 4 * K]` and W `[K]`."""
-    probabilities = F.softmax(
-        corners.unflatten(-1, (4, weights.numel())), dim=-1
-    )
-    return F.linear(probabilities, weights[None]).squeeze(-1)
+    """Return the distances of the four edges, `[..., 4]`, from logits `[..., 4 * K]` and W `[K]`.
+
+    Both are float32 and stay so under autocast, where a bf16 product would move edges by up to a pixel.
+    """
+    with _without_autocast(corners.device.type):
+        probabilities = F.softmax(
+            corners.unflatten(-1, (4, weights.numel())), dim=-1
+        )
+        return F.linear(probabilities, weights[None]).squeeze(-1)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    """Return a context that disables autocast, or does nothing if it is not enabled, as in an export."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def distance_to_box(

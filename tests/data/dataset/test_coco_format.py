@@ -9,9 +9,9 @@ import torch
 
 from src.core.errors import DataError
 from src.data.dataset import coco_records
-from src.data.dataset.coco_format import inspect_coco, load_coco
+from src.data.dataset.coco_format import examine_coco, inspect_coco, load_coco
 from src.data.dataset.coco_records import unsafe_file_name
-from src.data.dataset.findings import CHECK_HINT, Findings
+from src.data.dataset.findings import CHECK_HINT, Findings, Kind
 from tests.fixtures.coco_files import sound_coco, write_coco
 
 
@@ -69,7 +69,9 @@ def large_coco(boxes: int, per_image: int = 10):
                 "bbox": [float(i % 500), float(i % 300), 50.5, 60.25],
                 "area": 1000.5,
                 "iscrowd": 0,
-                "segmentation": [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]],
+                "segmentation": [
+                    [i % 500, i % 300, i % 500 + 50.5, i % 300 + 60.25] * 2
+                ],
             }
             for i in range(boxes)
         ],
@@ -865,3 +867,43 @@ def test_name_inside_the_folder_is_safe(name):
 )
 def test_name_that_leaves_the_folder_or_is_empty_is_unsafe(reason, names):
     assert {unsafe_file_name(name) for name in names} == {reason}
+
+
+# ---- contradictions within a record ----
+
+
+def test_area_larger_than_its_box_is_used_and_reported(tmp_path):
+    labels = load(tmp_path, coco(annotations=(2, {"area": 500})))
+    assert labels.areas[2] == 500
+    assert notes(labels) == [
+        "labels.json: areas larger than their box, used as written: 1 "
+        "(first: annotations[2] (id 3) 500.0)"
+    ]
+
+
+def test_box_that_contradicts_its_polygon_is_used_and_reported(tmp_path):
+    polygon = [[20, 20, 30, 20, 30, 30]]
+    content = coco(
+        annotations=(
+            2,
+            {"bbox": [1, 2, 8, 9], "area": 72, "segmentation": polygon},
+        )
+    )
+    labels = load(tmp_path, content)
+    assert labels.boxes[2].tolist() == [1, 2, 9, 11]
+    assert notes(labels) == [
+        "labels.json: boxes that contradict their polygon or mask, the box is used: 1 "
+        "(first: annotations[2] (id 3) [1, 2, 8, 9], outline [20, 20, 10, 10])"
+    ]
+
+
+def test_only_the_first_boxes_are_compared_at_the_start_of_a_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(coco_records, "COMPARED", 2)
+    polygon = [[20, 20, 30, 20, 30, 30]]
+    content = coco(annotations=(2, {"segmentation": polygon}))
+    assert notes(load(tmp_path, content)) == []
+    path = write_coco(tmp_path, content, draw=False)
+    findings = examine_coco(path, compares_all=True).findings
+    assert [note.kind for note in findings.notes] == [Kind.OTHER_OUTLINE]

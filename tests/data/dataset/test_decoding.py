@@ -413,7 +413,7 @@ def test_turned_image_is_marked_unless_its_labels_want_the_pixels_as_stored(
         ImageFlag.ROTATED if orientation > 1 else ImageFlag(0)
     )
     if orientation > 4:
-        assert inspect_image(path, (36, 24))[1] == ImageFlag(0)
+        assert inspect_image(path, (36, 24))[1] == ImageFlag.NOT_ROTATED
 
 
 def test_cmyk_is_marked(tmp_path):

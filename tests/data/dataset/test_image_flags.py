@@ -12,7 +12,11 @@ def test_image_may_have_several_flags():
     marks = ImageFlags(4)
     marks.add(2, ImageFlag.CMYK)
     marks.add(2, ImageFlag.ROTATED | ImageFlag.CMYK)
-    assert [marks.images(mark) for mark in ImageFlag] == [[], [], [2], [2], []]
+    found = {mark: marks.images(mark) for mark in ImageFlag}
+    assert {mark: images for mark, images in found.items() if images} == {
+        ImageFlag.ROTATED: [2],
+        ImageFlag.CMYK: [2],
+    }
 
 
 def test_new_flags_are_reported_once():
@@ -51,6 +55,6 @@ def test_ranks_join_their_flags():
         marks.add(rank(), ImageFlag.CMYK)
         marks.add(3, (ImageFlag.ROTATED, ImageFlag.UNREADABLE)[rank()])
         marks.join_ranks()
-        return [marks.images(mark) for mark in ImageFlag]
+        return [marks.images(mark) for mark in list(ImageFlag)[:5]]
 
     assert on_ranks(2, work) == [[[3], [], [3], [0, 1], []]] * 2

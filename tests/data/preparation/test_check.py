@@ -1,6 +1,7 @@
 """Every fault of a data set is found once, with file and id, in one pass."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from src.data.preparation.check import DataSet, check
 from src.data.preparation.image_file_check import ImageCheck
 from tests.fixtures.coco_files import sound_coco, write_coco
+from tests.fixtures.pictures import xmp_with
 from tests.fixtures.tools_here import tool_here
 
 
@@ -339,6 +341,56 @@ def test_what_training_fixes_without_losing_labels_is_a_remark(tmp_path):
             ),
         )
     ]
+
+
+def test_doubtful_pictures_are_remarks(tmp_path):
+    content = sound_coco(6)
+    path = write_coco(tmp_path, content)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    first = Image.new("RGB", (40, 30))
+    first.save(tmp_path / "1.png", "JPEG", exif=exif)
+    exif[0x0112] = 3
+    first.save(tmp_path / "2.png", "JPEG", exif=exif, xmp=xmp_with(1))
+    grey = np.arange(1200, dtype=np.uint16).reshape(30, 40)
+    Image.fromarray(grey).save(tmp_path / "3.png")
+    Image.frombytes("RGBX", (40, 30), bytes(4800)).save(
+        tmp_path / "4.png", "TIFF"
+    )
+    data = DataSet(path, tmp_path)
+    found = [text.removeprefix(f"{path}: ") for text in remarks(data)]
+    assert found == [
+        "images rotated according to their EXIF tag: 1 (first: images[1] (id 2): 2.png)",
+        "16-bit images, scaled to 8 bits: 1 (first: images[2] (id 3): 3.png)",
+        "images with bands besides the colours, which are dropped: 1 (first: images[3] (id 4): 4.png)",
+        (
+            "images with different orientations in Exif and XMP, of which Exif is used: 1 "
+            "(first: images[1] (id 2): 2.png)"
+        ),
+        (
+            "16-bit images that are almost black, because all samples are below 16384; "
+            "if the sensor has 10, 12 or 14 bits, set bit_depth: 1 (first: images[2] (id 3): 3.png)"
+        ),
+        (
+            "images not rotated according to their EXIF tag, because their labels have the size as stored: 1 "
+            "(first: images[0] (id 1): 1.png)"
+        ),
+    ]
+    scaled = remarks(replace(data, bit_depth=12))
+    assert not any("almost black" in text for text in scaled)
+
+
+def test_boxes_that_contradict_their_outline_are_remarks(tmp_path):
+    content = sound_coco()
+    content["annotations"][0]["segmentation"] = [[30, 20, 40, 20, 40, 30]]
+    content["annotations"][0]["bbox"] = [1, 1, 9, 10]
+    content["annotations"][1]["area"] = 900
+    data = DataSet(write_coco(tmp_path, content), tmp_path)
+    area, outline = remarks(data)
+    assert (
+        "areas larger than their box: 1 (first: annotations[1] (id 2)" in area
+    )
+    assert "[1, 1, 9, 10], outline [30, 20, 10, 10]" in outline
 
 
 def test_images_in_training_and_validation_are_remarks(tmp_path):

@@ -57,8 +57,9 @@ def labels(**changes):
 
 
 def test_copy_of_a_file_with_one_of_each_fault_is_free_of_faults(
-    faulty, tmp_path
-):  # noqa: F811
+    faulty,  # noqa: F811
+    tmp_path,
+):
     folder, _ = faulty
     before = (folder / "labels.json").read_bytes()
     ended = tool_here(

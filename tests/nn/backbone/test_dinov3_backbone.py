@@ -1,3 +1,4 @@
+import copy
 import logging
 import socket
 
@@ -679,3 +680,45 @@ def test_taps_of_a_second_vit_are_read_as_the_backbone_reads_its_own():
         expected,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+# ---- compiling ----
+
+
+def test_compiling_changes_neither_the_state_dict_nor_copies(monkeypatch):
+    compiled = []
+
+    def compile_only(function, **settings):
+        compiled.append(settings)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_only)
+    backbone = small_backbone()
+    before = list(backbone.state_dict())
+    backbone.compile_for_training()
+    assert compiled == [{"dynamic": True}] * len(backbone.vit.blocks)
+    assert list(backbone.state_dict()) == before
+    for block in copy.deepcopy(backbone).vit.blocks:
+        assert block._compiled_call_impl is None
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_maps_for_all_sizes_and_phases():
+    torch.manual_seed(0)
+    backbone = small_backbone().train()
+    compiled = copy.deepcopy(backbone)
+    compiled.compile_for_training()
+    for blocks in (0, 1):
+        backbone.set_trainable_blocks(blocks)
+        compiled.set_trainable_blocks(blocks)
+        for size in ((64, 64), (96, 64), (128, 128)):
+            images = torch.rand(2, 3, *size)
+            expected = backbone(images)
+            found = compiled(images)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            sum(level.square().mean() for level in expected).backward()
+            sum(level.square().mean() for level in found).backward()
+        for ours, theirs in zip(compiled.parameters(), backbone.parameters()):
+            torch.testing.assert_close(
+                ours.grad, theirs.grad, rtol=1e-3, atol=1e-6
+            )

@@ -635,6 +635,20 @@ def test_terms_are_computed_in_single_precision_under_autocast(dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_terms_of_boxes_in_another_precision_are_computed_in_single(dtype):
+    outputs, targets = training_outputs(3, 1)
+    rounded = [
+        t | {"boxes": t["boxes"].to(torch.bfloat16).float()} for t in targets
+    ]
+    given = [t | {"boxes": t["boxes"].to(dtype)} for t in rounded]
+    losses = small_criterion()(outputs, given)
+    for name, value in small_criterion()(outputs, rounded).items():
+        assert losses[name].dtype == torch.float32 and torch.equal(
+            losses[name], value
+        )
+
+
 @pytest.mark.parametrize(
     ("head", "key", "term"),
     [

@@ -96,6 +96,13 @@ def test_expected_distance_is_the_mean_of_the_sequence_under_a_softmax():
     torch.testing.assert_close(expected_distances(corners, weights), expected)
 
 
+def test_expected_distance_is_exact_under_autocast():
+    corners, weights = 5 * torch.randn(2, 3, 4 * 33), sequence(4)
+    expected = expected_distances(corners, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(expected_distances(corners, weights), expected)
+
+
 def test_equal_logits_leave_a_box_where_it_is():
     reference = torch.tensor([[0.5, 0.5, 0.4, 0.2]])
     distances = expected_distances(torch.zeros(1, 4 * 33), sequence(4))

@@ -101,6 +101,15 @@ def test_position_codes_made_during_inference_can_be_trained_with():
     assert module.input_proj[0].conv.weight.grad is not None
 
 
+@pytest.mark.parametrize("size", [(64, 160), (160, 64)])
+def test_position_codes_of_evaluation_images_are_made_with_the_encoder(size):
+    position_table.cache_clear()
+    module = encoder(eval_spatial_size=size, use_encoder_idx=[1, 2]).eval()
+    assert position_table.cache_info().currsize == 2
+    module(maps(*size))
+    assert position_table.cache_info().currsize == 2
+
+
 # ---- structure ----
 
 

@@ -273,6 +273,16 @@ def test_from_the_change_on_probability_times_a_power_of_the_overlap_decides(
         )
 
 
+def test_the_published_values_are_the_defaults():
+    matcher = HungarianMatcher(COST_WEIGHTS)
+    assert (matcher.alpha, matcher.gamma, matcher.iou_order_alpha) == (
+        0.25,
+        2,
+        4,
+    )
+    assert not matcher.use_focal_loss and matcher.matcher_change_epoch is None
+
+
 def test_a_late_cost_that_is_not_finite_is_reported():
     out, targets = outputs(1), random_targets(2)
     out["pred_logits"][0, 3] = float("nan")
