@@ -6,7 +6,7 @@
 One process predicts requests of 1 to 16 images, one in twenty of which is bad: truncated, missing, a FIFO, a
 text file, an image of too many pixels, an object of a wrong type, an array of a wrong shape. Every image must
 have one result in its place: good ones the boxes that they have alone, bad ones an error. The memory of the
-process must not grow by more than 20 MB after the first tenth of the requests. The C library is told to use
+process must not grow by more than 20 MB after the first tenth of the requests. The C library uses
 one heap (MALLOC_ARENA_MAX=1), because the heaps of several threads grow for a while by fragmentation, which
 hides leaks. Exit code 1 if one of these does not hold.
 """

@@ -340,7 +340,7 @@ def test_an_image_with_several_frames_is_looked_at_with_a_warning(
 
 @pytest.fixture
 def bad_images(tmp_path, val_images):
-    """Return things that are no image, by kind."""
+    """Return values that are not images, by kind."""
     whole = val_images[0].read_bytes()
     (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "empty.jpg").touch()
@@ -362,7 +362,6 @@ def bad_images(tmp_path, val_images):
         "device": "/dev/zero",
         "huge": tmp_path / "huge.png",
         "floating point": tmp_path / "float.tiff",
-        "mode La": Image.new("La", (8, 8)),
         "closed": closed,
         "None": None,
         "number": 7,
@@ -496,10 +495,10 @@ def test_nan_for_an_image_costs_only_its_own_prediction(
 def test_image_without_memory_costs_only_its_own_prediction(
     detector, val_images, monkeypatch
 ):
-    def no_memory(image, *arguments):
+    def no_memory(image, *arguments, **settings):
         if image == val_images[1]:
             raise MemoryError
-        return original(image, *arguments)
+        return original(image, *arguments, **settings)
 
     original = reading.read_image
     monkeypatch.setattr(reading, "read_image", no_memory)

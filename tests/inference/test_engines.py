@@ -13,7 +13,6 @@ from PIL import Image
 
 from src.core import CheckpointError, ConfigError, NumericsError
 from src.inference import Detector
-from src.inference.detector import read_image
 from src.inference.exported_engines import (
     ExportedEngine,
     OnnxEngine,
@@ -22,6 +21,7 @@ from src.inference.exported_engines import (
     _execution_providers,
     warn_of_wrong_fp16,
 )
+from src.inference.reading import read_image
 from tests.fixtures.exported import give_nan, overflow_scores, spoil
 from tests.fixtures.pictures import REFUSED, write_modes, write_orientations
 from tests.fixtures.tiny import ROOT

@@ -40,18 +40,18 @@ def test_no_more_pixels_than_the_limit_are_decoded_at_once(files, monkeypatch):
     lock = threading.Lock()
     now = []
     most = []
-    original = decoding._upright
+    original = decoding.picture_of
 
-    def upright(image):
+    def convert(image, **settings):
         with lock:
             now.append(1)
             most.append(len(now))
         time.sleep(0.02)
         with lock:
             now.pop()
-        return original(image)
+        return original(image, **settings)
 
-    monkeypatch.setattr(decoding, "_upright", upright)
+    monkeypatch.setattr(decoding, "picture_of", convert)
     list(read_ahead(files, ahead=8, budget=PixelBudget(10_000)))
     # one in a thread, and one in the caller
     assert max(most) <= 2
@@ -75,10 +75,10 @@ def test_leaving_a_stream_does_not_wait_for_its_threads(files, monkeypatch):
     goes_on = threading.Event()
     original = reading.read_image
 
-    def read_image(image, *arguments):
+    def read_image(image, *arguments, **settings):
         if image == files[1]:
             goes_on.wait()
-        return original(image, *arguments)
+        return original(image, *arguments, **settings)
 
     monkeypatch.setattr(reading, "read_image", read_image)
     stream = read_ahead(files, ahead=6)

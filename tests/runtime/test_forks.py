@@ -1,4 +1,4 @@
-"""A forked process can predict, or is told why it cannot, and never waits for threads of its parent."""
+"""A forked process can predict, or ends with the reason why not, and never waits for its parent's threads."""
 
 import os
 import subprocess
