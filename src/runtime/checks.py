@@ -18,7 +18,7 @@ SEVERITY: tuple[Status, ...] = ("ok", "skipped", "warning", "failed")
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found."""
+    """The result of a check, without its name."""
 
     text: str
     numbers: dict[str, Any] = field(default_factory=dict)

@@ -20,6 +20,7 @@ import torch
 from ..core.errors import ConfigError, DataError, ResourceError
 from . import limits
 from .checks import Finding, Skipped
+from .memory import available_memory, system_lines
 
 OLDEST_PYTHON = (3, 10)
 
@@ -77,12 +78,8 @@ def nccl_version() -> str | None:
 
 def driver_version() -> str | None:
     """Return the version of NVIDIA's driver, or None if it is not loaded here."""
-    try:
-        found = re.search(
-            r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", DRIVER_FILE.read_text()
-        )
-    except OSError:
-        return None
+    text = "\n".join(system_lines(DRIVER_FILE))
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
     return found.group(1) if found else None
 
 
@@ -156,33 +153,6 @@ def _multiply(gpu: torch.device) -> None:
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that this process can still allocate, within the limit of its container."""
-    available = (
-        os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
-    )  # without /proc
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    limit = _number("/sys/fs/cgroup/memory.max")
-    used = _number("/sys/fs/cgroup/memory.current")
-    if limit is not None and used is not None:
-        available = min(available, max(0, limit - used))
-    return available
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _number(path: str) -> int | None:
-    lines = _lines(path)
-    return int(lines[0]) if lines and lines[0].isdigit() else None
 
 
 def check_processor(processes: int, workers: int) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import resource
 from functools import lru_cache
 from pathlib import Path
@@ -46,8 +47,35 @@ def reset_peak_memory() -> bool:
 
 def resident_memory() -> int:
     """Return the bytes of physical memory that this process uses; 0 if the system does not report them."""
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-    except OSError:
+    lines = system_lines("/proc/self/statm")
+    if not lines:
         return 0
-    return int(pages) * resource.getpagesize()
+    return int(lines[0].split()[1]) * resource.getpagesize()
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process can still allocate, within the limit of its container."""
+    available = (
+        os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+    )  # without /proc
+    for line in system_lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit = _number("/sys/fs/cgroup/memory.max")
+    used = _number("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None:
+        available = min(available, max(0, limit - used))
+    return available
+
+
+def system_lines(path: str | Path) -> list[str]:
+    """Return the lines of a file of the system, such as those in /proc; none if it does not exist."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: str) -> int | None:
+    lines = system_lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None

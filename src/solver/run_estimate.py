@@ -1,4 +1,4 @@
-"""What measurements on a machine mean for a run: its duration, and the largest batch that fits."""
+"""Estimates for a run from measurements on a machine: its duration, and the largest batch that fits."""
 
 from __future__ import annotations
 

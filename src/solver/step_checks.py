@@ -27,8 +27,11 @@ from ..runtime.distributed import (
     gather_objects,
     world_size,
 )
-from ..runtime.machine_checks import available_memory
-from ..runtime.memory import reset_peak_memory, resident_memory
+from ..runtime.memory import (
+    available_memory,
+    reset_peak_memory,
+    resident_memory,
+)
 from ..runtime.precision import full_float32
 from .building import build_model, build_step
 from .memory_trial import noise_batch, try_memory
@@ -363,7 +366,10 @@ def check_memory(trial: Trial, data: Mapping[str, Any]) -> Finding:
     built = build_trial(trial, device, trial.amp_dtype, data)
     capacity = _capacity(device)
     one = _peak(trial, built, data, 1)
-    two = _peak(trial, built, data, 2)
+    try:
+        two = _peak(trial, built, data, 2)
+    except ResourceError as error:
+        return _only_one_image_fits(trial, one, capacity, error)
     fits = images_that_fit(one, two, capacity)
     numbers = {
         "one_image_gb": one,
@@ -395,6 +401,22 @@ def check_memory(trial: Trial, data: Mapping[str, Any]) -> Finding:
     return Finding(
         f"{text}; {batch:.2f} GB with the configured {trial.images}", numbers
     )
+
+
+def _only_one_image_fits(
+    trial: Trial, one: float, capacity: float, error: ResourceError
+) -> Finding:
+    numbers = {
+        "one_image_gb": one,
+        "capacity_gb": capacity,
+        "estimated_images": 1,
+        "images": trial.images,
+        "images_that_fit": 1,
+    }
+    text = f"{one:.2f} GB with one image, {capacity:.1f} GB available; {error}"
+    if trial.images == 1:
+        return Finding(text, numbers, "warning")
+    return Finding(text, numbers, "failed", error.exit_code)
 
 
 def _peak(

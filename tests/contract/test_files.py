@@ -9,6 +9,7 @@ from tests.fixtures.tiny import ROOT
 
 READ_BY_THEMSELVES = {
     "src/runtime/distributed.py": "/proc",
+    "src/runtime/memory.py": "/proc and /sys",
     "src/inference/evaluation_report.py": "the template of this project",
 }
 """Modules that read text of their own or of the system, which needs no care."""
@@ -18,6 +19,7 @@ WRITTEN_BY_THEMSELVES = {
     "src/data/dataset/synthetic.py": "pictures, checked beforehand",
     "src/inference/prediction_files.py": "predictions, under a temporary name",
     "src/runtime/files.py": "all others",
+    "src/runtime/memory.py": "/proc/self/clear_refs, which is not a file of a user",
     "src/runtime/own_files.py": "a mark, appended to a temporary file",
     "src/runtime/watchdog.py": "stacks, checked beforehand",
 }

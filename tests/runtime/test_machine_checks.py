@@ -10,7 +10,6 @@ from src.core.errors import ConfigError, DataError, ResourceError
 from src.runtime import machine_checks
 from src.runtime.checks import Skipped
 from src.runtime.machine_checks import (
-    available_memory,
     check_gpus,
     check_open_files,
     check_processor,
@@ -73,20 +72,6 @@ def test_more_processes_than_cores_are_a_warning(monkeypatch):
     found = check_processor(2, 4)
     assert found.status == "warning"
     assert "2 rank(s) with 4 loader workers each are 10 processes" in found.text
-
-
-def test_available_memory_is_limited_by_the_container(monkeypatch):
-    files = {
-        "/proc/meminfo": ["MemTotal: 9 kB", "MemAvailable:    4000000 kB"],
-        "/sys/fs/cgroup/memory.max": ["3000000000"],
-        "/sys/fs/cgroup/memory.current": ["1000000000"],
-    }
-    monkeypatch.setattr(
-        machine_checks, "_lines", lambda path: files.get(path, [])
-    )
-    assert available_memory() == 2_000_000_000
-    files["/sys/fs/cgroup/memory.max"] = ["max"]
-    assert available_memory() == 4_096_000_000
 
 
 def test_shared_memory_must_hold_the_waiting_batches(monkeypatch):

@@ -110,6 +110,12 @@ def test_a_batch_that_does_not_fit_on_a_gpu_keeps_the_estimate(
     assert found.numbers["images_that_fit"] == 5
     cpu = dataclasses.replace(gpu, device=CPU)
     assert check_memory(cpu, {}).status == "warning"
+    del peaks[2]
+    found = check_memory(gpu, {})
+    assert (found.status, found.numbers["images_that_fit"]) == ("failed", 1)
+    del peaks[1]
+    with pytest.raises(ResourceError):
+        check_memory(gpu, {})
 
 
 def test_a_run_is_estimated_from_all_measurements(trial):
