@@ -64,7 +64,8 @@ def available_memory() -> int:
     limit = _number("/sys/fs/cgroup/memory.max")
     used = _number("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
-        available = min(available, max(0, limit - used))
+        unused = max(0, limit - used) + _reclaimable()
+        available = min(available, unused)
     return available
 
 
@@ -74,6 +75,15 @@ def system_lines(path: str | Path) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
+
+
+def _reclaimable() -> int:
+    """Return the bytes that the container's files occupy in memory, which the system gives up on demand."""
+    for line in system_lines("/sys/fs/cgroup/memory.stat"):
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
 
 
 def _number(path: str) -> int | None:

@@ -131,8 +131,10 @@ class Trial:
         cfg = self.config()
         height, width = cfg.yaml_cfg.get("eval_spatial_size") or DEFAULT_SIZE
         size = (int(height), int(width))
-        spec = self.loader_settings.get("collate_fn")
-        collate = create(spec, cfg.resolved_cfg) if spec else None
+        resolved = cfg.resolved_cfg
+        loader = resolved.get("train_dataloader") or {}
+        spec = loader.get("collate_fn")
+        collate = create(spec, resolved) if spec else None
         if isinstance(collate, MultiScaleCollate):
             return size, collate.largest_size(size)
         return size, size
@@ -296,7 +298,7 @@ def check_float32(trial: Trial, data: Mapping[str, Any]) -> Finding:
             "cpu_seconds": cpu_seconds,
         }
         if trial.device.type == "cpu":
-            text = f"{shown} on the CPU ({cpu_seconds:.2f} s a step); no GPU to compare with"
+            text = f"{shown} on the CPU ({step_text(cpu_seconds)} a step); no GPU to compare with"
             return Finding(text, numbers)
         found, seconds = step_losses(trial, trial.device, None, data)
     difference = largest_difference(found, expected)
@@ -339,7 +341,7 @@ def check_half(
                 "this GPU does not support bf16; --use-amp selects fp16 with loss scaling"
             )
     found, seconds = step_losses(trial, device, dtype, data)
-    text = f"loss {found[0]:.4f}, then {found[1]:.4f} ({seconds:.2f} s a step)"
+    text = f"loss {found[0]:.4f}, then {found[1]:.4f} ({step_text(seconds)} a step)"
     numbers: dict[str, Any] = {"losses": found, "seconds": seconds}
     if expected is None:
         return Finding(text, numbers)
@@ -479,7 +481,7 @@ def check_speed(
     dtype = str(trial.amp_dtype or torch.float32).removeprefix("torch.")
     text = (
         f"{speed_text(speed)} images/s on {world_size()} rank(s), {images} image(s) each of "
-        f"{size[0]} x {size[1]}, {dtype}, {1000 * seconds:.0f} ms a step, last phase"
+        f"{size[0]} x {size[1]}, {dtype}, {step_text(seconds)} a step, last phase"
     )
     numbers = {
         "images_per_second": speed,
@@ -493,6 +495,11 @@ def check_speed(
         numbers["peak_gb"] = peak
         text += f", peak memory {peak:.2f} GB"
     return Finding(text, numbers)
+
+
+def step_text(seconds: float) -> str:
+    """Return the duration of a step, such as "85 ms" or "12.2 s"."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _steps_seconds(

@@ -53,6 +53,8 @@ def test_available_memory_is_limited_by_the_container(monkeypatch):
         memory, "system_lines", lambda path: files.get(path, [])
     )
     assert available_memory() == 2_000_000_000
+    files["/sys/fs/cgroup/memory.stat"] = ["anon 5", "inactive_file 500000000"]
+    assert available_memory() == 2_500_000_000
     files["/sys/fs/cgroup/memory.max"] = ["max"]
     assert available_memory() == 4_096_000_000
 

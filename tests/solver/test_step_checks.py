@@ -38,7 +38,11 @@ def test_a_trial_has_the_batch_of_one_rank_and_its_needs(trial):
     several = {
         "eval_spatial_size": [160, 320],
         "train_dataloader": {
-            "collate_fn": {"base_size": 160, "base_size_repeat": 1}
+            "collate_fn": {
+                "base_size": 160,
+                "base_size_repeat": 1,
+                "stop_epoch": 0.9,
+            }
         },
     }
     usual, largest = dataclasses.replace(trial, overrides=several).sizes()

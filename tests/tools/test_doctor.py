@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from src.runtime import machine_checks
 from src.solver import step_checks
@@ -26,6 +27,12 @@ LOCAL = [
     "fp16 steps",
     "memory",
 ]
+
+
+@pytest.fixture(autouse=True)
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine_checks, "driver_version", lambda: None)
 
 
 @pytest.fixture
@@ -113,10 +120,7 @@ def test_a_full_shared_memory_outranks_missing_data(
     assert "shared memory, data folder" in ended.err
 
 
-def test_a_device_that_does_not_exist_ends_with_code_2_after_all_checks(
-    monkeypatch,
-):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+def test_a_device_that_does_not_exist_ends_with_code_2_after_all_checks():
     ended = run_here(DOCTOR, "-d", "cuda:7", "--quick")
     assert ended.code == 2
     assert "failed  device         device 'cuda:7' was requested" in ended.out
