@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..core.errors import RunError
 from .distributed import explain_lost_rank, gather_objects, rank
+from .log import logger
 from .process import explain
 
 Status = Literal["ok", "skipped", "warning", "failed"]
@@ -71,6 +74,8 @@ def run_check(name: str, check: Callable[[], Finding]) -> Check:
     except Skipped as reason:
         return Check(str(reason), status="skipped", name=name)
     except Exception as error:
+        if logger.isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
         code, message = explain(explain_lost_rank(error) or error)
         return Check(message, status="failed", code=code, name=name)
     return Check(

@@ -22,6 +22,7 @@ from ..runtime.machine_checks import (
     check_shared_memory,
     check_software,
 )
+from ..runtime.process import end_with_peers
 from ..runtime.rank_checks import check_ranks
 from .step_checks import (
     Trial,
@@ -153,6 +154,7 @@ def check_start(trial: Trial) -> Finding:
     except RankError:
         leave_group()  # a group that is half connected would wait
         raise
+    end_with_peers(None)
     types = gather_objects(trial.device.type)
     numbers = {"ranks": len(types), "devices": types}
     if len(set(types)) > 1:
