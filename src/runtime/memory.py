@@ -1,9 +1,13 @@
-"""Memory that the process keeps for its next allocations."""
+"""Memory of this process: what it keeps for its next allocations, and its peak."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import os
+import resource
 from functools import lru_cache
+from pathlib import Path
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -25,3 +29,63 @@ def keep_freed_memory() -> bool:
     is_mapped_later = mallopt(_M_MMAP_THRESHOLD, _KEEP_UP_TO)
     is_trimmed_later = mallopt(_M_TRIM_THRESHOLD, _KEEP_UP_TO)
     return bool(is_mapped_later and is_trimmed_later)
+
+
+def reset_peak_memory() -> bool:
+    """Return unused memory to the system and reset this process's peak; return whether that succeeded.
+
+    `resource.getrusage` then reports the peak from now on. Works on Linux, unless a container forbids it.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def resident_memory() -> int:
+    """Return the bytes of physical memory that this process uses; 0 if the system does not report them."""
+    lines = system_lines("/proc/self/statm")
+    if not lines:
+        return 0
+    return int(lines[0].split()[1]) * resource.getpagesize()
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process can still allocate, within the limit of its container."""
+    available = (
+        os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+    )  # without /proc
+    for line in system_lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit = _number("/sys/fs/cgroup/memory.max")
+    used = _number("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None:
+        unused = max(0, limit - used) + _reclaimable()
+        available = min(available, unused)
+    return available
+
+
+def system_lines(path: str | Path) -> list[str]:
+    """Return the lines of a file of the system, such as those in /proc; none if it does not exist."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _reclaimable() -> int:
+    """Return the bytes that the container's files occupy in memory, which the system gives up on demand."""
+    for line in system_lines("/sys/fs/cgroup/memory.stat"):
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
+def _number(path: str) -> int | None:
+    lines = system_lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None

@@ -91,7 +91,7 @@ def build_run(
     steps = steps_per_epoch(data.train_loader, settings.grad_accum_steps)
     cfg.resolve_lengths(RunLength(settings.epochs, steps))
     model, origin = build_model(cfg, start, data.classes, seed, device)
-    criterion = cfg.criterion.to(device).train()
+    cfg.criterion.to(device).train()
     thaws = {group.get("thaw_epoch", 0) for group in cfg.optimizer.param_groups}
     plan = make_plan(settings, data.train_loader, thaws)
     rates = _build_rates(cfg, cfg.optimizer, plan)
@@ -102,9 +102,9 @@ def build_run(
     )
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
-    if settings.compile:
-        compile_backbone(model)
-    step = _build_step(cfg, state, criterion, device, amp_dtype, is_stop_asked)
+    step = build_step(
+        cfg, model, guard, state.scaler, device, amp_dtype, is_stop_asked
+    )
     if start.state is not None:
         _resume(state, start, facts, plan, checkpoints, data)
     return Run(
@@ -164,27 +164,42 @@ def _build_state(
     )
 
 
-def _build_step(
+def build_step(
     cfg: YAMLConfig,
-    state: RunState,
-    criterion: nn.Module,
+    model: nn.Module,
+    guard: NumericsGuard,
+    scaler: torch.amp.GradScaler | None,
     device: torch.device,
     amp_dtype: torch.dtype | None,
-    is_stop_asked: Callable[[], bool],
+    is_stop_asked: Callable[[], bool] = lambda: False,
 ) -> TrainStep:
+    """Build the training step of a model, with the criterion, optimizer, EMA and anchoring of its run.
+
+    Args:
+        cfg: configuration of the run, with lengths as integers.
+        model: model of `build_model`.
+        guard: counter of skipped steps.
+        scaler: gradient scaler for fp16, or None.
+        device: device of the model.
+        amp_dtype: dtype for autocast, or None for float32.
+        is_stop_asked: returns True once this rank was asked to stop.
+    """
     anchoring = cfg.gram_anchoring
     if anchoring:
         anchoring.to(device).attach()
+    average = cfg.ema  # a copy of the model, so it is made before compiling
+    if cfg.settings.compile:
+        compile_backbone(model)
     return TrainStep(
-        model=state.model,
-        criterion=criterion,
-        optimizer=state.optimizer,
-        ema=state.ema,
-        scaler=state.scaler,
+        model=model,
+        criterion=cfg.criterion.to(device).train(),
+        optimizer=cfg.optimizer,
+        ema=average,
+        scaler=scaler,
         device=device,
         amp_dtype=amp_dtype,
         clip_max_norm=cfg.settings.clip_max_norm,
-        guard=state.guard,
+        guard=guard,
         exact=cfg.settings.grad_accum_exact,
         anchoring=anchoring,
         is_stop_asked=is_stop_asked,

@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from ..core.contracts import Target
+from ..core.contracts import Batch, Target
 from ..core.errors import ResourceError, first_line
 from ..runtime.log import logger
 from .phases import Phases
@@ -91,11 +91,7 @@ def rehearse_largest_step(
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.random.fork_rng(devices_with_rng):
-            pixels = torch.rand(images, 3, height, width)
-            targets = [
-                _noise_target(objects, num_classes) for _ in range(images)
-            ]
-            step.rehearse((pixels, targets))
+            step.rehearse(noise_batch(images, size_hw, objects, num_classes))
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = first_line(error, without_text="out of memory")
         raise ResourceError(
@@ -125,6 +121,15 @@ def rehearse_largest_step(
             f"optimizer's state, the device has {total / 1e9:.1f}; {ADVICE}"
         )
     return peak / 1e9
+
+
+def noise_batch(
+    images: int, size_hw: tuple[int, int], objects: int, num_classes: int
+) -> Batch:
+    """Return random images with random labels; every image has the same number of objects."""
+    pixels = torch.rand(images, 3, *size_hw)
+    targets = [_noise_target(objects, num_classes) for _ in range(images)]
+    return pixels, targets
 
 
 def _missing_optimizer_state(optimizer: torch.optim.Optimizer) -> int:

@@ -12,6 +12,7 @@ PAGES = {
     "README_cn.md": "README.md",
     "docs/data_cn.md": "docs/data.md",
     "docs/deployment_cn.md": "docs/deployment.md",
+    "docs/gpu_cn.md": "docs/gpu.md",
     "docs/training_cn.md": "docs/training.md",
 }
 """Chinese pages with the English pages that they translate."""

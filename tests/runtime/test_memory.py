@@ -1,11 +1,13 @@
-"""Settings of the process's memory allocator."""
+"""The memory of this process: settings of its allocator, its peak, and what is available."""
 
 import ctypes
 import platform
+import resource
 
 import pytest
 
-from src.runtime.memory import keep_freed_memory
+from src.runtime import memory
+from src.runtime.memory import available_memory, keep_freed_memory
 
 
 def test_allocator_without_such_a_setting_is_left_as_it_is(monkeypatch):
@@ -39,3 +41,30 @@ def test_the_setting_is_a_size_that_fits_a_c_int(monkeypatch):
     assert keep_freed_memory.__wrapped__() is True
     assert [option for option, _ in calls] == [-3, -1]
     assert all(1 << 26 < value < 1 << 31 for _, value in calls)
+
+
+def test_available_memory_is_limited_by_the_container(monkeypatch):
+    files = {
+        "/proc/meminfo": ["MemTotal: 9 kB", "MemAvailable:    4000000 kB"],
+        "/sys/fs/cgroup/memory.max": ["3000000000"],
+        "/sys/fs/cgroup/memory.current": ["1000000000"],
+    }
+    monkeypatch.setattr(
+        memory, "system_lines", lambda path: files.get(path, [])
+    )
+    assert available_memory() == 2_000_000_000
+    files["/sys/fs/cgroup/memory.stat"] = ["anon 5", "inactive_file 500000000"]
+    assert available_memory() == 2_500_000_000
+    files["/sys/fs/cgroup/memory.max"] = ["max"]
+    assert available_memory() == 4_096_000_000
+
+
+def test_the_peak_is_reset_to_what_is_used_now():
+    block = bytearray(b"1") * (200 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    del block
+    if not memory.reset_peak_memory():
+        pytest.skip("this system does not allow it")
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after < before - 150_000  # KB
+    assert abs(after * 1024 - memory.resident_memory()) < 50 << 20

@@ -31,6 +31,7 @@ COMMANDS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [
         ROOT / "train.py",
+        ROOT / "tools/doctor.py",
         *ROOT.glob("tools/*/*.py"),
         *ROOT.glob("reference/*.py"),
     ]
@@ -110,6 +111,7 @@ NEEDS_INPUT = {
     "tools/dataset/convert.py": [MISSING, "--output", "/tmp"],
     "tools/dataset/remap_obj365.py": ["--base_dir", MISSING],
     "tools/dataset/resize_obj365.py": ["--base_dir", MISSING],
+    "tools/doctor.py": ["-c", MISSING],
     "reference/convert_weight.py": [MISSING],
     "train.py": ["-c", MISSING],
 }
