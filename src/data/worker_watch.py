@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from ..core.errors import ResourceError
+from ..core.errors import ResourceError, first_line
 from ..runtime.limits import describe_limit, limit_of
 from ..runtime.process import end_from_thread
 
@@ -80,11 +80,14 @@ def watched(
     with _without_sigchld_handler():
         batches = start()
     watch = _Watch(batches._workers, timeout_seconds, last_image)
+    pinning = _PinningThread(batches)
     try:
         while True:
             try:
                 with watch:
-                    batch = _next_batch(batches, timeout_seconds, last_image)
+                    batch = _next_batch(
+                        batches, pinning, timeout_seconds, last_image
+                    )
             except StopIteration:
                 return
             except Exception as error:
@@ -98,6 +101,46 @@ def watched(
         # unfinished batches are not needed, and a stopped worker would never end by itself
         _kill_all(batches._workers)
         watch.end()
+        pinning.end()
+
+
+class _PinningThread:
+    """The error of torch's thread that copies batches to pinned memory.
+
+    torch prints the error of this thread and waits for batches nevertheless.
+    """
+
+    def __init__(self, batches: WorkerBatches) -> None:
+        """Keep the errors of the thread instead of printing them; there is no such thread without CUDA."""
+        self.error: BaseException | None = None
+        self._thread = getattr(batches, "_pin_memory_thread", None)
+        self._before = threading.excepthook
+        self._hook = self._note
+        if self._thread is not None:
+            threading.excepthook = self._hook
+
+    def end(self) -> None:
+        """Print errors of threads again as before."""
+        if threading.excepthook is self._hook:
+            threading.excepthook = self._before
+
+    def raise_error(self) -> None:
+        """Raise `ResourceError` if the thread has ended with an error."""
+        if self.error is None:
+            return
+        limit = limit_of(self.error)
+        reason = first_line(self.error)
+        if limit is not None:
+            reason = describe_limit(limit)
+        raise ResourceError(
+            f"batches cannot be copied to pinned memory: {reason}"
+        ) from self.error
+
+    def _note(self, arguments: threading.ExceptHookArgs) -> None:
+        if arguments.thread is self._thread:
+            self.error = arguments.exc_value
+        else:
+            self._before(arguments)
 
 
 class _Watch:
@@ -157,6 +200,7 @@ class _Watch:
 
 def _next_batch(
     batches: WorkerBatches,
+    pinning: _PinningThread,
     timeout_seconds: float,
     last_image: Callable[[int], str],
 ) -> Any:
@@ -166,6 +210,7 @@ def _next_batch(
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             # OSError and EOFError: a worker died during the transfer
+            pinning.raise_error()
             _raise_if_dead(batches._workers, last_image, error)
             if not str(error).startswith("DataLoader timed out"):
                 raise

@@ -285,3 +285,46 @@ def test_handler_of_ended_processes_is_unchanged():
     before = signal.getsignal(signal.SIGCHLD)
     loaded(lambda: None)
     assert signal.getsignal(signal.SIGCHLD) == before
+
+
+class PinnedBatches:
+    """Batches whose thread for pinned memory ends with an error; torch then only times out."""
+
+    _workers = ()
+
+    def __init__(self, error: Exception) -> None:
+        def fail() -> None:
+            raise error
+
+        self._pin_memory_thread = threading.Thread(target=fail)
+
+    def __next__(self):
+        if not self._pin_memory_thread.ident:
+            self._pin_memory_thread.start()
+        self._pin_memory_thread.join()
+        raise RuntimeError("DataLoader timed out after 5 seconds")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            OSError(24, "Too many open files"),
+            "too many open files: this process",
+        ),
+        (RuntimeError("CUDA error: mine"), "CUDA error: mine"),
+    ],
+    ids=["limit", "other"],
+)
+def test_an_error_of_the_thread_that_pins_memory_is_reported_at_once(
+    error, reason, capfd
+):
+    hook = threading.excepthook
+    batches = PinnedBatches(error)
+    with pytest.raises(
+        ResourceError,
+        match=f"^batches cannot be copied to pinned memory: {reason}",
+    ):
+        next(watched(lambda: batches, 300.0, str))
+    assert threading.excepthook is hook
+    assert "Traceback" not in capfd.readouterr().err

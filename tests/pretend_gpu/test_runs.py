@@ -72,9 +72,6 @@ def test_a_step_that_does_not_fit_ends_with_code_6_and_advice(train):
     assert "total_batch_size" in result.output
 
 
-@pytest.mark.xfail(
-    strict=True, reason="C6: only workers are watched, not torch's pin thread"
-)
 def test_an_error_in_the_pin_thread_is_reported_at_once(train):
     (result,) = train(
         "-u",
