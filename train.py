@@ -181,6 +181,9 @@ def main() -> None:
         if int(os.environ.get("RANK", 0)) == 0:
             status_dir = folder
             report_running(folder)
+        if cfg.settings.device == "cpu":
+            # torch's optimizers would open a CUDA context on a machine with GPUs
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         device = pick_device(cfg.settings.device)
         join_group(
             device,

@@ -35,7 +35,12 @@ static double setting(const char *name, double otherwise) {
   return text ? atof(text) : otherwise;
 }
 
-static int count(void) { return (int)setting("PRETEND_DEVICES", 1); }
+/* As with a real driver, an empty CUDA_VISIBLE_DEVICES hides all devices. */
+static int count(void) {
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  if (visible && !*visible) return 0;
+  return (int)setting("PRETEND_DEVICES", 1);
+}
 static size_t capacity(void) { return (size_t)(setting("PRETEND_MEMORY_GB", 80) * 1e9); }
 static int capability(void) { return (int)setting("PRETEND_CAPABILITY", 90); }
 

@@ -42,6 +42,18 @@ def train(gpu: PretendedGpu, *, arguments: Sequence[str]) -> None:
     runpy.run_path("train.py", run_name="__main__")
 
 
+def train_on_cpu(
+    gpu: PretendedGpu, *, arguments: Sequence[str]
+) -> dict[str, bool]:
+    """Run `train.py -d cpu`; return whether it opened a CUDA context."""
+    try:
+        train(gpu, arguments=[*arguments, "-d", "cpu"])
+    except SystemExit as end:
+        if end.code:
+            raise
+    return {"opened": torch.cuda.is_initialized()}
+
+
 def train_and_die(gpu: PretendedGpu, *, arguments: Sequence[str]) -> None:
     """Run `train.py`, which is killed in its first step."""
 

@@ -49,6 +49,12 @@ def test_a_run_trains_evaluates_saves_and_resumes_in_fp16(train, tmp_path):
     assert [record["epoch"] for record in records] == [0, 1]
 
 
+def test_a_run_on_the_cpu_opens_no_cuda_context(train):
+    (result,) = train("-u", "epochs=1", function="train_on_cpu")
+    assert result.code == 0, result.output
+    assert result.value == {"opened": False}
+
+
 def test_two_ranks_train_through_two_phases_in_bf16(train, tmp_path):
     phases = {"freeze_backbone_epochs": 1, "unfreeze_blocks": 1}
     results = train(
