@@ -46,7 +46,9 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
         >>> type(model[0]).__name__
         'SyncBatchNorm2d'
     """
-    if type(model) is nn.BatchNorm2d:
+    if isinstance(model, SyncBatchNorm2d):
+        return model
+    if isinstance(model, nn.BatchNorm2d):
         return _synchronized(model)
     for name, child in model.named_children():
         setattr(model, name, synchronize_batch_norms(child))

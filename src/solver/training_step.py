@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.contracts import Batch, CountsObjects, Target, WeightAverage
 from ..core.errors import NumericsError
+from ..ops.batch_norm import count_batch
 from ..runtime.distributed import everywhere
 from .numerics import (
     BatchStatistics,
@@ -163,6 +164,7 @@ class TrainStep:
         """
         images, targets = self._to_device(batch)
         outputs = self._forward(self.wrapped, images, targets)
+        count_batch(self.model)
         losses: dict[str, Tensor] = {}
         failure = None
         try:
