@@ -15,6 +15,7 @@ from ..core.contracts import Batch, CountsObjects, Target, WeightAverage
 from ..core.errors import NumericsError
 from ..ops.batch_norm import count_batch
 from ..runtime.distributed import everywhere
+from .half_weights import HalfWeights
 from .numerics import (
     BatchStatistics,
     NumericsGuard,
@@ -71,6 +72,7 @@ class TrainStep:
         self.wrapped: nn.Module = self.model
         """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
+        self.half_weights = HalfWeights(self.model)
         self._overflows = 0
         """Steps in a row whose gradients overflowed with loss scaling."""
         self.stopping = False
@@ -192,10 +194,12 @@ class TrainStep:
         self, module: nn.Module, images: Tensor, targets: list[Target]
     ) -> dict[str, Any]:
         """Run the model in the precision of the run."""
-        uses_amp = self.amp_dtype is not None
-        with torch.autocast(
-            self.device.type, dtype=self.amp_dtype, enabled=uses_amp
-        ):
+        kind, dtype = self.device.type, self.amp_dtype
+        casts: AbstractContextManager = nullcontext()
+        # the search for unused parameters would take those for used that are cast together with used ones
+        if dtype and not getattr(module, "find_unused_parameters", False):
+            casts = self.half_weights.cast(kind, dtype)
+        with casts, torch.autocast(kind, dtype, enabled=dtype is not None):
             return module(images, targets=targets)
 
     def _isolated_rng(self) -> AbstractContextManager:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.runtime.distributed import rank
 from src.ops.batch_norm import BatchNorm2d
+from src.runtime.distributed import rank
 from src.runtime.sync_batch_norm import SyncBatchNorm2d, synchronize_batch_norms
 from tests.fixtures.processes import on_ranks
 
