@@ -73,6 +73,8 @@ class TrainStep:
         """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
         self.half_weights = HalfWeights(self.model)
+        self.writes_buckets = False
+        """Whether gradients are written directly into the buckets of the DDP wrapper."""
         self._overflows = 0
         """Steps in a row whose gradients overflowed with loss scaling."""
         self.stopping = False
@@ -113,6 +115,8 @@ class TrainStep:
         if not finite_loss or not (moved or is_usual_overflow):
             self._drop(step, window, parts)
             return None
+        if self.writes_buckets:
+            self.half_weights.keep_buckets()
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.passed()
         if self.ema is not None and moved:
@@ -198,7 +202,9 @@ class TrainStep:
         casts: AbstractContextManager = nullcontext()
         # the search for unused parameters would take those for used that are cast together with used ones
         if dtype and not getattr(module, "find_unused_parameters", False):
-            casts = self.half_weights.cast(kind, dtype)
+            casts = self.half_weights.cast(
+                kind, dtype, norms=self.writes_buckets
+            )
         with casts, torch.autocast(kind, dtype, enabled=dtype is not None):
             return module(images, targets=targets)
 

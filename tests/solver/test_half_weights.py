@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
+from src.runtime.distributed import rank
 from src.solver.half_weights import HalfWeights
 from src.solver.numerics import NumericsGuard
+from src.solver.phases import Phases
 from src.solver.training_step import TrainStep
 from tests.fixtures.detector import random_boxes
+from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import tiny_config
 
 
@@ -49,8 +53,8 @@ def batch(seed: int):
 class OwnCasts(HalfWeights):
     """Leave all casts to autocast."""
 
-    def cast(self, *_):
-        return torch.enable_grad()
+    def cast(self, *_, **__):
+        return nullcontext()
 
 
 def train(kind: str, blocks: int, batches: int, own_casts: bool):
@@ -202,3 +206,53 @@ def test_the_parameters_are_back_after_an_error():
         except RuntimeError:
             pass
     assert all(after is before[n] for n, after in model.named_parameters())
+
+
+def gradients_of_ranks(together: bool):
+    """Return the gradients of three windows on two ranks, and how many were written into DDP's buckets."""
+
+    def work():
+        model, criterion = copy.deepcopy(detector("plain"))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        step = TrainStep(
+            model=model,
+            criterion=criterion,
+            optimizer=optimizer,
+            ema=None,
+            scaler=None,
+            device=torch.device("cpu"),
+            amp_dtype=torch.bfloat16,
+            clip_max_norm=0.0,
+            guard=NumericsGuard(1000),
+        )
+        phases = Phases(step, find_unused_parameters=not together)
+        found = []
+        optimizer.register_step_pre_hook(
+            lambda *_: found.append(
+                {
+                    n: p.grad.clone()
+                    for n, p in model.named_parameters()
+                    if p.grad is not None
+                }
+            )
+        )
+        for epoch, number in enumerate((0, 0, 0, 1)):
+            phases.begin(epoch // 2)
+            window = [
+                batch(10 * epoch + rank() + 2 * i) for i in range(1 + number)
+            ]
+            torch.manual_seed(epoch)
+            step(epoch, window)
+        return found, step.writes_buckets
+
+    return on_ranks(2, work)
+
+
+def test_several_ranks_get_the_gradients_of_ddp():
+    plain, together = gradients_of_ranks(False), gradients_of_ranks(True)
+    for (expected, without), (found, with_buckets) in zip(plain, together):
+        assert with_buckets and not without
+        assert len(found) == len(expected) == 4
+        for there, here in zip(expected, found):
+            for name, gradient in there.items():
+                assert torch.equal(here[name], gradient), name
