@@ -20,6 +20,9 @@ GROUP = 48
 CAST = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 """Layers whose weights autocast casts. Subclasses may use them in other ways and are left alone."""
 
+NAMES = {"weight", "bias", "in_proj_weight", "in_proj_bias"}
+"""Parameters of these layers. Others, such as those of a reparametrization, are used in float32."""
+
 NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -76,6 +79,10 @@ class HalfWeights:
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 self._buckets[parameter] = parameter.grad
+
+    def forget_buckets(self) -> None:
+        """Release the memory that `keep_buckets` kept, because a new DDP wrapper has its own."""
+        self._buckets.clear()
 
     def _grouped(
         self, weights: Sequence[Tensor], dtype: torch.dtype
@@ -155,7 +162,9 @@ def _places(layers: Sequence[nn.Module]) -> dict[Tensor, list[Place]]:
     for layer in layers:
         for module in layer.modules():
             for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.dtype == torch.float32:
+                if parameter is None or name not in NAMES:
+                    continue
+                if parameter.dtype == torch.float32:
                     place = (module._parameters, name)
                     places.setdefault(parameter, []).append(place)
     return places

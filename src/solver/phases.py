@@ -71,6 +71,7 @@ class Phases:
         """Rebuild the DDP wrapper: it records the trainable parameters at construction."""
         step = self.step
         step.wrapped = step.model
+        step.half_weights.forget_buckets()
         gc.collect()  # removes the previous wrapper's hooks on the parameters
         device_ids = [step.device.index] if step.device.type == "cuda" else None
         step.wrapped = DistributedDataParallel(

@@ -192,6 +192,30 @@ def test_only_plain_layers_that_run_under_autocast_are_cast():
             assert torch.equal(ours[name], expected), name
 
 
+class Attention(nn.Module):
+    """Attention with further keys and values, which are used in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+        self.types = {}
+
+    def forward(self, x):
+        self.types = {n: w.dtype for n, w in everything(self)}
+        return self.attention(x, x, x * 2)[0].float().square().sum()
+
+
+def test_only_matrices_of_attention_and_their_biases_are_cast():
+    torch.manual_seed(0)
+    model = Attention()
+    ours, own = half_and_own(model, torch.randn(3, 1, 4))
+    for name, expected in own.items():
+        assert torch.equal(ours[name], expected), name
+    kinds = {n.rpartition(".")[2]: kind for n, kind in model.types.items()}
+    assert kinds.pop("bias_k") == kinds.pop("bias_v") == torch.float32
+    assert set(kinds.values()) == {torch.bfloat16}
+
+
 def test_the_parameters_are_back_after_an_error():
     model = Layers()
     weights = HalfWeights(model)
