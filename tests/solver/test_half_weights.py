@@ -216,6 +216,23 @@ def test_only_matrices_of_attention_and_their_biases_are_cast():
     assert set(kinds.values()) == {torch.bfloat16}
 
 
+def test_layers_of_compiled_modules_are_left_to_autocast():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+    model[1].compile(backend="eager")
+    kinds = []
+    model[1].register_forward_pre_hook(
+        lambda *_: kinds.extend(weight.dtype for _, weight in everything(model))
+    )
+    half_and_own(nn.Sequential(model, Total()), torch.randn(3, 4))
+    first = [torch.float32] * 4
+    assert kinds == [*first, *[torch.bfloat16] * 2, *[torch.float32] * 2]
+
+
+class Total(nn.Module):
+    def forward(self, x):
+        return x.float().sum()
+
+
 def test_the_parameters_are_back_after_an_error():
     model = Layers()
     weights = HalfWeights(model)
