@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,9 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
         >>> type(model[0]).__name__
         'SyncBatchNorm2d'
     """
-    if type(model) is nn.BatchNorm2d:
+    if isinstance(model, SyncBatchNorm2d):
+        return model
+    if isinstance(model, nn.BatchNorm2d):
         return _synchronized(model)
     for name, child in model.named_children():
         setattr(model, name, synchronize_batch_norms(child))
@@ -92,17 +95,41 @@ class _SyncedNorm(torch.autograd.Function):
         mean, invstd = _joined_stats(
             x, means, invstds, running_mean, running_var, momentum, eps, counts
         )
-        ctx.save_for_backward(x, weight, mean, invstd, counts.int())
+        ctx.save_for_backward(x, weight, mean, invstd)
+        ctx.counts = _Counts(counts.flatten())
         return _normalized(x, weight, bias, mean, invstd, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, invstd, counts = ctx.saved_tensors
+        x, weight, mean, invstd = ctx.saved_tensors
+        counts = ctx.counts.integers()
         grad = grad.contiguous()
         sums, grad_weight, grad_bias = _grad_sums(grad, x, mean, invstd, weight)
         dist.all_reduce(sums)
         grad_x = _grad_input(grad, x, mean, invstd, weight, sums, counts)
         return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+class _Counts:
+    """Values per channel on each rank, `[ranks]`; all layers' counts are made integers together."""
+
+    _waiting: WeakSet[_Counts] = WeakSet()
+
+    def __init__(self, floats: Tensor) -> None:
+        self.floats = floats
+        self._integers: Tensor | None = None
+        self._waiting.add(self)
+
+    def integers(self) -> Tensor:
+        """Return the counts as int32, contiguous, as the gradient needs them."""
+        if self._integers is None:
+            waiting = list(self._waiting)
+            rows = torch.stack([counts.floats for counts in waiting]).int()
+            for counts, row in zip(waiting, rows.unbind()):
+                counts._integers = row
+                self._waiting.discard(counts)
+        assert self._integers is not None  # it was among those that waited
+        return self._integers
 
 
 @lru_cache(maxsize=64)

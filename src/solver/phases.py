@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    allreduce_hook,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.contracts import Phased
@@ -68,6 +71,7 @@ class Phases:
         """Rebuild the DDP wrapper: it records the trainable parameters at construction."""
         step = self.step
         step.wrapped = step.model
+        step.half_weights.forget_buckets()
         gc.collect()  # removes the previous wrapper's hooks on the parameters
         device_ids = [step.device.index] if step.device.type == "cuda" else None
         step.wrapped = DistributedDataParallel(
@@ -77,6 +81,12 @@ class Phases:
             gradient_as_bucket_view=True,
             **_buffer_settings(step.model),
         )
+        # without a hook, DDP divides each gradient, and not each bucket, by the number of ranks
+        step.writes_buckets = (
+            step.amp_dtype is not None and not self.find_unused_parameters
+        )
+        if step.writes_buckets:
+            step.wrapped.register_comm_hook(None, allreduce_hook)
 
 
 def _buffer_settings(model: nn.Module) -> dict[str, Any]:

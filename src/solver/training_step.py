@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.contracts import Batch, CountsObjects, Target, WeightAverage
 from ..core.errors import NumericsError
+from ..ops.batch_norm import count_batch
 from ..runtime.distributed import everywhere
+from .half_weights import HalfWeights
 from .numerics import (
     BatchStatistics,
     NumericsGuard,
@@ -70,6 +72,9 @@ class TrainStep:
         self.wrapped: nn.Module = self.model
         """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
+        self.half_weights = HalfWeights(self.model)
+        self.writes_buckets = False
+        """Whether gradients are written directly into the buckets of the DDP wrapper."""
         self._overflows = 0
         """Steps in a row whose gradients overflowed with loss scaling."""
         self.stopping = False
@@ -110,6 +115,8 @@ class TrainStep:
         if not finite_loss or not (moved or is_usual_overflow):
             self._drop(step, window, parts)
             return None
+        if self.writes_buckets:
+            self.half_weights.keep_buckets()
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.passed()
         if self.ema is not None and moved:
@@ -163,6 +170,7 @@ class TrainStep:
         """
         images, targets = self._to_device(batch)
         outputs = self._forward(self.wrapped, images, targets)
+        count_batch(self.model)
         losses: dict[str, Tensor] = {}
         failure = None
         try:
@@ -190,10 +198,14 @@ class TrainStep:
         self, module: nn.Module, images: Tensor, targets: list[Target]
     ) -> dict[str, Any]:
         """Run the model in the precision of the run."""
-        uses_amp = self.amp_dtype is not None
-        with torch.autocast(
-            self.device.type, dtype=self.amp_dtype, enabled=uses_amp
-        ):
+        kind, dtype = self.device.type, self.amp_dtype
+        casts: AbstractContextManager = nullcontext()
+        # the search for unused parameters would take those for used that are cast together with used ones
+        if dtype and not getattr(module, "find_unused_parameters", False):
+            casts = self.half_weights.cast(
+                kind, dtype, norms=self.writes_buckets
+            )
+        with casts, torch.autocast(kind, dtype, enabled=dtype is not None):
             return module(images, targets=targets)
 
     def _isolated_rng(self) -> AbstractContextManager:

@@ -267,9 +267,12 @@ _composite: dict[Any, bool] = {}
 def _is_composite(func: Any) -> bool:
     """Return whether an operation consists of others, which the mode should see instead."""
     if func not in _composite:
-        _composite[func] = torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        )
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        name = func.name()
+        # `silu_backward` consists of others only where it has no kernel
+        _composite[func] = has_kernel(
+            name, "CompositeImplicitAutograd"
+        ) and not has_kernel(name, "CUDA")
     return _composite[func]
 
 

@@ -24,6 +24,7 @@ from src.core.durations import RunLength
 from src.core.errors import ConfigError, NumericsError
 from src.inference import Detector
 from src.runtime.distributed import join_group, pick_device, world_size
+from src.runtime.sync_batch_norm import synchronize_batch_norms
 from src.solver.building import amp_dtype_of_run
 from src.solver.det_engine import seed_step
 from src.solver.numerics import NumericsGuard
@@ -195,7 +196,7 @@ def make_step(
     seed_step(0, 0)
     model = cfg.model
     if cfg.settings.sync_bn and world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronize_batch_norms(model)
     model = model.to(device)
     criterion = cfg.criterion.to(device).train()
     optimizer = cfg.optimizer

@@ -96,7 +96,6 @@ def test_a_step_synchronizes_host_and_device_at_two_known_places(bf16, fp16):
         assert synchronizations(report) <= most
 
 
-@pytest.mark.xfail(strict=True, reason="casts of frozen weights")
 def test_a_step_needs_few_kernels(bf16):
     assert kernels(bf16) <= MOST_KERNELS
 

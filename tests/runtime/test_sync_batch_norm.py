@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from src.ops.batch_norm import BatchNorm2d
 from src.runtime.distributed import rank
 from src.runtime.sync_batch_norm import SyncBatchNorm2d, synchronize_batch_norms
 from tests.fixtures.processes import on_ranks
@@ -102,7 +103,7 @@ def test_evaluation_needs_no_other_rank():
 
 def test_only_batch_norms_that_learn_are_replaced_and_keep_their_tensors():
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4))
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(BatchNorm2d(4))
     )
     parameters = list(model.parameters())
     before = copy.deepcopy(model.state_dict())

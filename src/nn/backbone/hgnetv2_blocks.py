@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.batch_norm import BatchNorm2d
+
 
 class LearnableAffineBlock(nn.Module):
     """y = scale * x + bias with two learned numbers."""
@@ -49,7 +51,7 @@ class ConvBNAct(nn.Module):
             groups=groups,
             bias=False,
         )
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = BatchNorm2d(out_channels)
         self.act = nn.ReLU() if use_act else nn.Identity()
         self.lab = (
             LearnableAffineBlock() if use_act and use_lab else nn.Identity()

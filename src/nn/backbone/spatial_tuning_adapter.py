@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError
+from ...ops.batch_norm import BatchNorm2d
 
 PATCH = 16
 """Stride of the taps."""
@@ -99,7 +100,7 @@ class SpatialTuningAdapter(nn.Module):
                 self.detail, strides, self.out_channels
             )
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(channels) for channels in self.out_channels
+            BatchNorm2d(channels) for channels in self.out_channels
         )
         self.act = nn.GELU()
 
@@ -222,7 +223,7 @@ class DetailBranch(nn.Module):
                 break
             layer = nn.Sequential(
                 nn.Conv2d(previous, channels, 3, 2, 1, bias=False),
-                nn.BatchNorm2d(channels),
+                BatchNorm2d(channels),
                 nn.GELU(),
             )
             self.layers.append(layer)

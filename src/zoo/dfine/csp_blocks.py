@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...ops.activations import build_activation
+from ...ops.batch_norm import BatchNorm2d
 
 
 class ConvNorm(nn.Module):
@@ -39,7 +40,7 @@ class ConvNorm(nn.Module):
             groups=groups,
             bias=False,
         )
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = BatchNorm2d(out_channels)
         self.act = build_activation(act)
         self.conv_bn_fused: nn.Conv2d | None = None
 

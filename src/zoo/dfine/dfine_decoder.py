@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...core.registry import register
 from ...core.validate import require
 from ...ops.activations import inverse_sigmoid
+from ...ops.batch_norm import BatchNorm2d
 from ...ops.maps import flatten_map
 from .decoder_layers import LQE, MLP, DecoderLayer
 from .deformable_attention import split_heads
@@ -702,7 +703,7 @@ def _projection(
         in_channels, out_channels, kernel_size, stride, padding, bias=False
     )
     nn.init.xavier_uniform_(conv.weight)
-    norm = nn.BatchNorm2d(out_channels)
+    norm = BatchNorm2d(out_channels)
     return nn.Sequential(OrderedDict(conv=conv, norm=norm))
 
 

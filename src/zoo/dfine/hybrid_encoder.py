@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError
 from ...core.registry import register
 from ...ops.activations import build_activation
+from ...ops.batch_norm import BatchNorm2d
 from ...ops.maps import flatten_map
 from .csp_blocks import ConvNorm, RepNCSPELAN4, SCDown
 
@@ -274,9 +275,7 @@ def position_table(
 def _input_projection(channels: int, hidden_dim: int) -> nn.Sequential:
     """Return a 1x1 convolution with batch norm."""
     conv = nn.Conv2d(channels, hidden_dim, 1, bias=False)
-    return nn.Sequential(
-        OrderedDict(conv=conv, norm=nn.BatchNorm2d(hidden_dim))
-    )
+    return nn.Sequential(OrderedDict(conv=conv, norm=BatchNorm2d(hidden_dim)))
 
 
 def _check_levels(
