@@ -50,7 +50,14 @@ def test_module_needs_only_pillow_and_numpy():
         if isinstance(node, ast.ImportFrom):
             used.add(node.module)
             assert node.level == 0
-    standard = {"__future__", "re", "enum", "pathlib", "typing"}
+    standard = {
+        "__future__",
+        "collections.abc",
+        "re",
+        "enum",
+        "pathlib",
+        "typing",
+    }
     assert used - standard == {"PIL", "numpy"}
 
 
