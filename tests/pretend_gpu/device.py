@@ -286,9 +286,11 @@ def _place() -> str:
         name = frame.f_code.co_filename
         if name not in _files:
             path = Path(name)
+            # an environment in the tree, as `make test` creates it, is not ours
             is_ours = (
                 path.is_relative_to(ROOT)
                 and path.parent != Path(__file__).parent
+                and "site-packages" not in path.parts
             )
             _files[name] = str(path.relative_to(ROOT)) if is_ours else None
         if _files[name] is not None:
