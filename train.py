@@ -136,7 +136,11 @@ def main() -> None:
 
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
-    from src.runtime.distributed import join_group, pick_device
+    from src.runtime.distributed import (
+        hide_gpus,
+        join_group,
+        pick_device,
+    )
     from src.runtime.log import logger, set_up_logging
     from src.runtime.process import (
         end_with_peers,
@@ -182,8 +186,7 @@ def main() -> None:
             status_dir = folder
             report_running(folder)
         if cfg.settings.device == "cpu":
-            # torch's optimizers would open a CUDA context on a machine with GPUs
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            hide_gpus()
         device = pick_device(cfg.settings.device)
         join_group(
             device,

@@ -148,7 +148,7 @@ def open_trial(arguments):
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
     from src.runtime.checks import Finding, run_check
-    from src.runtime.distributed import pick_device
+    from src.runtime.distributed import hide_gpus, pick_device
     from src.solver.building import amp_dtype_of_run
     from src.solver.step_checks import Trial
 
@@ -163,6 +163,8 @@ def open_trial(arguments):
 
     def pick():
         nonlocal device
+        if settings.device == "cpu":
+            hide_gpus()
         device = pick_device(settings.device)
         return Finding(f"{device}; the steps below run on it")
 

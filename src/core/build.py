@@ -128,9 +128,11 @@ def refuse_other_roles(
             "if it is a class of your own, give its configuration file with -c"
         )
     if not component.can_be(role):
+        found = "is not a part of a model"
+        if component.role is not None:
+            found = f"has the role {component.role}"
         raise ConfigError(
-            f"{place} names '{name}' as {role}, but {name} is "
-            f"{'a ' + component.role if component.role else 'not a part of a model'}; it was not built"
+            f"{place} names '{name}' as {role}, but {name} {found}; it was not built"
         )
     for key in component.inject:
         parts = settings.get(key)

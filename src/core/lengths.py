@@ -74,15 +74,6 @@ def resolve_lengths(
     return found
 
 
-def resolve_specification(
-    specification: Mapping[str, Any], run: RunLength
-) -> dict[str, Any]:
-    """Return a copy of `{type: Class, ...}` in which every length is an integer."""
-    return with_lengths(
-        specification, _in_specification(specification, {}, run, ())
-    )
-
-
 def with_lengths(
     values: Mapping[str, Any], lengths: Iterable[ResolvedLength]
 ) -> dict[str, Any]:

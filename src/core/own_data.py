@@ -169,15 +169,7 @@ def _check_values(where: str, objects: Any, num_classes: int) -> None:
     labels = objects.labels
     if not bool(torch.isfinite(boxes).all()):
         _refuse(where, "boxes with NaN or infinity", "x1, y1, x2, y2 in pixels")
-    if (
-        len(labels)
-        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
-    ):
-        _refuse(
-            where,
-            f"labels from {int(labels.min())} to {int(labels.max())}",
-            f"0 to {num_classes - 1}, positions in class_names",
-        )
+    _check_label_range(where, labels, num_classes)
     flat = (boxes[:, 2:] <= boxes[:, :2]).any(1)
     if bool(flat.any()):
         _refuse(
@@ -300,20 +292,25 @@ def check_item(
             f"boxes {list(boxes.shape)} and labels {list(labels.shape)}",
             "[T, 4] and [T]",
         )
-    if (
-        len(labels)
-        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
-    ):
-        _refuse(
-            where,
-            f"labels from {int(labels.min())} to {int(labels.max())}",
-            f"0 to {num_classes - 1}",
-        )
+    _check_label_range(where, labels, num_classes)
     if training and len(boxes) and float(boxes.max()) > 2:
         _refuse(
             where,
             f"the box {boxes[0].tolist()}",
             "center x, center y, width, height in 0..1 of the image",
+        )
+
+
+def _check_label_range(where: str, labels: Tensor, num_classes: int) -> None:
+    if not len(labels):
+        return
+    lowest = int(labels.min())
+    highest = int(labels.max())
+    if lowest < 0 or highest >= num_classes:
+        _refuse(
+            where,
+            f"labels from {lowest} to {highest}",
+            f"0 to {num_classes - 1}, positions in class_names",
         )
 
 

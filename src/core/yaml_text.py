@@ -27,7 +27,7 @@ class ValueBudget:
     def __init__(self, name: str, what: str) -> None:
         self.name = name
         self.what = what
-        """The reason for many values, for messages: "once its aliases are expanded"."""
+        """How values are counted, for messages: "once its aliases are expanded"; empty: as written."""
         self.left = MAX_VALUES
 
     def spend(self, count: int = 1) -> None:
@@ -38,8 +38,9 @@ class ValueBudget:
         """
         self.left -= count
         if self.left < 0:
+            counted = f" {self.what}" if self.what else ""
             raise ConfigError(
-                f"{self.name} has more than {MAX_VALUES} values {self.what}"
+                f"{self.name} has more than {MAX_VALUES} values{counted}"
             )
 
 

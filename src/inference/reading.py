@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
@@ -292,24 +291,14 @@ def _read(
     return ReadImage(pixels, source, decoded)
 
 
-@cache
-def _warn_of_several_frames(folder: Path) -> None:
-    """Warn, once for each folder, that only the first frame of an image file is used."""
-    logger.warning(
-        "images in %s have several frames or pages, of which only the first is used",
-        folder,
-    )
-
-
 _WARNED: set[tuple[Path, ImageFlag]] = set()
 """Folders and flags that a warning was logged about."""
 
 
 def _warn_once(path: Path, flags: ImageFlag) -> None:
     """Warn, once for each folder, about properties of its image files that can be mistakes."""
-    if ImageFlag.SEVERAL_FRAMES in flags:
-        _warn_of_several_frames(path.parent)
     for flag in (
+        ImageFlag.SEVERAL_FRAMES,
         ImageFlag.EXTRA_BANDS,
         ImageFlag.TWO_ORIENTATIONS,
         ImageFlag.LOW_RANGE,

@@ -122,6 +122,14 @@ def pick_device(name: str | None) -> torch.device:
     return _device
 
 
+def hide_gpus() -> None:
+    """Hide all GPUs from a command that computes on the CPU; call this before CUDA is used.
+
+    Otherwise torch's optimizers open a CUDA context on a machine with GPUs, to look for a graph capture.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 _device: torch.device | None = None
 """Device that `pick_device` returned last."""
 

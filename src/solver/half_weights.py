@@ -36,7 +36,11 @@ class HalfWeights:
     def __init__(self, model: nn.Module) -> None:
         """Store the model, whose first forward pass selects the layers."""
         self.model = model
-        self._calls: _Calls | None = None
+        self._has_selected = False
+        self._weights: dict[Tensor, list[Place]] = {}
+        """Places of the weights that are cast."""
+        self._norms: dict[Tensor, list[Place]] = {}
+        """Places of the parameters of norms."""
         self._buckets: dict[Tensor, Tensor] = {}
         """Memory for the gradients of parameters."""
 
@@ -53,22 +57,21 @@ class HalfWeights:
             dtype: type that autocast uses.
             norms: also write the gradients of norms, which are not cast, in groups; this pays with buckets.
         """
-        if self._calls is None:
+        if not self._has_selected:
             calls = _Calls(self.model, device_type, dtype)
             try:
                 yield
             finally:
                 calls.stop()
-            self._calls = calls
+            self._has_selected = True
+            self._weights = _places(calls.cast_layers())
+            self._norms = _places(calls.norms())
             return
-        places = _places(self._calls.cast_layers())
-        replaced = self._grouped(list(places), dtype)
+        replaced = self._grouped(list(self._weights), dtype)
         if norms and torch.is_grad_enabled():
-            places_of_norms = _places(self._calls.norms())
-            trained = [norm for norm in places_of_norms if norm.requires_grad]
+            trained = [norm for norm in self._norms if norm.requires_grad]
             replaced.update(self._grouped(trained, torch.float32))
-            places.update(places_of_norms)
-        with _replaced(places, replaced):
+        with _replaced({**self._weights, **self._norms}, replaced):
             yield
 
     def keep_buckets(self) -> None:

@@ -19,11 +19,11 @@ from src.core.errors import ConfigError
 from src.core.lengths import (
     lengths_of,
     resolve_lengths,
-    resolve_specification,
     with_lengths,
 )
 from src.core.registry import register
 from tests.fixtures.config_files import config_from
+from tests.fixtures.lengths import resolve_specification
 
 RUN = RunLength(epochs=20, steps_per_epoch=100)
 

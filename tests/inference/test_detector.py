@@ -330,7 +330,7 @@ def test_an_image_with_several_frames_is_looked_at_with_a_warning(
     frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
     detector.predict(tmp_path / "a.tiff")
     assert (
-        f"images in {tmp_path} have several frames or pages, of which only the first"
+        f"{tmp_path} has images with several frames, of which the first is used (first: a.tiff)"
         in caplog.text
     )
 

@@ -7,11 +7,11 @@ from torch import nn
 
 from src.core import CheckpointError, ConfigError, create
 from src.core.durations import RunLength
-from src.core.lengths import resolve_specification
 from src.nn.backbone import HGNetv2
 from src.nn.gram_anchoring import GramAnchoring, gram_distance
 from src.nn.lora import LoRALinear
 from src.optim.ema import ModelEMA
+from tests.fixtures.lengths import resolve_specification
 from tests.fixtures.vits import (
     GATED,
     PLAIN,

@@ -13,6 +13,7 @@ that is left), otherwise 0. Findings that training fixes without losing labels a
 docs/data.md lists the kinds.
 """
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,11 @@ from tools.common import parser_for, run, user_path
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    run(lambda: check_data(arguments), arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = parser_for(__doc__)
     parser.add_argument(
         "--annotations",
@@ -134,96 +140,77 @@ def main() -> None:
         arguments.annotations and arguments.images
     ):
         parser.error("say --annotations and --images, or -c")
+    return arguments
 
-    def command() -> None:
-        from src.core import YAMLConfig
-        from src.core.config_file import parse_overrides
-        from src.data.dataset.box_formats import BoxFormat
-        from src.data.preparation.check import (
-            DataSet,
-            check,
-            data_sets_of,
-            training_transforms,
-        )
-        from src.data.preparation.fix import copies_of, describe, fix
-        from src.data.preparation.image_file_check import ImageCheck
-        from src.runtime.files import prepare_output_dir
-        from src.runtime.log import say
-        from src.runtime.own_files import prepare_report
 
-        def tell(lines):
-            for line in lines:
-                say(line)
+def check_data(arguments: argparse.Namespace) -> None:
+    """Check the data sets, and write fixed copies if asked for."""
+    from src.data.preparation.check import check
+    from src.data.preparation.fix import copies_of, describe, fix
+    from src.data.preparation.image_file_check import ImageCheck
+    from src.runtime.files import prepare_output_dir
+    from src.runtime.log import say
+    from src.runtime.own_files import prepare_report
 
-        if arguments.report:
-            prepare_report(
-                arguments.report, "--report"
-            )  # before a long look at the images
-        queries = 300 if arguments.queries is None else arguments.queries
-        given = None
-        if arguments.boxes or arguments.units:
-            given = BoxFormat(
-                arguments.boxes or "xywh", arguments.units or "pixels"
-            )
-        transforms = default_transforms(arguments.size or (640, 640))
-        if arguments.config:
-            config = YAMLConfig(
-                arguments.config, **parse_overrides(arguments.update)
-            ).resolved_cfg
-            data_sets, made_for = data_sets_of(config)
-            queries = (
-                (made_for or 300) if arguments.queries is None else queries
-            )
-            if arguments.size is None:
-                transforms = training_transforms(config)
-        else:
-            data_sets = [DataSet(arguments.annotations, arguments.images)]
-            if arguments.val_annotations:
-                data_sets.append(
-                    DataSet(
-                        arguments.val_annotations,
-                        arguments.val_images or arguments.images,
-                    )
-                )
-        if given is not None:
-            data_sets = [replace(data, box_format=given) for data in data_sets]
-        if arguments.bit_depth is not None:
-            data_sets = [
-                replace(data, bit_depth=arguments.bit_depth)
-                for data in data_sets
-            ]
-        copies = (
-            copies_of(data_sets, arguments.fix) if arguments.fix else []
-        )  # refused before a long look at the images
-        images = ImageCheck(
-            decode=not arguments.quick, workers=arguments.workers
-        )
-        report = check(
-            data_sets, images, queries=queries, transforms=transforms
-        )
-        tell(report.summaries())
-        tell(report.lines(arguments.show))
-        if arguments.report:
-            report.write(arguments.report)
-        if arguments.fix:
-            report = None  # frees memory before the copies are checked
-            prepare_output_dir(arguments.fix)
-            for data, copy in zip(data_sets, copies):
-                tell(
-                    describe(
-                        data,
-                        copy.annotations,
-                        fix(data, copy.annotations, images),
-                    )
-                )
-            report = check(
-                copies, images, queries=queries, transforms=transforms
-            )
-            tell(report.summaries())
-            tell(["what is left:", *report.lines(arguments.show)])
-        report.raise_if_faulty()
+    def show(lines):
+        for line in lines:
+            say(line)
 
-    run(command, arguments)
+    # results that cannot be written are refused before the images are read
+    if arguments.report:
+        prepare_report(arguments.report, "--report")
+    data_sets, queries, transforms = selected_data(arguments)
+    copies = copies_of(data_sets, arguments.fix) if arguments.fix else []
+    images = ImageCheck(decode=not arguments.quick, workers=arguments.workers)
+    report = check(data_sets, images, queries=queries, transforms=transforms)
+    show(report.summaries())
+    show(report.lines(arguments.show))
+    if arguments.report:
+        report.write(arguments.report)
+    if arguments.fix:
+        report = None  # frees memory before the copies are checked
+        prepare_output_dir(arguments.fix)
+        for data, copy in zip(data_sets, copies):
+            counts = fix(data, copy.annotations, images)
+            show(describe(data, copy.annotations, counts))
+        report = check(copies, images, queries=queries, transforms=transforms)
+        show(report.summaries())
+        show(["what is left:", *report.lines(arguments.show)])
+    report.raise_if_faulty()
+
+
+def selected_data(arguments: argparse.Namespace):
+    """Return the data sets, the maximum number of objects per image, and the training transforms."""
+    from src.core import YAMLConfig
+    from src.core.config_file import parse_overrides
+    from src.data.dataset.box_formats import BoxFormat
+    from src.data.preparation.check import (
+        DataSet,
+        data_sets_of,
+        training_transforms,
+    )
+
+    queries = None
+    transforms = default_transforms(arguments.size or (640, 640))
+    if arguments.config:
+        overrides = parse_overrides(arguments.update)
+        config = YAMLConfig(arguments.config, **overrides).resolved_cfg
+        data_sets, queries = data_sets_of(config)
+        if arguments.size is None:
+            transforms = training_transforms(config)
+    else:
+        data_sets = [DataSet(arguments.annotations, arguments.images)]
+        if arguments.val_annotations:
+            val_images = arguments.val_images or arguments.images
+            data_sets.append(DataSet(arguments.val_annotations, val_images))
+    changes = {}
+    if arguments.boxes or arguments.units:
+        order = arguments.boxes or "xywh"
+        changes["box_format"] = BoxFormat(order, arguments.units or "pixels")
+    if arguments.bit_depth is not None:
+        changes["bit_depth"] = arguments.bit_depth
+    data_sets = [replace(data, **changes) for data in data_sets]
+    return data_sets, arguments.queries or queries or 300, transforms
 
 
 def default_transforms(size_hw):

@@ -73,11 +73,6 @@ class CocoLabels:
         encoded = self.name_bytes.numpy()[start:end].tobytes()
         return encoded.decode("utf-8", "surrogatepass")
 
-    @property
-    def most_boxes(self) -> int:
-        """Maximum number of boxes in an image."""
-        return int(self.starts.diff().max())
-
     def name_hashes(self) -> Tensor:
         """Return a hash of each file name, `[N]` int64.
 

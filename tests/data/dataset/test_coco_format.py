@@ -232,12 +232,6 @@ def test_largest_ids_are_kept(tmp_path):
     assert load(tmp_path, content).image_ids.tolist() == [largest]
 
 
-def test_most_boxes_of_an_image_are_counted(tmp_path):
-    content = sound_coco(3)
-    content["annotations"][0]["image_id"] = 2
-    assert load(tmp_path, content).most_boxes == 3
-
-
 # ---- size ----
 
 

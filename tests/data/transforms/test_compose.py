@@ -5,7 +5,6 @@ import pytest
 from src.core.build import create
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
-from src.core.lengths import resolve_specification
 from src.data.transforms import (
     Compose,
     EmptyTransform,
@@ -17,7 +16,7 @@ from src.data.transforms import (
     Resize,
     Sample,
 )
-from tests.fixtures.lengths import built_for
+from tests.fixtures.lengths import built_for, resolve_specification
 from tests.fixtures.samples import plain_sample
 
 POLICY = {"name": "stop_epoch", "epoch": 3, "ops": ["RandomZoomOut"]}

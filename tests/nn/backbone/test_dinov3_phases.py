@@ -5,7 +5,7 @@ import torch
 
 from src.core.durations import RunLength
 from src.core.errors import ConfigError
-from src.core.lengths import resolve_specification
+from tests.fixtures.lengths import resolve_specification
 from tests.fixtures.vits import GATED, small_backbone
 
 RUN = RunLength(epochs=20, steps_per_epoch=10)
