@@ -106,7 +106,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
 
 
-_MODEL_ROLES = ("model", "postprocessor")
+MODEL_ROLES = ("model", "postprocessor")
 """What can be built from the configuration in a checkpoint."""
 
 
@@ -168,7 +168,7 @@ class YAMLConfig:
                 config._unknown_data[part] = loader
                 tree.remove(part)
         config._load(tree, name, overrides)
-        for role in _MODEL_ROLES:
+        for role in MODEL_ROLES:
             if config.yaml_cfg.get(role):
                 refuse_other_roles(
                     role, config.yaml_cfg[role], config.yaml_cfg, name
@@ -364,7 +364,7 @@ class YAMLConfig:
             raise ConfigError(
                 f"{self.path} names no '{key}'; set it to a registered class such as DFINE"
             )
-        if self.is_from_checkpoint and key not in _MODEL_ROLES:
+        if self.is_from_checkpoint and key not in MODEL_ROLES:
             raise self._describes_only_a_model(key)
         return create(name, self.resolved_cfg, load_files=self._load_files)
 

@@ -14,7 +14,7 @@ from ..core.build import create
 from ..core.errors import CheckpointError, ConfigError
 from ..core.registry import find
 from ..core.schemas import shown
-from ..core.yaml_config import YAMLConfig
+from ..core.yaml_config import MODEL_ROLES, YAMLConfig
 from ..runtime.finite import COMPUTED_KEYS
 from .fitting import completed, describe_misfits
 from .weight_file import WeightFile
@@ -80,11 +80,12 @@ def check_sizes(file: WeightFile, cfg: YAMLConfig) -> None:
     _refuse_large_numbers(cfg.yaml_cfg, file.weights, place)
     try:
         with _LimitedBuilding(len(file.weights), place), torch.device("meta"):
-            model = create(
-                cfg.yaml_cfg["model"], cfg.resolved_cfg, load_files=False
+            model, _ = (
+                create(cfg.yaml_cfg[role], cfg.resolved_cfg, load_files=False)
+                for role in MODEL_ROLES
             )
     except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{place} describes no model: {error}") from None
+        raise CheckpointError(f"{place} cannot be used: {error}") from None
     own = model.state_dict()
     weights = completed(file.weights, model)
     for key in COMPUTED_KEYS:

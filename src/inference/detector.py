@@ -187,6 +187,12 @@ class Detector:
             if not cfg.is_from_checkpoint:
                 raise
             raise CheckpointError(f"{file.path}: {error}") from None
+        noted = file.input_size if cfg.is_from_checkpoint else None
+        if noted is not None and noted != preprocessing.input_size:
+            raise CheckpointError(
+                f"{file.path}: meta.input_size is {list(noted)}, but the configuration in the file resizes "
+                f"images to {list(preprocessing.input_size)} (height, width); use another copy of the file"
+            )
         if (
             input_size is not None
             and tuple(input_size) != preprocessing.input_size

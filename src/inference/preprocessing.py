@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.build import create
 from ..core.errors import ConfigError
 from ..core.yaml_config import YAMLConfig
+from ..data.dataset.decoding import MAX_PIXELS
 from ..data.transforms.compose import Compose
 from ..data.transforms.sample import Sample
 
@@ -47,7 +48,8 @@ class Preprocessing:
             ops: `{type: name, argument: value ...}` in order, as in `val_dataloader.dataset.transforms.ops`.
 
         Raises:
-            ConfigError: if a transform is random or crops or pads the image, or there is no Resize.
+            ConfigError: if a transform is random or crops or pads the image, there is no Resize, or its size
+                is larger than images can be.
         """
         self.ops = [dict(op) for op in ops]
         types = [op.get("type") for op in self.ops]
@@ -64,6 +66,11 @@ class Preprocessing:
         if size is None:
             raise ConfigError(
                 "val_dataloader.dataset.transforms has no Resize, so the input size is not known"
+            )
+        if size[0] * size[1] > MAX_PIXELS:
+            raise ConfigError(
+                f"images would be resized to {size[0]} x {size[1]} (height x width), expected at most "
+                f"{MAX_PIXELS} pixels"
             )
         self._input_size = size
 

@@ -129,6 +129,26 @@ HOSTILE = {
             "dataset": {"type": "NotImported", "transforms": {"ops": [{}]}}
         }
     },
+    "no detections": {"DFINEPostProcessor": {"num_top_queries": 0}},
+    "a deviation of zero": {"DINOv3Backbone": {"image_std": [0, 0, 0]}},
+    "another input size": {
+        "val_dataloader": {
+            "dataset": {
+                "type": "NotImported",
+                "transforms": {"ops": [{"type": "Resize", "size": [96, 64]}]},
+            }
+        }
+    },
+    "an input of 256 megapixels": {
+        "val_dataloader": {
+            "dataset": {
+                "type": "NotImported",
+                "transforms": {
+                    "ops": [{"type": "Resize", "size": [16_000, 16_000]}]
+                },
+            }
+        }
+    },
     "many layers": {"DFINETransformer": {"num_layers": 16_000}},
     "many queries": {"DFINETransformer": {"num_queries": 10**9}},
     "a wide decoder": {"DFINETransformer": {"hidden_dim": 16_000}},

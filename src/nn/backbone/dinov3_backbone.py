@@ -152,6 +152,10 @@ class DINOv3Backbone(nn.Module):
                 rank is out of range, or if the settings about training contradict each other.
         """
         super().__init__()
+        if not all(value > 0 for value in image_std):
+            raise ConfigError(
+                f"DINOv3Backbone.image_std is {list(image_std)}, expected numbers above 0"
+            )
         self.model_name = ALIASES.get(model_name, model_name)
         self.pretrained = pretrained
         self.checkpoint_path = checkpoint_path

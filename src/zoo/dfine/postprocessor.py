@@ -43,9 +43,14 @@ class DFINEPostProcessor(nn.Module):
             remap_mscoco_category: return COCO category ids instead of labels 0..79.
 
         Raises:
-            ConfigError: if `remap_mscoco_category` is set but `num_classes` is not 80.
+            ConfigError: if `remap_mscoco_category` is set but `num_classes` is not 80, or if
+                `num_top_queries` is less than 1.
         """
         super().__init__()
+        if num_top_queries < 1:
+            raise ConfigError(
+                f"num_top_queries is {num_top_queries}, expected at least 1"
+            )
         if remap_mscoco_category and num_classes != len(COCO_CATEGORY_IDS):
             raise ConfigError(
                 f"remap_mscoco_category is for COCO's 80 classes, but num_classes is {num_classes}; set it "
