@@ -18,9 +18,7 @@ FILES = sorted(
     if path.parent.name != "include"
 )
 CUSTOM = [
-    file
-    for file in FILES
-    if file.endswith("_custom.yml") or file.endswith("2custom.yml")
+    file for file in FILES if file.endswith(("_custom.yml", "2custom.yml"))
 ]
 
 

@@ -33,7 +33,7 @@ PARAMETERS = {
     "deimv2_femto": (983_945, 962_311),
     "deimv2_atto": (508_985, 494_159),
 }
-"""Parameters in training form and after `deploy()`, 80 classes. RT-DETRv4 is counted without its projector."""
+"""Parameters in training form and after `deploy()`, 80 classes, without RT-DETRv4's projector."""
 
 NOT_OURS = {
     "deimv2_s": 0,
@@ -41,7 +41,10 @@ NOT_OURS = {
     "deimv2_l": 14_208,
     "deimv2_x": 14_208,
 }
-"""Parameters of DEIMv2's ViT that our ViT does not have: the key third of each bias of L and X, and the mask token."""
+"""Parameters of the official ViT that ours does not have.
+
+These are the key third of each bias of L and X, and the mask token.
+"""
 
 WITH_OFFICIAL_KEYS = [
     name
