@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
-from .transformers_config import config_for
+from .transformers_config import check_settings, config_for
 
 MARKS = (
     "model.backbone.model.embedder.stem1.convolution.weight",
@@ -220,6 +220,8 @@ def to_transformers(
     Raises:
         CheckpointError: if transformers' D-FINE does not have this architecture.
     """
+    settings = settings or {}
+    check_settings(state, settings, path)
     result = {}
     unknown = []
     for key, value in state.items():
@@ -242,7 +244,7 @@ def to_transformers(
             f"{len(unknown)} of the tensors ({_listed(unknown)}), because it only covers D-FINE with HGNetv2"
         )
     try:
-        return result, config_for(state, settings or {}, path)
+        return result, config_for(state, settings, path)
     except KeyError as error:
         raise CheckpointError(
             f"{path} cannot be written for transformers: it has no tensor {error.args[0]}, which all models "
