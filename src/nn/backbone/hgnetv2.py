@@ -23,14 +23,28 @@ STRIDES = (4, 8, 16, 32)
 
 @register()
 class HGNetv2(nn.Module):
-    """PP-HGNetV2 B0 to B6, from images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse."""
+    """PP-HGNetV2, from images `[B, 3, H, W]` in 0..1 to a list of maps, fine to coarse.
+
+    The variants are B0 to B6, and DEIMv2's Pico, Femto and Atto, which end after the third stage.
+    """
 
     __role__ = "backbone"
     __load__ = "load_pretrained"
 
     def __init__(
         self,
-        name: Literal["B0", "B1", "B2", "B3", "B4", "B5", "B6"],
+        name: Literal[
+            "B0",
+            "B1",
+            "B2",
+            "B3",
+            "B4",
+            "B5",
+            "B6",
+            "Pico",
+            "Femto",
+            "Atto",
+        ],
         *,
         use_lab: bool = False,
         return_idx: Sequence[int] = (1, 2, 3),
@@ -51,21 +65,25 @@ class HGNetv2(nn.Module):
                 neither.
             freeze_norm: keep the statistics of batch norms, and do not train their weights.
             pretrained: start from ImageNet weights.
-            local_model_dir: folder with `PPHGNetV2_{name}_stage1.pth`.
+            local_model_dir: folder with `PPHGNetV2_{name}_stage1.pth`. For Pico, Femto and Atto, the file of
+                B0 is used as far as names and shapes agree.
 
         Raises:
             ConfigError: if `return_idx` or `freeze_at` is out of range.
         """
         super().__init__()
-        if not return_idx or any(not 0 <= index <= 3 for index in return_idx):
-            raise ConfigError(
-                f"HGNetv2.return_idx is {list(return_idx)}, expected numbers from 0 to 3"
-            )
-        if not -1 <= freeze_at <= 3:
-            raise ConfigError(
-                f"HGNetv2.freeze_at is {freeze_at}, expected -1 (nothing) to 3"
-            )
         variant = VARIANTS[name]
+        last = len(variant.stages) - 1
+        if not return_idx or any(
+            not 0 <= index <= last for index in return_idx
+        ):
+            raise ConfigError(
+                f"HGNetv2.return_idx is {list(return_idx)}, expected numbers from 0 to {last}"
+            )
+        if not -1 <= freeze_at <= last:
+            raise ConfigError(
+                f"HGNetv2.freeze_at is {freeze_at}, expected -1 (nothing) to {last}"
+            )
         self.name = name
         self.return_idx = list(return_idx)
         self.pretrained = pretrained
@@ -88,7 +106,7 @@ class HGNetv2(nn.Module):
                 spec.out,
                 spec.blocks,
                 spec.layers,
-                5 if is_late else 3,
+                variant.late_kernel if is_late else 3,
                 downsample=index > 0,
                 light=is_late,
                 use_lab=use_lab,
@@ -123,16 +141,19 @@ class HGNetv2(nn.Module):
         """
         if not self.pretrained:
             return
-        path = Path(self.local_model_dir) / f"PPHGNetV2_{self.name}_stage1.pth"
+        variant = VARIANTS[self.name]
+        source_name = variant.start_from or self.name
+        path = (
+            Path(self.local_model_dir) / f"PPHGNetV2_{source_name}_stage1.pth"
+        )
         if path.exists():
             weights = read_tensor_file(path)
             source = str(path)
         else:
-            timm_name = VARIANTS[self.name].timm_name
             try:
                 with main_first():
-                    weights = timm_state_dict(timm_name)
-                    source = f"timm {timm_name}"
+                    weights = timm_state_dict(variant.timm_name)
+                    source = f"timm {variant.timm_name}"
             except CheckpointError as error:
                 raise CheckpointError(
                     f"ImageNet weights for HGNetv2 {self.name} not found: no file {path}, and {error}; put "
@@ -144,6 +165,11 @@ class HGNetv2(nn.Module):
             )
         own = self.state_dict()
         weights = _without_classifier(weights, own)
+        num_loaded = len(weights)
+        if variant.start_from:
+            shared = _of_equal_shape(weights, own)
+            num_loaded = len(shared)
+            weights = own | shared
         different = sorted(set(own) ^ set(weights))
         if not different:
             different = sorted(
@@ -159,7 +185,7 @@ class HGNetv2(nn.Module):
         logger.info(
             "HGNetv2 %s: loaded %d of %d tensors from %s",
             self.name,
-            len(weights),
+            num_loaded,
             len(own),
             source,
         )
@@ -173,6 +199,17 @@ def _without_classifier(
     for key, value in weights.items():
         is_counter = "num_batches_tracked" in key and key not in own
         if not is_counter and not key.startswith("head."):
+            kept[key] = value
+    return kept
+
+
+def _of_equal_shape(
+    weights: dict[str, Tensor], own: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the weights whose name and shape occur in a model."""
+    kept = {}
+    for key, value in weights.items():
+        if key in own and own[key].shape == value.shape:
             kept[key] = value
     return kept
 

@@ -1,4 +1,4 @@
-"""Channel tables of PP-HGNetV2 B0 to B6."""
+"""Channel tables of PP-HGNetV2 B0 to B6, and of DEIMv2's shorter Pico, Femto and Atto."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ class Variant(NamedTuple):
     stem: tuple[int, int]
     """Channels inside the stem, and of its output."""
     stages: tuple[StageSpec, ...]
-    """The four stages."""
+    """The stages: four, or three in DEIMv2's variants."""
     timm_name: str
     """Name of the ImageNet weights at timm."""
+    late_kernel: int = 5
+    """Kernel size of the blocks from the third stage on."""
+    start_from: str | None = None
+    """Variant whose ImageNet weights are used where names and shapes agree, for one that has none itself."""
 
 
 def _variant(
@@ -105,3 +109,16 @@ VARIANTS: dict[str, Variant] = {
         (768, 2048, 3),
     ),
 }
+
+_B0 = VARIANTS["B0"]
+
+
+def _shortened_b0(third: StageSpec, late_kernel: int = 5) -> Variant:
+    """Return B0 with another third stage and without the fourth (DEIMv2, Huang et al., 2025)."""
+    stages = (*_B0.stages[:2], third)
+    return Variant(_B0.stem, stages, _B0.timm_name, late_kernel, "B0")
+
+
+VARIANTS["Pico"] = _shortened_b0(_B0.stages[2])
+VARIANTS["Femto"] = _shortened_b0(StageSpec(64, 512, 1, 3))
+VARIANTS["Atto"] = _shortened_b0(StageSpec(64, 256, 1, 3), late_kernel=3)

@@ -4,6 +4,7 @@ from .dfine import DFINE
 from .dfine_criterion import DFINECriterion
 from .dfine_decoder import DFINETransformer
 from .hybrid_encoder import HybridEncoder
+from .lite_encoder import LiteEncoder
 from .matcher import HungarianMatcher
 from .postprocessor import DFINEPostProcessor
 
@@ -14,4 +15,5 @@ __all__ = [
     "DFINETransformer",
     "HungarianMatcher",
     "HybridEncoder",
+    "LiteEncoder",
 ]

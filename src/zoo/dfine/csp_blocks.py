@@ -5,6 +5,8 @@ Attribute names are those of the released weights.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -109,6 +111,31 @@ class CSPLayer(nn.Module):
         return self.bottlenecks(self.conv1(x)) + self.conv2(x)
 
 
+class SplitCSPLayer(nn.Module):
+    """One 1x1 convolution whose output is split; a chain of blocks follows one half (DEIMv2's csp2)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, *, act: str
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, 2 * out_channels, 1, act=act)
+        blocks = [VGGBlock(out_channels, act=act) for _ in range(num_blocks)]
+        self.bottlenecks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, in, H, W]` to `[B, out, H, W]`."""
+        direct, refined = self.conv1(x).chunk(2, 1)
+        return direct + self.bottlenecks(refined)
+
+
+FusionBlock = Literal["gelan", "gelan_csp2", "gelan_slim"]
+"""Kind of the encoder's fusion blocks.
+
+"gelan" is D-FINE's. "gelan_csp2" has CSP stages with one convolution instead of two (DEIMv2 with HGNetv2).
+"gelan_slim" also lacks the 3x3 convolution after each stage (DEIMv2 with DINOv3).
+"""
+
+
 class RepNCSPELAN4(nn.Module):
     """GELAN block (YOLOv9, Wang et al., 2024): channels are split, and half of them pass two CSP stages.
 
@@ -124,18 +151,25 @@ class RepNCSPELAN4(nn.Module):
         num_blocks: int,
         *,
         act: str,
+        kind: FusionBlock = "gelan",
     ) -> None:
         super().__init__()
         half = mid_channels // 2
+        csp_layer = CSPLayer if kind == "gelan" else SplitCSPLayer
+
+        def stage(channels: int) -> nn.Sequential:
+            layers: list[nn.Module] = [
+                csp_layer(channels, inner_channels, num_blocks, act=act)
+            ]
+            if kind != "gelan_slim":
+                layers.append(
+                    ConvNorm(inner_channels, inner_channels, 3, act=act)
+                )
+            return nn.Sequential(*layers)
+
         self.cv1 = ConvNorm(in_channels, mid_channels, 1, act=act)
-        self.cv2 = nn.Sequential(
-            CSPLayer(half, inner_channels, num_blocks, act=act),
-            ConvNorm(inner_channels, inner_channels, 3, act=act),
-        )
-        self.cv3 = nn.Sequential(
-            CSPLayer(inner_channels, inner_channels, num_blocks, act=act),
-            ConvNorm(inner_channels, inner_channels, 3, act=act),
-        )
+        self.cv2 = stage(half)
+        self.cv3 = stage(inner_channels)
         self.cv4 = ConvNorm(
             mid_channels + 2 * inner_channels, out_channels, 1, act=act
         )

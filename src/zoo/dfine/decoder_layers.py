@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,30 @@ TOP_PROBABILITIES = 4
 """Number of the largest probabilities of an edge that the quality head reads."""
 
 
+Norm = Literal["layer", "rms"]
+"""Norm after each sum of a decoder layer: LayerNorm (D-FINE) or RMSNorm (DEIMv2)."""
+
+FeedForward = Literal["mlp", "swiglu"]
+"""Feed-forward part of a decoder layer: two linear layers (D-FINE) or SwiGLU (DEIMv2)."""
+
+
 class MLP(nn.Module):
-    """Linear layers with a ReLU between each two."""
+    """Linear layers with an activation between each two."""
 
     def __init__(
-        self, in_features: int, hidden: int, out_features: int, num_layers: int
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        num_layers: int,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         widths = [in_features, *[hidden] * (num_layers - 1), out_features]
         self.layers = nn.ModuleList(
             nn.Linear(a, b) for a, b in zip(widths, widths[1:])
         )
+        self.activation = build_activation(activation)
 
     @property
     def linears(self) -> list[nn.Linear]:
@@ -44,17 +58,57 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., in]` to `[..., out]`."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         return self.layers[-1](x)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square of the channels (Zhang and Sennrich, 2019), computed in float32."""
+
+    EPS = 1e-6
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., D]` to the same shape and type."""
+        precise = x.float()
+        mean_square = precise.square().mean(-1, keepdim=True)
+        normed = precise * torch.rsqrt(mean_square + self.EPS)
+        return normed.to(x.dtype) * self.scale
+
+
+_NORMS: dict[Norm, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "rms": RMSNorm,
+}
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward part with a gated hidden layer (Shazeer, 2020)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+        for linear in (self.w12, self.w3):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., D]` to the same shape."""
+        gate, value = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * value)
 
 
 class Gate(nn.Module):
     """Mixture of two tensors by learned gates instead of a residual sum (D-FINE, section 4.3)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Norm = "layer") -> None:
         super().__init__()
         self.gate = nn.Linear(2 * width, 2 * width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = _NORMS[norm](width)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
@@ -66,7 +120,7 @@ class Gate(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, gated deformable cross-attention, and a feed-forward part."""
+    """Self-attention among queries, deformable cross-attention and a feed-forward part."""
 
     def __init__(
         self,
@@ -78,23 +132,48 @@ class DecoderLayer(nn.Module):
         num_points: Sequence[int],
         *,
         discrete: bool = False,
+        norm: Norm = "layer",
+        feed_forward: FeedForward = "mlp",
+        gateway: bool = True,
     ) -> None:
+        """Build the layers.
+
+        Args:
+            width: channels of the queries, D.
+            nhead: number of attention heads.
+            dim_feedforward: hidden width of the feed-forward part; SwiGLU has half of it.
+            dropout: probability of dropout.
+            activation: activation of the feed-forward part; SwiGLU has its own.
+            num_points: number of sampling points in each level.
+            discrete: cross-attention reads the nearest pixel instead of interpolating.
+            norm: norm after each sum.
+            feed_forward: kind of the feed-forward part.
+            gateway: mix queries and cross-attention by learned gates; False adds them.
+        """
         super().__init__()
         self.self_attn = nn.MultiheadAttention(
             width, nhead, dropout=dropout, batch_first=True
         )
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = _NORMS[norm](width)
         self.cross_attn = MultiScaleDeformableAttention(
             width, nhead, num_points, discrete=discrete
         )
-        self.gateway = Gate(width)
-        self.linear1 = nn.Linear(width, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, width)
-        self.norm3 = nn.LayerNorm(width)
+        if gateway:
+            self.gateway = Gate(width, norm)
+        else:
+            self.norm2 = _NORMS[norm](width)
+        if feed_forward == "swiglu":
+            self.swish_ffn = SwiGLU(width, dim_feedforward // 2)
+        else:
+            self.linear1 = nn.Linear(width, dim_feedforward)
+            self.linear2 = nn.Linear(dim_feedforward, width)
+            nn.init.xavier_uniform_(self.linear1.weight)
+            nn.init.xavier_uniform_(self.linear2.weight)
+        self.norm3 = _NORMS[norm](width)
         self.dropout = nn.Dropout(dropout)
         self.activation = build_activation(activation)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
+        self.has_gateway = gateway
+        self.feed_forward = feed_forward
 
     def forward(
         self,
@@ -122,9 +201,21 @@ class DecoderLayer(nn.Module):
         )
         x = self.norm1(x + self.dropout(attended))
         gathered = self.cross_attn(x + position, reference, values)
-        x = self.gateway(x, self.dropout(gathered))
-        hidden = self.linear2(self.dropout(self.activation(self.linear1(x))))
-        return self.norm3((x + self.dropout(hidden)).clamp(-HALF_MAX, HALF_MAX))
+        x = self._joined(x, self.dropout(gathered))
+        hidden = self.dropout(self._fed_forward(x))
+        return self.norm3((x + hidden).clamp(-HALF_MAX, HALF_MAX))
+
+    def _joined(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """Add what cross-attention has gathered to the queries, both `[B, Q, D]`."""
+        if self.has_gateway:
+            return self.gateway(x, gathered)
+        return self.norm2(x + gathered)
+
+    def _fed_forward(self, x: Tensor) -> Tensor:
+        """Return the output of the feed-forward part, `[B, Q, D]`."""
+        if self.feed_forward == "swiglu":
+            return self.swish_ffn(x)
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 class LQE(nn.Module):
@@ -133,9 +224,12 @@ class LQE(nn.Module):
     It reads how concentrated the distributions are: their largest probabilities, and the mean of these.
     """
 
-    def __init__(self, hidden: int = 64, num_layers: int = 2) -> None:
+    def __init__(
+        self, hidden: int = 64, num_layers: int = 2, activation: str = "relu"
+    ) -> None:
         super().__init__()
-        self.reg_conf = MLP(4 * (TOP_PROBABILITIES + 1), hidden, 1, num_layers)
+        inputs = 4 * (TOP_PROBABILITIES + 1)
+        self.reg_conf = MLP(inputs, hidden, 1, num_layers, activation)
         self.reg_conf.start_at_zero()
 
     def forward(self, corners: Tensor) -> Tensor:

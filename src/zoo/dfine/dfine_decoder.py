@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from ...core.validate import require
 from ...ops.activations import inverse_sigmoid
 from ...ops.batch_norm import BatchNorm2d
 from ...ops.maps import flatten_map
-from .decoder_layers import LQE, MLP, DecoderLayer
+from .decoder_layers import LQE, MLP, DecoderLayer, FeedForward, Norm
 from .deformable_attention import split_heads
 from .denoising import DenoisingQueries, make_denoising_queries
 from .distribution import (
@@ -82,10 +82,30 @@ class TransformerDecoder(nn.Module):
         up: nn.Parameter,
         reg_scale: nn.Parameter,
         eval_idx: int,
+        *,
+        activation: str = "relu",
+        refines_position: bool = True,
     ) -> None:
+        """Store the layers, and build their quality heads.
+
+        Args:
+            layers: the decoder layers.
+            widths: channels of the queries in each layer.
+            num_heads: number of attention heads.
+            reg_max: number of bins less one.
+            up: parameter of the weighting sequence, `[1]`.
+            reg_scale: scale of distances, `[1]`.
+            eval_idx: index of the layer whose output is used.
+            activation: activation of the quality heads.
+            refines_position: compute the position codes again for the boxes of each layer; otherwise those
+                of the initial boxes are used in all layers.
+        """
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.lqe_layers = nn.ModuleList(LQE() for _ in layers)
+        self.lqe_layers = nn.ModuleList(
+            LQE(activation=activation) for _ in layers
+        )
+        self.refines_position = refines_position
         self.widths = widths
         self.num_heads = num_heads
         self.reg_max = reg_max
@@ -122,11 +142,13 @@ class TransformerDecoder(nn.Module):
         values = split_heads(memory, self.num_heads, shapes)
         x = content
         reference = reference_unact.sigmoid()
+        located = reference  # boxes that the position codes stand for
         initial = reference.new_empty(0)
         pre_boxes = reference.new_empty(0)
         pre_logits = reference.new_empty(0)
         previous: Tensor | float = 0.0
         distances: Tensor | float = 0.0
+        position = reference.new_empty(0)
         all_boxes = []
         all_logits = []
         all_corners = []
@@ -137,7 +159,12 @@ class TransformerDecoder(nn.Module):
                 memory = _stretch(memory, width)
                 values = split_heads(memory, self.num_heads, shapes)
                 previous = x.detach()
-            position = _position_code(heads.position, reference, width)
+            if (
+                index == 0
+                or self.refines_position
+                or width != position.shape[-1]
+            ):
+                position = _position_code(heads.position, located, width)
             x = layer(x, reference, values, position, mask)
             if index == 0:
                 shift = heads.pre_box(x).float()
@@ -157,6 +184,8 @@ class TransformerDecoder(nn.Module):
                 break
             distances = corners
             reference = boxes.detach()
+            if self.refines_position:
+                located = reference
             previous = x.detach()
         return Layers(
             all_boxes, all_logits, all_corners, initial, pre_boxes, pre_logits
@@ -215,6 +244,13 @@ class DFINETransformer(nn.Module):
         dim_feedforward: int = 1024,
         dropout: float = 0.0,
         activation: str = "relu",
+        mlp_act: str = "relu",
+        norm: Norm = "layer",
+        feed_forward: FeedForward = "mlp",
+        gateway: bool = True,
+        query_position: Literal["refined", "initial"] = "refined",
+        query_projection: bool = True,
+        share_box_head: bool = False,
         num_denoising: int = 100,
         label_noise_ratio: float = 0.5,
         box_noise_scale: float = 1.0,
@@ -242,9 +278,19 @@ class DFINETransformer(nn.Module):
             num_points: number of sampling points in each level, or one number for all levels.
             nhead: number of attention heads.
             num_layers: number of decoder layers.
-            dim_feedforward: hidden width of the feed-forward parts.
+            dim_feedforward: hidden width of the feed-forward parts; SwiGLU has half of it.
             dropout: probability of dropout in the layers.
-            activation: activation of the feed-forward parts.
+            activation: activation of the feed-forward parts and of the quality heads: relu (D-FINE) or silu
+                (DEIM, DEIMv2, RT-DETRv4).
+            mlp_act: activation of the position head and of all box heads.
+            norm: norm of the layers: "layer" (D-FINE) or "rms" (DEIMv2).
+            feed_forward: feed-forward parts: "mlp" (D-FINE) or "swiglu" (DEIMv2).
+            gateway: mix queries and cross-attention by learned gates; False adds them.
+            query_position: "refined" computes position codes for the boxes of each layer (D-FINE); "initial"
+                computes them once, from the initial boxes, with one more layer in the position head (DEIMv2).
+            query_projection: project and normalize the tokens from which queries are selected (D-FINE);
+                False selects from the tokens themselves (DEIMv2).
+            share_box_head: one box head for all layers up to `eval_idx`.
             num_denoising: number of positive denoising queries per image; 0 disables denoising.
             label_noise_ratio: see `make_denoising_queries`.
             box_noise_scale: see `make_denoising_queries`.
@@ -300,6 +346,8 @@ class DFINETransformer(nn.Module):
         self.learn_query_content = learn_query_content
         self.aux_loss = aux_loss
         self.query_select_method = query_select_method
+        self.query_position = query_position
+        self.share_box_head = share_box_head
         self.eval_spatial_size = (
             tuple(eval_spatial_size) if eval_spatial_size else None
         )
@@ -315,15 +363,23 @@ class DFINETransformer(nn.Module):
             self.register_buffer("anchors", anchors.clone())
             self.register_buffer("valid_mask", valid.clone())
         self.input_proj = self._build_input_projections()
-        self.decoder = self._build_layers(
-            points,
-            dim_feedforward,
-            dropout,
-            activation,
-            cross_attn_method == "discrete",
-            layer_scale,
-        )
-        self._build_heads(self.decoder.widths)
+
+        def build_layer(scale: float) -> DecoderLayer:
+            return DecoderLayer(
+                round(scale * hidden_dim),
+                nhead,
+                round(scale * dim_feedforward),
+                dropout,
+                activation,
+                points,
+                discrete=cross_attn_method == "discrete",
+                norm=norm,
+                feed_forward=feed_forward,
+                gateway=gateway,
+            )
+
+        self.decoder = self._build_layers(build_layer, layer_scale, activation)
+        self._build_heads(self.decoder.widths, mlp_act, query_projection)
 
     # ---- construction ----
 
@@ -346,32 +402,17 @@ class DFINETransformer(nn.Module):
 
     def _build_layers(
         self,
-        points: list[int],
-        dim_feedforward: int,
-        dropout: float,
-        activation: str,
-        discrete: bool,
+        build_layer: Callable[[float], DecoderLayer],
         layer_scale: float,
+        activation: str,
     ) -> TransformerDecoder:
         """Build the stack of layers.
 
         As in the published recipe, all layers up to `eval_idx` start from the same weights, and all layers
         after it start from other, common weights.
         """
-
-        def layer(scale: float) -> DecoderLayer:
-            return DecoderLayer(
-                round(scale * self.hidden_dim),
-                self.nhead,
-                round(scale * dim_feedforward),
-                dropout,
-                activation,
-                points,
-                discrete=discrete,
-            )
-
-        regular = layer(1)
-        wide = layer(layer_scale)
+        regular = build_layer(1)
+        wide = build_layer(layer_scale)
         num_regular = self.eval_idx + 1
         num_wide = self.num_layers - num_regular
         layers = [copy.deepcopy(regular) for _ in range(num_regular)]
@@ -386,13 +427,22 @@ class DFINETransformer(nn.Module):
             self.up,
             self.reg_scale,
             self.eval_idx,
+            activation=activation,
+            refines_position=self.query_position == "refined",
         )
 
-    def _build_heads(self, widths: list[int]) -> None:
-        """Build and initialize the heads, and the embeddings of queries, for layers of these widths."""
+    def _build_heads(
+        self, widths: list[int], activation: str, projects: bool
+    ) -> None:
+        """Build and initialize the heads, and the embeddings of queries.
+
+        Args:
+            widths: channels of the queries in each layer.
+            activation: activation of the position head and of the box heads.
+            projects: whether tokens are projected before queries are selected.
+        """
         width = self.hidden_dim
         classes = self.num_classes
-        bins = self.reg_max + 1
         if self.num_denoising:
             self.denoising_class_embed = nn.Embedding(
                 classes + 1, width, padding_idx=classes
@@ -400,23 +450,33 @@ class DFINETransformer(nn.Module):
         if self.learn_query_content:
             self.tgt_embed = nn.Embedding(self.num_queries, width)
             nn.init.xavier_uniform_(self.tgt_embed.weight)
-        self.query_pos_head = MLP(4, 2 * width, width, 2)
-        projection = nn.Linear(width, width)
-        parts = OrderedDict(proj=projection, norm=nn.LayerNorm(width))
-        self.enc_output = nn.Sequential(parts)
+        if self.query_position == "refined":
+            self.query_pos_head = MLP(4, 2 * width, width, 2, activation)
+        else:
+            self.query_pos_head = MLP(4, width, width, 3, activation)
+        self.enc_output = _query_projection(width, projects)
         scores = 1 if self.query_select_method == "agnostic" else classes
         self.enc_score_head = nn.Linear(width, scores)
-        self.enc_bbox_head = MLP(width, width, 4, 3)
+        self.enc_bbox_head = MLP(width, width, 4, 3, activation)
         self.dec_score_head = nn.ModuleList(
             nn.Linear(w, classes) for w in widths
         )
-        self.pre_bbox_head = MLP(width, width, 4, 3)
-        self.dec_bbox_head = nn.ModuleList(
-            MLP(w, w, 4 * bins, 3) for w in widths
-        )
-
-        nn.init.xavier_uniform_(projection.weight)
+        self.pre_bbox_head = MLP(width, width, 4, 3, activation)
+        self.dec_bbox_head = self._build_box_heads(widths, activation)
         self._initialize_heads()
+
+    def _build_box_heads(
+        self, widths: list[int], activation: str
+    ) -> nn.ModuleList:
+        """Return one box head per layer; shared ones are the same module at several indices."""
+        heads = nn.ModuleList()
+        for index, width in enumerate(widths):
+            if self.share_box_head and 0 < index <= self.eval_idx:
+                heads.append(heads[0])
+                continue
+            outputs = 4 * (self.reg_max + 1)
+            heads.append(MLP(width, width, outputs, 3, activation))
+        return heads
 
     def _initialize_heads(self) -> None:
         """Let all class scores start at the prior probability, and all boxes at their references."""
@@ -705,6 +765,16 @@ def _projection(
     nn.init.xavier_uniform_(conv.weight)
     norm = BatchNorm2d(out_channels)
     return nn.Sequential(OrderedDict(conv=conv, norm=norm))
+
+
+def _query_projection(width: int, is_used: bool) -> nn.Module:
+    """Return a linear layer with LayerNorm from D to D channels, or the identity."""
+    if not is_used:
+        return nn.Identity()
+    projection = nn.Linear(width, width)
+    nn.init.xavier_uniform_(projection.weight)
+    parts = OrderedDict(proj=projection, norm=nn.LayerNorm(width))
+    return nn.Sequential(parts)
 
 
 def _keep_heads(heads: nn.ModuleList, kept: range) -> nn.ModuleList:

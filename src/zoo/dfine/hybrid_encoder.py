@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,10 @@ from ...core.registry import register
 from ...ops.activations import build_activation
 from ...ops.batch_norm import BatchNorm2d
 from ...ops.maps import flatten_map
-from .csp_blocks import ConvNorm, RepNCSPELAN4, SCDown
+from .csp_blocks import ConvNorm, FusionBlock, RepNCSPELAN4, SCDown
+
+FuseOp = Literal["cat", "sum"]
+"""How two maps enter a fusion block: concatenated (D-FINE) or added (DEIMv2)."""
 
 
 @register()
@@ -40,6 +44,9 @@ class HybridEncoder(nn.Module):
         expansion: float = 1.0,
         depth_mult: float = 1.0,
         act: str = "silu",
+        fuse_op: FuseOp = "cat",
+        fusion_block: FusionBlock = "gelan",
+        project_input: Literal["always", "if_needed"] = "always",
         eval_spatial_size: Sequence[int] | None = None,
     ) -> None:
         """Build the layers.
@@ -58,6 +65,10 @@ class HybridEncoder(nn.Module):
             expansion: inner width of the fusion blocks relative to `hidden_dim` / 2.
             depth_mult: number of blocks in each fusion stage relative to 3.
             act: activation in the fusion blocks.
+            fuse_op: "cat" concatenates the two maps that a block fuses, "sum" adds them.
+            fusion_block: kind of the fusion blocks, see `csp_blocks.FusionBlock`.
+            project_input: "always" projects every map of the backbone; "if_needed" only those whose channels
+                differ from `hidden_dim`.
             eval_spatial_size: (height, width) of evaluation images, whose position tables are computed now.
 
         Raises:
@@ -75,22 +86,19 @@ class HybridEncoder(nn.Module):
         self.pe_temperature = pe_temperature
         self.out_channels = [hidden_dim] * levels
         self.out_strides = list(feat_strides)
-        inner = round(expansion * hidden_dim // 2)
-        blocks = round(3 * depth_mult)
+        self.fuse_op = fuse_op
 
         def fusion() -> RepNCSPELAN4:
-            return RepNCSPELAN4(
-                2 * hidden_dim,
-                hidden_dim,
-                2 * hidden_dim,
-                inner,
-                blocks,
-                act=act,
+            return build_fusion_block(
+                hidden_dim, fuse_op, fusion_block, expansion, depth_mult, act
             )
 
-        self.input_proj = nn.ModuleList(
-            _input_projection(channels, hidden_dim) for channels in in_channels
-        )
+        self.input_proj = nn.ModuleList()
+        for channels in in_channels:
+            if project_input == "if_needed" and channels == hidden_dim:
+                self.input_proj.append(nn.Identity())
+            else:
+                self.input_proj.append(input_projection(channels, hidden_dim))
         self.encoder = nn.ModuleList(
             TransformerEncoder(
                 hidden_dim,
@@ -171,7 +179,7 @@ class HybridEncoder(nn.Module):
         ):
             fused[0] = lateral(fused[0])
             above = F.interpolate(fused[0], scale_factor=2.0, mode="nearest")
-            fused.insert(0, block(torch.cat([above, finer], 1)))
+            fused.insert(0, block(self._joined(above, finer)))
         return fused
 
     def _bottom_up(self, maps: list[Tensor]) -> list[Tensor]:
@@ -180,8 +188,12 @@ class HybridEncoder(nn.Module):
         for down, block, coarser in zip(
             self.downsample_convs, self.pan_blocks, maps[1:]
         ):
-            fused.append(block(torch.cat([down(fused[-1]), coarser], 1)))
+            fused.append(block(self._joined(down(fused[-1]), coarser)))
         return fused
+
+    def _joined(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the input of a fusion block for two maps `[B, D, h, w]`."""
+        return a + b if self.fuse_op == "sum" else torch.cat([a, b], 1)
 
 
 class TransformerEncoder(nn.Module):
@@ -283,8 +295,31 @@ def position_table(
         return table.reshape(1, height * width, dim).to(device)
 
 
-def _input_projection(channels: int, hidden_dim: int) -> nn.Sequential:
-    """Return a 1x1 convolution with batch norm."""
+def build_fusion_block(
+    hidden_dim: int,
+    fuse_op: FuseOp,
+    kind: FusionBlock,
+    expansion: float,
+    depth_mult: float,
+    act: str,
+) -> RepNCSPELAN4:
+    """Return a fusion block whose output has `hidden_dim` channels; arguments as for `HybridEncoder`."""
+    inputs = hidden_dim if fuse_op == "sum" else 2 * hidden_dim
+    inner = round(expansion * hidden_dim // 2)
+    blocks = round(3 * depth_mult)
+    return RepNCSPELAN4(
+        inputs,
+        hidden_dim,
+        2 * hidden_dim,
+        inner,
+        blocks,
+        act=act,
+        kind=kind,
+    )
+
+
+def input_projection(channels: int, hidden_dim: int) -> nn.Sequential:
+    """Return a 1x1 convolution with batch norm, `[B, channels, H, W]` to `[B, hidden_dim, H, W]`."""
     conv = nn.Conv2d(channels, hidden_dim, 1, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, norm=BatchNorm2d(hidden_dim)))
 
