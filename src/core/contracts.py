@@ -610,7 +610,7 @@ class Distills(Protocol):
     """Factor on the loss in the epoch in progress."""
 
     def __call__(self, images: Tensor) -> Tensor | None:
-        """Return the weighted loss of the model's last forward pass, with the images `[B, 3, H, W]` in 0..1."""
+        """Return the weighted loss of the last forward pass of `images`, `[B, 3, H, W]` in 0..1."""
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters."""

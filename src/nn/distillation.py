@@ -165,7 +165,7 @@ class FeatureDistillation:
             parameter.grad = part.view_as(parameter).clone()
 
     def observe(self, parameters: Sequence[Tensor]) -> None:
-        """Read the gradients of a step, given all parameters that have one, without waiting for the device."""
+        """Read the gradients of a step, given all parameters that have one."""
         self.control.observe(parameters, self._watched)
 
     def begin_epoch(self, *, final_stage: bool) -> None:

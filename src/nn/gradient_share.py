@@ -48,9 +48,10 @@ class GradientShareWeight:
                     f"distillation.{name} is {value}, expected a number above 0; to train without "
                     "distillation: -u distillation=~"
                 )
-        if share is not None and not (
-            0 <= tolerance and tolerance < share < 100 - tolerance
-        ):
+        in_range = share is None or (
+            tolerance >= 0 and tolerance < share < 100 - tolerance
+        )
+        if not in_range:
             raise ConfigError(
                 f"distillation.share is {share} and distillation.tolerance is {tolerance}, expected percent "
                 "with share - tolerance above 0 and share + tolerance below 100"
@@ -65,7 +66,7 @@ class GradientShareWeight:
 
     @property
     def adapts(self) -> bool:
-        """Whether the weight follows the share of the gradient now."""
+        """True if the weight follows the share of the gradient now."""
         return self.share is not None and not self.is_final_stage
 
     def begin_epoch(self, *, final_stage: bool) -> None:
@@ -86,7 +87,10 @@ class GradientShareWeight:
         """
         if not self.adapts or not parameters:
             return
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            gradients.append(parameter.grad)
         norms = torch._foreach_norm(gradients, 1)
         watched_norms = []
         for parameter, norm in zip(parameters, norms):
@@ -101,7 +105,7 @@ class GradientShareWeight:
         self._steps += 1
 
     def mean_share(self) -> float | None:
-        """Return the mean share over the steps so far, in percent, or None without steps; reads the device."""
+        """Return the mean share over the steps so far in percent, or None without steps; reads the device."""
         if not self._steps:
             return None
         return 100 * float(self._sum) / self._steps
