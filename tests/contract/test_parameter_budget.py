@@ -4,16 +4,22 @@ import re
 from typing import NamedTuple
 
 import pytest
+import torch
 from torch import nn
 
 from src.core import YAMLConfig
 from tests.fixtures.golden import ROOT
 
+FAMILIES = ("dfine", "deim", "rtv4", "deimv2")
 FILES = sorted(
     str(path.relative_to(ROOT))
-    for path in (ROOT / "configs/dfine").rglob("dfine_*.yml")
+    for family in FAMILIES
+    for path in (ROOT / "configs" / family).rglob(f"{family}_*.yml")
     if path.parent.name != "include"
 )
+CUSTOM = [
+    file for file in FILES if file.endswith(("_custom.yml", "2custom.yml"))
+]
 
 
 class Size(NamedTuple):
@@ -30,11 +36,12 @@ def size(request) -> Size:
     comment = top_comment(request.param)
     classes = re.search(r"\((\d+) class", comment)
     backbone = "DINOv3Backbone" if "dinov3" in request.param else "HGNetv2"
-    model = YAMLConfig(
-        ROOT / request.param,
-        num_classes=int(classes[1]) if classes else 80,
-        **{backbone: {"pretrained": False}},
-    ).model
+    with torch.device("meta"):
+        model = YAMLConfig(
+            ROOT / request.param,
+            num_classes=int(classes[1]) if classes else 80,
+            **{backbone: {"pretrained": False}},
+        ).model
     parts = {"encoder": model.encoder, "decoder": model.decoder}
     if backbone == "DINOv3Backbone":
         parts |= {"ViT": model.backbone.vit, "adapter": model.backbone.adapter}
@@ -63,7 +70,7 @@ def millions(number: int, like: str) -> str:
 
 
 def test_no_model_configuration_is_overlooked():
-    assert len(FILES) >= 29 + 24
+    assert len(FILES) >= 29 + 22 + 2 * 17
 
 
 def test_the_count_in_the_top_comment_is_what_is_built(size):
@@ -117,6 +124,21 @@ def test_the_top_comment_of_a_dinov3_size_names_its_parts(file):
 @pytest.mark.parametrize("file", FILES)
 def test_the_command_in_the_top_comment_names_the_file_itself(file):
     assert f"train.py -c {file} " in top_comment(file)
+
+
+@pytest.mark.parametrize("file", CUSTOM)
+def test_the_top_comment_of_a_configuration_for_own_data_names_the_weights_to_start_from(
+    file,
+):
+    assert re.search(r" -t [\w./]+( |$)", top_comment(file))
+
+
+@pytest.mark.parametrize("file", CUSTOM)
+def test_a_configuration_for_own_data_loads_nothing_by_itself(file):
+    settings = YAMLConfig(ROOT / file).yaml_cfg
+    assert settings.get("tuning") is None
+    assert settings.get("resume") is None
+    assert "distillation" not in settings
 
 
 @pytest.fixture(

@@ -5,6 +5,7 @@ timm computes them on the CPU in every forward pass; the copy to a GPU synchroni
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +18,23 @@ MAX_SIZES = 64
 class CachedRope(nn.Module):
     """Wrapper of timm's RoPE that keeps its codes for each size and device."""
 
-    def __init__(self, rope: Any) -> None:
-        """Wrap `rope`, a `RotaryEmbeddingDinoV3`."""
+    periods: Tensor | None
+    """Periods that are part of the state dict, `[head width / 4]` float32, or None.
+
+    DINOv3's files round them to bfloat16, so models that were trained with these need them.
+    """
+
+    def __init__(self, rope: Any, *, store_periods: bool = False) -> None:
+        """Wrap a rotary embedding.
+
+        Args:
+            rope: timm's `RotaryEmbeddingDinoV3`.
+            store_periods: make the periods a part of the state dict.
+        """
         super().__init__()
         self.rope = rope
         self._codes: dict[tuple, Tensor] = {}
+        self.register_buffer("periods", rope.periods if store_periods else None)
 
     def get_embed(self, shape: tuple[int, int]) -> Tensor:
         """Return the codes of a grid of patches, (height, width), as `[height * width, channels]`."""
@@ -38,3 +51,22 @@ class CachedRope(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 self._codes[key] = self.rope.get_embed(shape=shape)
         return self._codes[key]
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> CachedRope:
+        """Move or convert the buffers; both modules then hold the same periods again."""
+        super()._apply(fn, recurse)
+        self._share_periods()
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Load the periods, and forget the codes of earlier ones."""
+        super()._load_from_state_dict(*arguments)
+        self._share_periods()
+
+    def _share_periods(self) -> None:
+        """Let timm's module compute with the periods of the state dict."""
+        self._codes.clear()
+        if self.periods is not None:
+            self.rope.periods = self.periods

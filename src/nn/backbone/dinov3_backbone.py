@@ -14,20 +14,14 @@ from ...core.durations import EpochLength, RunLength
 from ...core.errors import ConfigError
 from ...core.registry import Argument, arguments_of, register
 from ..lora import add_lora
-from .cached_rope import CachedRope
-from .dinov3_weights import load_published_weights
+from .concat_adapter import ConcatAdapter
+from .dinov3_weights import licence_of, load_published_weights
 from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
 from .thaw_plan import ThawPlan, read_phases
+from .vits import ALIASES, build_vit
 
 if TYPE_CHECKING:  # timm takes long to import
-    from timm.models.eva import Eva, EvaBlock
-
-ALIASES = {
-    "dinov3_small": "vit_small_patch16_dinov3",
-    "dinov3_small_plus": "vit_small_plus_patch16_dinov3",
-    "dinov3_base": "vit_base_patch16_dinov3",
-    "dinov3_large": "vit_large_patch16_dinov3",
-}
+    from timm.models.eva import Eva
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -92,11 +86,13 @@ class DINOv3Backbone(nn.Module):
         layer_decay: float = 1.0,
         tap_blocks: Sequence[int] | None = None,
         tap_norm: Literal["final", "own", "none"] = "final",
+        adapter: Literal["mixture", "concat"] = "mixture",
         upsample_mode: Literal["bilinear", "nearest"] = "bilinear",
         position_encoding: bool = False,
         detail_channels: int = 16,
         gradient_checkpointing: bool = False,
         rope_rescale_coords: float | None = None,
+        rope_periods: Literal["computed", "stored"] = "computed",
         drop_path: float = 0.0,
         lora_rank: int = 0,
         lora_alpha: float | None = None,
@@ -108,8 +104,8 @@ class DINOv3Backbone(nn.Module):
         """Build the layers; `load_pretrained` reads the weights.
 
         Args:
-            model_name: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base,
-                dinov3_large.
+            model_name: timm's name of a DINOv3 ViT; or dinov3_small, dinov3_small_plus, dinov3_base,
+                dinov3_large; or deimv2_tiny, deimv2_tiny_plus, the small ViTs of DEIMv2.
             pretrained: start from the published DINOv3 weights.
             checkpoint_path: file of these weights; None uses the official name in `weights/`.
             checkpoint_sha256: SHA-256 digest of this file, or at least its first 8 digits.
@@ -130,12 +126,16 @@ class DINOv3Backbone(nn.Module):
                 up to the last.
             tap_norm: LayerNorm before the adapter: "final" applies the final norm of the ViT to every tap,
                 "own" gives each tap a new norm, "none" applies none.
-            upsample_mode: interpolation from stride 16 to stride 8.
-            position_encoding: add a learned position code in the adapter.
+            adapter: "mixture" gives each level a learned mixture of all taps (`SpatialTuningAdapter`),
+                "concat" one tap and the details of its stride (`ConcatAdapter`, DEIMv2).
+            upsample_mode: interpolation from stride 16 to stride 8; mixture only.
+            position_encoding: add a learned position code in the adapter; mixture only.
             detail_channels: width of the convolutional detail branch in the adapter; 0 builds none.
             gradient_checkpointing: recompute blocks in the backward pass, which saves memory and takes time.
             rope_rescale_coords: in training, scale the RoPE coordinates by a random factor from 1 / r to r;
                 None does not scale them.
+            rope_periods: "computed" computes the periods of the RoPE codes; "stored" makes them a part of
+                the weights, so that a checkpoint decides (DEIMv2).
             drop_path: rate of stochastic depth in the last block, 0..1; it decreases linearly towards the
                 first block.
             lora_rank: rank of the low-rank updates that are trained instead of the ViT's own weights
@@ -161,8 +161,9 @@ class DINOv3Backbone(nn.Module):
         self.checkpoint_path = checkpoint_path
         self.checkpoint_sha256 = checkpoint_sha256
         self.licence_note: str | None = None
-        self.vit = _build_vit(
+        self.vit = build_vit(
             self.model_name,
+            store_periods=rope_periods == "stored",
             drop_path_rate=drop_path,
             rope_rescale_coords=rope_rescale_coords,
             **vit_arguments,
@@ -173,16 +174,27 @@ class DINOv3Backbone(nn.Module):
         depth = len(self.vit.blocks)
         self.tap_blocks = _check_taps(tap_blocks, depth)
         self.tap_norm = tap_norm
-        self.adapter = SpatialTuningAdapter(
-            self.vit.embed_dim,
-            out_channels,
-            feat_strides,
-            len(self.tap_blocks),
-            upsample_mode=upsample_mode,
-            detail_channels=detail_channels,
-            layer_norm=tap_norm == "own",
-            position_encoding=position_encoding,
-        )
+        self.adapter: SpatialTuningAdapter | ConcatAdapter
+        if adapter == "concat":
+            _refuse_for_concat(tap_norm, upsample_mode, position_encoding)
+            self.adapter = ConcatAdapter(
+                self.vit.embed_dim,
+                out_channels,
+                feat_strides,
+                len(self.tap_blocks),
+                detail_channels=detail_channels,
+            )
+        else:
+            self.adapter = SpatialTuningAdapter(
+                self.vit.embed_dim,
+                out_channels,
+                feat_strides,
+                len(self.tap_blocks),
+                upsample_mode=upsample_mode,
+                detail_channels=detail_channels,
+                layer_norm=tap_norm == "own",
+                position_encoding=position_encoding,
+            )
         self.out_channels = self.adapter.out_channels
         self.out_strides = list(feat_strides)
         mean = torch.tensor(image_mean).view(1, 3, 1, 1)
@@ -337,10 +349,7 @@ class DINOv3Backbone(nn.Module):
                 setting="DINOv3Backbone.checkpoint_path",
                 without="start without it: -u DINOv3Backbone.pretrained=False",
             )
-            licence = (
-                "DINOv3 License, which also applies to models trained from it"
-            )
-            self.licence_note = f"{self.model_name} by Meta: {licence}"
+            self.licence_note = licence_of(self.model_name)
 
     def _precision(self, images: Tensor) -> AbstractContextManager:
         """Return a context that disables fp16 autocast, which breaks DINOv3's features; bf16 works."""
@@ -349,45 +358,6 @@ class DINOv3Backbone(nn.Module):
         if enabled and torch.get_autocast_dtype(kind) == torch.float16:
             return torch.autocast(kind, enabled=False)
         return nullcontext()
-
-
-def _build_vit(name: str, **arguments: Any) -> Eva:
-    """Build a DINOv3 ViT of timm without weights; settings that timm refuses raise ConfigError."""
-    import timm
-
-    if (
-        not timm.is_model(name)
-        or "dinov3" not in name
-        or not name.startswith("vit_")
-    ):
-        known = ", ".join([*ALIASES, *timm.list_models("vit_*dinov3*")])
-        raise ConfigError(
-            f"DINOv3Backbone.model_name is '{name}', which timm does not know as a DINOv3 ViT; known are "
-            f"{known}"
-        )
-    try:
-        built = timm.create_model(
-            name,
-            pretrained=False,
-            num_classes=0,
-            dynamic_img_size=True,
-            **arguments,
-        )
-    except (AssertionError, ZeroDivisionError, RuntimeError) as error:
-        raise ConfigError(
-            f"DINOv3Backbone: timm cannot build {name} with {arguments}: {error or 'sizes do not divide'}"
-        ) from None
-    vit = cast("Eva", built)
-    if not len(vit.blocks):
-        raise ConfigError("DINOv3Backbone.depth is 0, expected at least 1")
-    num_heads = cast("EvaBlock", vit.blocks[0]).attn.num_heads
-    if vit.embed_dim % (4 * num_heads):
-        raise ConfigError(
-            f"DINOv3Backbone.embed_dim is {vit.embed_dim}, expected a multiple of 4 times num_heads "
-            f"{num_heads}: rotary position codes turn pairs of channels in two directions"
-        )
-    vit.rope = CachedRope(vit.rope)
-    return vit
 
 
 def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
@@ -405,3 +375,19 @@ def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
             f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}"
         )
     return taps
+
+
+def _refuse_for_concat(
+    tap_norm: str, upsample_mode: str, position_encoding: bool
+) -> None:
+    """Raise for settings that only the other adapter has."""
+    unused = {
+        "tap_norm: own": tap_norm == "own",
+        "upsample_mode: nearest": upsample_mode != "bilinear",
+        "position_encoding: True": position_encoding,
+    }
+    for setting, is_set in unused.items():
+        if is_set:
+            raise ConfigError(
+                f"DINOv3Backbone: adapter: concat has no {setting}; remove it, or set adapter: mixture"
+            )

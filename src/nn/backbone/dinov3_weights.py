@@ -1,6 +1,7 @@
 """DINOv3 weight files: recognize the model and the layout of a file, and convert it to timm's ViT.
 
-Three layouts are in use: those of Meta, timm and Hugging Face transformers. All load strictly.
+Three layouts are in use for DINOv3: those of Meta, timm and Hugging Face transformers. DEIMv2's small ViTs
+have a fourth one. All load strictly.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ OFFICIAL_FILES = {
     "vit_large_patch16_dinov3": "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth",
     "vit_huge_plus_patch16_dinov3": "dinov3_vith16plus_pretrain_lvd1689m-7c1da9a5.pth",
     "vit_7b_patch16_dinov3": "dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth",
+    "deimv2_tiny": "vitt_distill.pt",
+    "deimv2_tiny_plus": "vittplus_distill.pt",
 }
-"""File that Meta publishes for each of timm's models; its name ends with the first digits of its SHA-256."""
+"""File that is published for each ViT; the name of Meta's ends with the first digits of its SHA-256."""
 
 _SIZES = {
     192: "T",
@@ -46,14 +49,20 @@ _PATCH_WEIGHTS = (
 )
 """Ends of the keys of a patch embedding, `[D, 3, patch, patch]`."""
 
+_PERIODS = re.compile(r"(^|\.)periods$")
+"""RoPE periods, which Meta's files have rounded to bfloat16, which changes features by 1e-3.
+
+They are loaded only if the model stores them (`rope_periods: stored`), because a saved model could not
+reproduce them otherwise.
+"""
+
+ROPE_PERIODS = "rope.periods"
+"""Key of the periods in a ViT that stores them."""
+
 _NEVER_LOADED = re.compile(
     r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\..*|freqs)$"
 )
-"""Entries that are not loaded, because the backbone does not use them.
-
-RoPE periods are computed in float32. The file has them rounded to bfloat16, which changes features by 1e-3; a
-saved model could not reproduce that.
-"""
+"""Entries that are not loaded, because the backbone does not use them."""
 
 _OFFICIAL_TO_TIMM = (
     ("storage_tokens", "reg_token"),
@@ -144,6 +153,7 @@ def load_published_weights(
             f"Hugging Face file of {base_name} there, name another with -u {setting}=FILE, or {without} "
             f"(weights/README.md says where the files are)"
         ) from None
+    weights |= _periods_for(vit, {})
     refuse_misfits(weights, vit, "what timm publishes", model_name)
     vit.load_state_dict(weights)
     logger.info(
@@ -197,6 +207,7 @@ def load_dinov3_weights(
     layout = detect_layout(state, path, model_name)
     converted = convert_to_timm(state, layout)
     converted, remarks = fit_biases(converted, vit, path, model_name)
+    converted |= _periods_for(vit, state)
     refuse_misfits(converted, vit, path, model_name)
     vit.load_state_dict(converted)
     if claimed:
@@ -208,9 +219,9 @@ def load_dinov3_weights(
 
 
 def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
-    """Return the layout of a state dict: "official", "timm" or "Hugging Face".
+    """Return the layout of a state dict: "official", "timm", "Hugging Face" or "DEIMv2".
 
-    DINOv3 has register tokens and no absolute position embeddings.
+    DINOv3 has register tokens and no absolute position embeddings. DEIMv2's small ViTs have neither.
 
     Raises:
         CheckpointError: if it is not a DINOv3 ViT; the message says what it is.
@@ -222,6 +233,9 @@ def detect_layout(state: dict[str, Tensor], path: Path, model_name: str) -> str:
         return "Hugging Face"
     if "reg_token" in state and "pos_embed" not in state:
         return "timm"
+    has_key_bias = "blocks.0.attn.qkv.bias" in state
+    if has_key_bias and "rope_embed.periods" in state:
+        return "DEIMv2"
     raise CheckpointError(
         f"{path} is {_describe_foreign_file(state)}; {model_name} needs a DINOv3 ViT of its size"
     )
@@ -286,6 +300,28 @@ def fit_biases(
         if not live:
             remarks.append("its query and value biases are zero")
     return result, remarks
+
+
+def _periods_for(vit: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the RoPE periods for a model that stores them: those of a file, or else its own; else {}."""
+    own = vit.state_dict()
+    if ROPE_PERIODS not in own:
+        return {}
+    for key, value in state.items():
+        if _PERIODS.search(key):
+            return {ROPE_PERIODS: value.float()}
+    return {ROPE_PERIODS: own[ROPE_PERIODS]}
+
+
+def licence_of(model_name: str) -> str:
+    """Return the licence of the published weights of a ViT, for the notes of a run."""
+    if model_name.startswith("deimv2_"):
+        return (
+            f"{model_name} by Intellindust (DEIMv2), Apache-2.0; distilled from Meta's DINOv3, whose DINOv3 "
+            "License applies to models trained from it"
+        )
+    licence = "DINOv3 License, which also applies to models trained from it"
+    return f"{model_name} by Meta: {licence}"
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:

@@ -57,15 +57,9 @@ class SpatialTuningAdapter(nn.Module):
             ConfigError: if `strides` or `out_channels` is invalid.
         """
         super().__init__()
-        ascending = list(strides) == sorted(set(strides))
-        if not strides or not ascending or not set(strides) <= set(STRIDES):
-            raise ConfigError(
-                f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of "
-                f"{list(STRIDES)}"
-            )
         self.strides = tuple(strides)
         self.upsample_mode = upsample_mode
-        self.out_channels = _one_for_each(out_channels, strides)
+        self.out_channels = channels_of_maps(out_channels, strides)
         self.tap_norms: nn.ModuleList | None = None
         if layer_norm:
             norms = [nn.LayerNorm(in_channels) for _ in range(num_taps)]
@@ -183,14 +177,25 @@ def _detail_projections(
     return projections
 
 
-def _one_for_each(
+def channels_of_maps(
     out_channels: int | Sequence[int], strides: Sequence[int]
 ) -> list[int]:
-    """Return the channels of each map.
+    """Return the channels of each map of a pyramid.
+
+    Args:
+        out_channels: one number for all maps, or one for each.
+        strides: strides of the maps.
 
     Raises:
-        ConfigError: if there is not one number for each stride, or a number is below 1.
+        ConfigError: if the strides are not ascending ones out of 8, 16 and 32, if there is not one number for
+            each stride, or if a number is below 1.
     """
+    ascending = list(strides) == sorted(set(strides))
+    if not strides or not ascending or not set(strides) <= set(STRIDES):
+        raise ConfigError(
+            f"DINOv3Backbone.feat_strides is {list(strides)}, expected ascending strides out of "
+            f"{list(STRIDES)}"
+        )
     if isinstance(out_channels, int):
         channels = [out_channels] * len(strides)
     else:

@@ -11,18 +11,27 @@ PARAMETERS = {
     "B4": 13_553_376,
     "B5": 33_325_760,
     "B6": 69_013_472,
+    "Pico": 749_202,
+    "Femto": 389_832,
+    "Atto": 230_344,
 }
-"""With trainable norms; B0 to B3 with learnable affine blocks, as they are published."""
+"""With trainable norms; B0 to B3 and DEIMv2's variants have learnable affine blocks, as published."""
+
+WITH_AFFINE_BLOCKS = ("B0", "B1", "B2", "B3", "Pico", "Femto", "Atto")
+
+
+def built(name, **settings):
+    stages = range(len(VARIANTS[name].stages))
+    return HGNetv2(name, return_idx=list(stages), pretrained=False, **settings)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_variant_has_the_published_number_of_parameters(name):
-    model = HGNetv2(
+    model = built(
         name,
-        use_lab=name in ("B0", "B1", "B2", "B3"),
+        use_lab=name in WITH_AFFINE_BLOCKS,
         freeze_at=-1,
         freeze_norm=False,
-        pretrained=False,
     )
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
@@ -33,6 +42,5 @@ def test_every_variant_is_counted():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_channels_of_a_variant_are_those_of_its_table(name):
-    assert HGNetv2(
-        name, return_idx=[0, 1, 2, 3], pretrained=False
-    ).out_channels == [stage.out for stage in VARIANTS[name].stages]
+    channels = [stage.out for stage in VARIANTS[name].stages]
+    assert built(name).out_channels == channels
