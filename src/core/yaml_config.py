@@ -102,6 +102,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "ema": ("model",),
     "scaler": ("device",),
     "gram_anchoring": ("model",),
+    "distillation": ("model",),
 }
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
 
@@ -316,8 +317,15 @@ class YAMLConfig:
 
     @cached_property
     def optimizer(self) -> Any:
-        """The optimizer over the parameters of `model`, in the groups that the configuration names."""
-        return self._create_block("optimizer", model=self.model)
+        """The optimizer over the parameters of `model`, in the groups that the configuration names.
+
+        The parameters of `distillation` form a last group, with the optimizer's own settings.
+        """
+        optimizer = self._create_block("optimizer", model=self.model)
+        if self.distillation is not None:
+            own = self.distillation.parameters()
+            optimizer.add_param_group({"params": own, "name": "distillation"})
+        return optimizer
 
     @cached_property
     def lr_scheduler(self) -> Any:
@@ -340,6 +348,11 @@ class YAMLConfig:
     def gram_anchoring(self) -> Any:
         """The loss that keeps the backbone near DINOv3, or None."""
         return self._create_block("gram_anchoring", model=self.model)
+
+    @cached_property
+    def distillation(self) -> Any:
+        """The loss that compares the model with a teacher, or None."""
+        return self._create_block("distillation", model=self.model)
 
     def scaler(self, device: str) -> Any:
         """Build the gradient scaler for fp16 on a type of device, or return None."""

@@ -160,6 +160,7 @@ def _build_state(
         scaler=scaler,
         guard=guard,
         best=BestModel(cfg.settings.best_metric),
+        distillation=cfg.distillation,
         train_data=data.train_loader.dataset,
     )
 
@@ -173,7 +174,7 @@ def build_step(
     amp_dtype: torch.dtype | None,
     is_stop_asked: Callable[[], bool] = lambda: False,
 ) -> TrainStep:
-    """Build the training step of a model, with the criterion, optimizer, EMA and anchoring of its run.
+    """Build the training step of a model, with the criterion, optimizer, EMA and further losses of its run.
 
     Args:
         cfg: configuration of the run, with lengths as integers.
@@ -187,6 +188,11 @@ def build_step(
     anchoring = cfg.gram_anchoring
     if anchoring:
         anchoring.to(device).attach()
+    distillation = cfg.distillation
+    if distillation:
+        distillation.to(device).attach()
+        # its start weights depend on the random state, which differs between ranks
+        broadcast_tensors([p.data for p in distillation.parameters()])
     average = cfg.ema  # a copy of the model, so it is made before compiling
     if cfg.settings.compile:
         compile_backbone(model)
@@ -202,6 +208,7 @@ def build_step(
         guard=guard,
         exact=cfg.settings.grad_accum_exact,
         anchoring=anchoring,
+        distillation=distillation,
         is_stop_asked=is_stop_asked,
     )
 
