@@ -589,6 +589,55 @@ class Compilable(Protocol):
 
 
 @runtime_checkable
+class AttendsCoarsestMap(Protocol):
+    """An encoder that can apply self-attention to its coarsest map."""
+
+    hidden_dim: int
+    """Channels of this map, D."""
+
+    def coarsest_attention(self) -> tuple[nn.Module, nn.Module] | None:
+        """Return the attention layers, and the layer whose input is their result `[B, D, h, w]`.
+
+        None if the coarsest level has no attention.
+        """
+
+
+@runtime_checkable
+class Distills(Protocol):
+    """An additional loss with a teacher, and with trainable parameters that are not the detector's."""
+
+    weight: float
+    """Factor on the loss in the epoch in progress."""
+
+    def __call__(self, images: Tensor) -> Tensor | None:
+        """Return the weighted loss of the last forward pass of `images`, `[B, 3, H, W]` in 0..1."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters."""
+
+    def average_gradients(self) -> None:
+        """Average the gradients of these parameters over ranks. All ranks must call this together."""
+
+    def observe(self, parameters: Sequence[Tensor]) -> None:
+        """Read the gradients of a step, given all parameters that have one."""
+
+    def begin_epoch(self, *, final_stage: bool) -> None:
+        """Set the weight of an epoch; it can begin again after a resume."""
+
+    def end_epoch(self) -> dict[str, float]:
+        """Set the weight of the next epoch, and return entries for the record of this one."""
+
+    def forget_epoch(self) -> None:
+        """Discard what was observed in the epoch in progress."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is needed to resume."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore from `state_dict`."""
+
+
+@runtime_checkable
 class Deployable(Protocol):
     """A module with a smaller form for inference."""
 

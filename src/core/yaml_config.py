@@ -59,6 +59,8 @@ class RunSettings:
     output_dir: str = "./output"
     summary_dir: str | None = None
     resume: str | None = None
+    family: str | None = None
+    """Family of the file of `-r` or `-t`, such as "deim", where its tensors fit several."""
     override: bool = False
     strict: bool = False
     tuning: str | None = None
@@ -102,6 +104,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "ema": ("model",),
     "scaler": ("device",),
     "gram_anchoring": ("model",),
+    "distillation": ("model",),
 }
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
 
@@ -173,6 +176,22 @@ class YAMLConfig:
                 refuse_other_roles(
                     role, config.yaml_cfg[role], config.yaml_cfg, name
                 )
+        return config
+
+    @classmethod
+    def from_run(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
+        """Read the whole configuration of a run from its checkpoint, to continue or repeat the run.
+
+        Args:
+            text: YAML text without includes.
+            name: name of the source, for messages.
+            overrides: as for the constructor.
+
+        Raises:
+            ConfigError: as for the constructor.
+        """
+        config = cls.__new__(cls)
+        config._load(parse_config_tree(text, name), name, overrides)
         return config
 
     def _load(
@@ -256,11 +275,11 @@ class YAMLConfig:
         """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
         key = "val_dataloader"
         loader = self.yaml_cfg.get(key) or self._unknown_data.get(key) or {}
-        dataset = self._section(loader.get("dataset"))
-        transforms = self._section(dataset.get("transforms"))
+        dataset = self.section(loader.get("dataset"))
+        transforms = self.section(dataset.get("transforms"))
         return copy.deepcopy(transforms.get("ops") or [])
 
-    def _section(self, spec: Any) -> dict[str, Any]:
+    def section(self, spec: Any) -> dict[str, Any]:
         """Return the settings of a component, which are given in place or in a section of their own."""
         settings = self.yaml_cfg.get(spec) if isinstance(spec, str) else spec
         return settings if isinstance(settings, dict) else {}
@@ -316,8 +335,15 @@ class YAMLConfig:
 
     @cached_property
     def optimizer(self) -> Any:
-        """The optimizer over the parameters of `model`, in the groups that the configuration names."""
-        return self._create_block("optimizer", model=self.model)
+        """The optimizer over the parameters of `model`, in the groups that the configuration names.
+
+        The parameters of `distillation` form a last group, with the optimizer's own settings.
+        """
+        optimizer = self._create_block("optimizer", model=self.model)
+        if self.distillation is not None:
+            own = self.distillation.parameters()
+            optimizer.add_param_group({"params": own, "name": "distillation"})
+        return optimizer
 
     @cached_property
     def lr_scheduler(self) -> Any:
@@ -340,6 +366,11 @@ class YAMLConfig:
     def gram_anchoring(self) -> Any:
         """The loss that keeps the backbone near DINOv3, or None."""
         return self._create_block("gram_anchoring", model=self.model)
+
+    @cached_property
+    def distillation(self) -> Any:
+        """The loss that compares the model with a teacher, or None."""
+        return self._create_block("distillation", model=self.model)
 
     def scaler(self, device: str) -> Any:
         """Build the gradient scaler for fp16 on a type of device, or return None."""

@@ -1,5 +1,5 @@
-"""Backbones that map images to feature maps, LoRA, and Gram anchoring."""
+"""Backbones that map images to feature maps, LoRA, Gram anchoring, and distillation."""
 
-from . import backbone, gram_anchoring
+from . import backbone, distillation, gram_anchoring
 
-__all__ = ["backbone", "gram_anchoring"]
+__all__ = ["backbone", "distillation", "gram_anchoring"]

@@ -68,6 +68,7 @@ class RunLog:
         total_steps: int,
         losses: Mapping[str, float],
         rates: Sequence[float],
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Write the curves of a step.
 
@@ -75,11 +76,14 @@ class RunLog:
             total_steps: completed steps of the run.
             losses: loss terms by name.
             rates: learning rate of each group.
+            weights: factors of loss terms that change during the run, by name of the term.
         """
         values = {f"Loss/{name}": value for name, value in losses.items()}
         values["Loss/total"] = sum(losses.values())
         for index, rate in enumerate(rates):
             values[f"Lr/pg_{index}"] = rate
+        for name, weight in (weights or {}).items():
+            values[f"Weight/{name}"] = weight
         for writer in self.writers:
             writer.write_step(total_steps, values)
 

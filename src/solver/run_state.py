@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.contracts import DetectionData, WeightAverage
+from ..core.contracts import DetectionData, Distills, WeightAverage
 from ..core.errors import CheckpointError
 from ..detection.fitting import completed, load_strictly
 from ..detection.lora_weights import merged_state_dict
@@ -60,6 +60,8 @@ class RunState:
     best: BestModel
     train_data: DetectionData
     """Training data, which records images that could not be read."""
+    distillation: Distills | None = None
+    """Loss with a teacher and trainable parameters of its own."""
     progress: Progress = field(default_factory=Progress)
     meter: EpochMeter | None = None
     """Meter of the epoch in progress."""
@@ -82,6 +84,9 @@ class RunState:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "distillation": (
+                self.distillation.state_dict() if self.distillation else None
+            ),
             "guard": {
                 "in_a_row": self.guard.in_a_row,
                 "in_epoch": self.guard.in_epoch,
@@ -119,6 +124,7 @@ class RunState:
             self.model, WeightFile(source, state["model"], state["meta"])
         )
         self._load_average(state["ema"])
+        _load_distillation(self.distillation, state.get("distillation"), source)
         _load_optimizer(self.optimizer, state["optimizer"], source)
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -148,6 +154,8 @@ class RunState:
         """Restart the epoch and reset the best score, because the data has changed."""
         self.progress.restart_epoch()
         self.meter = None
+        if self.distillation:
+            self.distillation.forget_epoch()
         self.best.forget()
 
     def close_epoch(
@@ -230,6 +238,25 @@ def _remember_unreadable(data: DetectionData, images: list[int]) -> None:
     known = [index for index in images if index < len(data)]
     if known:
         data.remember_unreadable(known)
+
+
+def _load_distillation(
+    distillation: Distills | None,
+    state: Mapping[str, Any] | None,
+    source: Path,
+) -> None:
+    """Restore the trained parts of the distillation; both must be there, or neither."""
+    if bool(distillation) != bool(state):
+        found, wanted = ("has", "has none") if state else ("has no", "has one")
+        raise CheckpointError(
+            f"{source} {found} state of a distillation, but the configuration {wanted}; restore "
+            "distillation as it was, or start a new run from its weights with -t"
+        )
+    if distillation and state:
+        try:
+            distillation.load_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
 
 
 def _load_optimizer(

@@ -140,6 +140,15 @@ class MeterState(Struct):
             raise ValueError("Expected `no sums without steps`")
 
 
+class DistillationState(Struct):
+    """State of `nn.distillation.FeatureDistillation`."""
+
+    projector: Weights
+    weight: Annotated[float, Meta(gt=0, le=1e300)]
+    share_sum: NotNegative = 0.0
+    share_steps: Count = 0
+
+
 class TrainingState(Struct):
     """The content of `last.pth`."""
 
@@ -153,6 +162,7 @@ class TrainingState(Struct):
     meta: RunNotes
     world_size: Annotated[int, Meta(ge=1, le=1_000_000)]
     scaler: dict[str, Any] | None = None
+    distillation: DistillationState | None = None
     first_loss: Finite | None = None
     explained: bool | None = None
     unreadable: list[Count] | None = None

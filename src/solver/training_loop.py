@@ -98,6 +98,9 @@ def begin_epoch(run: Run, epoch: int) -> None:
     for part in (run.step.criterion, run.step.anchoring):
         if isinstance(part, FollowsEpochs):
             part.set_epoch(epoch)
+    if run.state.distillation:
+        is_final = run.plan.stage(epoch) == 2
+        run.state.distillation.begin_epoch(final_stage=is_final)
     if run.phases.begin(epoch):
         rates = run.rates.scheduled(progress)
         log_trainable_parameters(
@@ -192,7 +195,10 @@ def report_step(
     values = {name: value.item() for name, value in losses.items()}
     total = sum(values.values())
     rates = [group["lr"] for group in run.state.optimizer.param_groups]
-    log.step(run.state.progress.total_steps, values, rates)
+    weights = {}
+    if run.state.distillation:
+        weights["loss_distill"] = run.state.distillation.weight
+    log.step(run.state.progress.total_steps, values, rates, weights)
     bar.set_postfix(loss=f"{total:.2f}", lr=f"{run.rates.highest:.1e}")
     if bar.disable:
         log_step(run.state.progress, run.plan, total, run.rates.highest, meter)
@@ -244,6 +250,7 @@ def end_epoch(
     run.data.train_loader.report_images()
     run.data.val_loader.report_images()
     boxes = meter.boxes_of_all_ranks()
+    distillation = state.distillation.end_epoch() if state.distillation else {}
     if is_main():
         record = epoch_record(
             epoch=epoch,
@@ -257,7 +264,7 @@ def end_epoch(
             peak_memory_mb=peak_memory_mb(run.device),
             model=state.model,
         )
-        log.epoch(record | boxes_record(epoch, *boxes))
+        log.epoch(record | boxes_record(epoch, *boxes) | distillation)
     saver.keep(epoch, metrics, improved=improved)
 
 

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.contracts import Batch, CountsObjects, Target, WeightAverage
+from ..core.contracts import (
+    Batch,
+    CountsObjects,
+    Distills,
+    Target,
+    WeightAverage,
+)
 from ..core.errors import NumericsError
 from ..ops.batch_norm import count_batch
 from ..runtime.distributed import everywhere
@@ -65,6 +71,8 @@ class TrainStep:
     """Normalize losses as if the window were one batch, at the cost of a second forward pass."""
     anchoring: Callable[[], Tensor | None] | None = None
     """Function that returns an additional loss of the last forward pass (Gram anchoring)."""
+    distillation: Distills | None = None
+    """Additional loss of the last forward pass with parameters of its own, which `optimizer` has too."""
     is_stop_asked: Callable[[], bool] = lambda: False
     """Function that returns whether this rank was asked to stop."""
 
@@ -184,6 +192,10 @@ class TrainStep:
                     anchor = self.anchoring()
                 if anchor is not None:
                     losses["loss_gram"] = anchor * fraction
+            if self.distillation:
+                distance = self.distillation(images)
+                if distance is not None:
+                    losses["loss_distill"] = distance * fraction
             total = add_up(losses.values())
         except NumericsError as error:
             total = poisoned_total(outputs)
@@ -236,6 +248,8 @@ class TrainStep:
             scaling, overflowing gradients of a finite loss are normal: the scale is lowered and the step is
             skipped.
         """
+        if self.distillation:
+            self.distillation.average_gradients()
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         parameters: list[Tensor] = []
@@ -257,6 +271,8 @@ class TrainStep:
         self.stopping = not all_continue
         is_finite = finite_loss and finite_gradient
         if is_finite:
+            if self.distillation:
+                self.distillation.observe(parameters)
             self.optimizer.step()
         if self.scaler:
             # lowers the scale if `unscale_` found a gradient that is not finite

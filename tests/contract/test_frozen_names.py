@@ -65,6 +65,7 @@ COMPONENTS = {
     "div_factor final_div_factor",
     "LinearWarmup": "warmup_duration",
     "GramAnchoring": "weight num_tokens all_taps checkpoint_path",
+    "FeatureDistillation": "teacher checkpoint_path weight share tolerance default_weight",
 }
 
 TOP_LEVEL_KEYS = [

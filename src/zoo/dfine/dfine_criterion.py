@@ -22,6 +22,7 @@ from .losses import (
     Balance,
     Matched,
     box_losses,
+    box_losses_by_head,
     decoupled_distillation_loss,
     distillation_balance,
     fine_grained_localization_loss,
@@ -81,7 +82,7 @@ class _Supervision(NamedTuple):
     class_pairs: Matched
     """Pairs for class terms; each head has its own."""
     box_pairs: Matched
-    """Pairs for box and localization terms; all heads share them."""
+    """Pairs for box and localization terms; all heads share them, unless `by_head`."""
     class_normalizer: Tensor | float
     """Divisor of the class terms."""
     box_normalizer: Tensor | float
@@ -89,6 +90,8 @@ class _Supervision(NamedTuple):
     balance: Balance | None
     """Weights of matched and unmatched queries in the distillation term; None derives them from
     `box_pairs`."""
+    by_head: bool = False
+    """True if each head has its own `box_pairs`."""
 
 
 @register()
@@ -110,6 +113,7 @@ class DFINECriterion(nn.Module):
         reg_max: int = 32,
         boxes_weight_format: Literal["iou", "giou"] | None = None,
         mal_alpha: float | None = None,
+        use_uni_set: bool = True,
     ) -> None:
         """Store the settings.
 
@@ -126,9 +130,12 @@ class DFINECriterion(nn.Module):
             boxes_weight_format: "iou" or "giou" multiplies the GIoU term of a pair by that value; "giou" also
                 makes it the class target instead of the IoU.
             mal_alpha: weight of negatives in the matchability-aware loss; None uses 1.
+            use_uni_set: supervise the boxes of all heads with the union of their matchings; False uses the
+                matching of each head, as DEIMv2's smallest models do.
 
         Raises:
-            ConfigError: if `weight_dict` has a term that `losses` does not compute.
+            ConfigError: if `weight_dict` has a term that `losses` does not compute, or `losses` has "local"
+                without the union.
         """
         super().__init__()
         emitted: set[str] = set()
@@ -144,7 +151,13 @@ class DFINECriterion(nn.Module):
                 f"DFINECriterion.weight_dict weighs {', '.join(sorted(idle))}, which none of losses "
                 f"{list(losses)} computes"
             )
+        if not use_uni_set and "local" in losses:
+            raise ConfigError(
+                "DFINECriterion.use_uni_set is False, but losses has 'local', which needs the union of all "
+                "matchings; remove 'local', loss_fgl and loss_ddf, or set use_uni_set to True"
+            )
         self.matcher = matcher
+        self.use_uni_set = use_uni_set
         self.losses = list(losses)
         self.gamma = gamma
         self.num_classes = num_classes
@@ -271,6 +284,12 @@ class DFINECriterion(nn.Module):
                 normalizers.union,
                 balance,
             )
+            if not self.use_uni_set:
+                supervision = supervision._replace(
+                    box_pairs=own,
+                    box_normalizer=normalizers.targets,
+                    by_head=True,
+                )
             supervisions.append(supervision)
         if meta:
             stack = denoising_heads(outputs, self.reg_max + 1)
@@ -332,9 +351,19 @@ class DFINECriterion(nn.Module):
         stack = supervision.stack
         pairs = supervision.box_pairs
         normalizer = supervision.box_normalizer
-        predicted = stack.boxes[:, pairs.image, pairs.query]  # [K, M, 4]
         targets = batch.boxes[pairs.target]
-        losses = box_losses(predicted, targets, self.boxes_weight_format)
+        if supervision.by_head:
+            predicted = stack.boxes[pairs.head, pairs.image, pairs.query]
+            losses = box_losses_by_head(
+                predicted,
+                targets,
+                pairs.head,
+                len(stack.boxes),
+                self.boxes_weight_format,
+            )
+        else:
+            predicted = stack.boxes[:, pairs.image, pairs.query]  # [K, M, 4]
+            losses = box_losses(predicted, targets, self.boxes_weight_format)
         for term, sums in (
             ("loss_bbox", losses.l1),
             ("loss_giou", losses.giou),

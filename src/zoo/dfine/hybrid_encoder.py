@@ -149,6 +149,17 @@ class HybridEncoder(nn.Module):
             maps[level] = self._attend(encoder, maps[level])
         return self._bottom_up(self._top_down(maps))
 
+    def coarsest_attention(self) -> tuple[nn.Module, nn.Module] | None:
+        """Return the attention layers of the coarsest level, and the layer whose input is their map.
+
+        None if this level has no attention.
+        """
+        last = len(self.in_channels) - 1
+        if not last or last not in self.use_encoder_idx:
+            return None
+        layers = self.encoder[self.use_encoder_idx.index(last)]
+        return layers, self.lateral_convs[0]
+
     def _attend(self, encoder: nn.Module, x: Tensor) -> Tensor:
         """Apply the attention layers of a level to its map, `[B, D, h, w]`."""
         height, width = x.shape[-2:]

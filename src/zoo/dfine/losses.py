@@ -185,14 +185,46 @@ def box_losses(
         weight_by: "iou" or "giou" multiplies the GIoU term of a pair by that value; None does not.
     """
     iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
+    l1_sum = (boxes - targets).abs().sum((1, 2))
+    giou_sum = _giou_losses(iou, giou, weight_by).sum(1)
+    return BoxLosses(l1_sum, giou_sum, iou.detach())
+
+
+def box_losses_by_head(
+    boxes: Tensor,
+    targets: Tensor,
+    head: Tensor,
+    num_heads: int,
+    weight_by: str | None = None,
+) -> BoxLosses:
+    """Return the losses of `box_losses` if each head has pairs of its own.
+
+    Args:
+        boxes: predicted boxes of all pairs, `[M, 4]` cxcywh in 0..1.
+        targets: true boxes, `[M, 4]` cxcywh in 0..1.
+        head: head of each pair, `[M]` int64, 0..`num_heads` - 1.
+        num_heads: number of heads, K.
+        weight_by: as in `box_losses`.
+
+    Returns:
+        Sums `[K]`, and the IoU of each pair, `[M]`.
+    """
+    iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
+    l1 = (boxes - targets).abs().sum(-1)
+    zeros = boxes.new_zeros(num_heads)
+    l1_sum = zeros.index_add(0, head, l1)
+    giou_sum = zeros.index_add(0, head, _giou_losses(iou, giou, weight_by))
+    return BoxLosses(l1_sum, giou_sum, iou.detach())
+
+
+def _giou_losses(iou: Tensor, giou: Tensor, weight_by: str | None) -> Tensor:
+    """Return 1 - GIoU of each pair, weighted if asked for."""
     weights: dict[str | None, Tensor | float] = {
         None: 1.0,
         "iou": iou.detach(),
         "giou": giou.detach(),
     }
-    l1_sum = (boxes - targets).abs().sum((1, 2))
-    giou_sum = ((1 - giou) * weights[weight_by]).sum(1)
-    return BoxLosses(l1_sum, giou_sum, iou.detach())
+    return (1 - giou) * weights[weight_by]
 
 
 def fine_grained_localization_loss(

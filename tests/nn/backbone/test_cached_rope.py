@@ -57,3 +57,29 @@ def test_the_number_of_kept_sizes_is_limited(rope, monkeypatch):
 def test_the_state_has_no_codes(rope):
     rope.get_embed((4, 4))
     assert not rope.state_dict()
+
+
+def stored_rope():
+    return small_backbone(PLAIN, rope_periods="stored").vit.rope.eval()
+
+
+def test_stored_periods_are_part_of_the_state():
+    rope = stored_rope()
+    assert list(rope.state_dict()) == ["periods"]
+
+
+def test_loaded_periods_decide_even_after_codes_were_computed():
+    rope = stored_rope()
+    before = rope.get_embed((4, 4)).clone()
+    periods = rope.periods * 1.5
+    rope.load_state_dict({"periods": periods})
+    assert torch.equal(rope.rope.periods, periods)
+    assert not torch.equal(rope.get_embed((4, 4)), before)
+
+
+def test_a_copy_has_periods_of_its_own():
+    rope = stored_rope()
+    copied = copy.deepcopy(rope).float()
+    copied.load_state_dict({"periods": rope.periods * 2})
+    assert torch.equal(copied.rope.periods, rope.periods * 2)
+    assert torch.equal(rope.rope.periods, rope.periods)

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from src.core import CheckpointError, ConfigError
-from src.nn.backbone.dinov3_weights import load_dinov3_weights
+from src.nn.backbone.dinov3_weights import licence_of, load_dinov3_weights
 from src.runtime.weight_files import file_sha256
 from tests.fixtures.vits import (
     GATED,
@@ -438,3 +438,54 @@ def test_a_file_without_a_state_dict_is_refused(content, tmp_path):
         refusal(content, tmp_path)
         == "weights.pth is not a state dict (names to tensors)"
     )
+
+
+# ---- DEIMv2's small ViTs ----
+
+TINY = {"embed_dim": 64, "num_heads": 1, "rope_periods": "stored"}
+
+
+def deimv2_layout(vit):
+    """Return weights of a small ViT of DEIMv2 as its files have them."""
+    state = {}
+    for key, value in vit.state_dict().items():
+        state[key.replace("rope.periods", "rope_embed.periods")] = value.clone()
+    return state
+
+
+def test_file_of_a_small_deimv2_vit_gives_the_features_of_the_model_it_came_from(
+    tmp_path,
+):
+    source = small_backbone("deimv2_tiny", **TINY)
+    with torch.no_grad():
+        source.vit.rope.periods.mul_(1.1)
+    path = write(tmp_path / "vitt_distill.pt", deimv2_layout(source.vit))
+    model = small_backbone("deimv2_tiny", **TINY)
+    report = load_dinov3_weights(model.vit, path, "deimv2_tiny")
+    assert report.layout == "DEIMv2" and report.loaded == report.expected
+    images = torch.rand(1, 3, 32, 64)
+    ours = features(model.vit, images)
+    assert torch.equal(ours, features(source.vit, images))
+
+
+def test_periods_of_a_meta_file_are_loaded_where_the_model_stores_them(
+    tmp_path,
+):
+    model = small_backbone(PLAIN, rope_periods="stored")
+    state = official_layout(small_backbone(PLAIN).vit)
+    path = write(tmp_path / "weights.pth", state)
+    load_dinov3_weights(model.vit, path, PLAIN)
+    assert torch.equal(model.vit.rope.periods, state["rope_embed.periods"])
+
+
+def test_a_file_without_periods_leaves_the_computed_ones(tmp_path):
+    model = small_backbone(PLAIN, rope_periods="stored")
+    periods = model.vit.rope.periods.clone()
+    path = write(tmp_path / "w.pth", timm_layout(small_backbone(PLAIN).vit))
+    load_dinov3_weights(model.vit, path, PLAIN)
+    assert torch.equal(model.vit.rope.periods, periods)
+
+
+def test_licence_of_a_small_deimv2_vit_names_both_licences():
+    note = licence_of("deimv2_tiny")
+    assert "Apache-2.0" in note and "DINOv3 License" in note

@@ -291,3 +291,31 @@ def test_nothing_is_read_without_pretrained(no_network, tmp_path):
     before = model.stem.stem1.conv.weight.clone()
     model.load_pretrained()
     assert torch.equal(model.stem.stem1.conv.weight, before)
+
+
+@pytest.mark.parametrize("name", ["Pico", "Femto", "Atto"])
+def test_small_variants_start_from_the_weights_of_b0_that_fit(name, tmp_path):
+    source = randomize(small())
+    torch.save(source.state_dict(), tmp_path / "PPHGNetV2_B0_stage1.pth")
+    model = HGNetv2(
+        name,
+        use_lab=True,
+        return_idx=[2],
+        freeze_at=-1,
+        freeze_norm=False,
+        local_model_dir=str(tmp_path),
+    )
+    model.load_pretrained()
+    theirs = source.state_dict()
+    differing = [
+        key
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, theirs[key])
+    ]
+    assert all(key.startswith("stages.2.") for key in differing)
+    assert bool(differing) == (name == "Atto")
+
+
+def test_stages_that_a_small_variant_lacks_cannot_be_returned():
+    with pytest.raises(ConfigError, match="expected numbers from 0 to 2"):
+        HGNetv2("Pico", return_idx=[2, 3], pretrained=False)

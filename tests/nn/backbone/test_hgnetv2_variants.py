@@ -15,7 +15,7 @@ PARAMETERS = {
     "Femto": 389_832,
     "Atto": 230_344,
 }
-"""With trainable norms; B0 to B3 and DEIMv2's variants with learnable affine blocks, as they are published."""
+"""With trainable norms; B0 to B3 and DEIMv2's variants have learnable affine blocks, as published."""
 
 WITH_AFFINE_BLOCKS = ("B0", "B1", "B2", "B3", "Pico", "Femto", "Atto")
 

@@ -7,6 +7,7 @@ from src.zoo.dfine.csp_blocks import (
     CSPLayer,
     RepNCSPELAN4,
     SCDown,
+    SplitCSPLayer,
     VGGBlock,
 )
 from tests.fixtures.vits import randomize
@@ -29,6 +30,9 @@ BLOCKS = {
     "VGGBlock": lambda: VGGBlock(6, act="silu"),
     "CSPLayer": lambda: CSPLayer(6, 4, 2, act="silu"),
     "RepNCSPELAN4": lambda: RepNCSPELAN4(6, 4, 8, 3, 2, act="silu"),
+    "SplitCSPLayer": lambda: SplitCSPLayer(6, 4, 2, act="silu"),
+    "csp2": lambda: RepNCSPELAN4(6, 4, 8, 3, 2, act="silu", kind="gelan_csp2"),
+    "slim": lambda: RepNCSPELAN4(6, 4, 8, 3, 2, act="silu", kind="gelan_slim"),
     "SCDown": lambda: SCDown(6),
 }
 
@@ -123,3 +127,27 @@ def test_down_sampling_halves_the_size_without_activation():
     expected = block.cv2.norm(block.cv2.conv(block.cv1.norm(block.cv1.conv(x))))
     assert expected.shape == (1, 4, 3, 4)
     torch.testing.assert_close(block(x), expected)
+
+
+def test_split_csp_layer_refines_one_half_and_adds_the_other():
+    layer, x = (
+        drawn(SplitCSPLayer(6, 4, 2, act="silu")),
+        torch.randn(1, 6, 5, 5),
+    )
+    direct, refined = layer.conv1(x).split(4, 1)
+    expected = direct + layer.bottlenecks[1](layer.bottlenecks[0](refined))
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("gelan", ["CSPLayer", "ConvNorm"]),
+        ("gelan_csp2", ["SplitCSPLayer", "ConvNorm"]),
+        ("gelan_slim", ["SplitCSPLayer"]),
+    ],
+)
+def test_kind_of_a_gelan_block_decides_about_its_stages(kind, layers):
+    block = RepNCSPELAN4(6, 4, 8, 3, 2, act="silu", kind=kind)
+    for stage in (block.cv2, block.cv3):
+        assert [type(layer).__name__ for layer in stage] == layers

@@ -2,7 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.zoo.dfine.decoder_layers import LQE, MLP, DecoderLayer, Gate
+from src.zoo.dfine.decoder_layers import (
+    LQE,
+    MLP,
+    DecoderLayer,
+    Gate,
+    RMSNorm,
+    SwiGLU,
+)
 from src.zoo.dfine.deformable_attention import split_heads
 from tests.fixtures.vits import randomize
 
@@ -139,4 +146,58 @@ def test_feed_forward_weights_start_xavier_uniform(name):
     assert (
         weight.abs().max().item() == pytest.approx(bound, rel=0.01)
         and weight.abs().max() <= bound
+    )
+
+
+def test_mlp_has_the_activation_that_is_asked_for():
+    mlp, x = MLP(3, 7, 5, 2, "silu"), torch.randn(4, 3)
+    expected = mlp.layers[1](F.silu(mlp.layers[0](x)))
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_rms_norm_is_that_of_torch_with_a_scale():
+    norm, x = randomize(RMSNorm(WIDTH)), torch.randn(2, 5, WIDTH) * 3
+    expected = F.rms_norm(x, (WIDTH,), norm.scale, eps=1e-6)
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_rms_norm_is_computed_in_float32_and_keeps_the_type():
+    x = torch.full((1, WIDTH), 300.0, dtype=torch.float16)  # 300² overflows
+    norm = RMSNorm(WIDTH).half()
+    assert torch.equal(norm(x), torch.ones(1, WIDTH, dtype=torch.float16))
+
+
+def test_swiglu_multiplies_a_gate_and_a_value():
+    part, x = SwiGLU(WIDTH, 6), torch.randn(2, 5, WIDTH)
+    gate, value = part.w12(x)[..., :6], part.w12(x)[..., 6:]
+    expected = part.w3(gate * torch.sigmoid(gate) * value)
+    torch.testing.assert_close(part(x), expected)
+
+
+def test_layer_of_deimv2_has_root_mean_square_norms_and_swiglu_of_half_width():
+    layer = DecoderLayer(
+        WIDTH, HEADS, 12, 0.0, "silu", [2, 3], norm="rms", feed_forward="swiglu"
+    )
+    shapes = {key: list(t.shape) for key, t in layer.state_dict().items()}
+    assert shapes["norm1.scale"] == shapes["norm3.scale"] == [WIDTH]
+    assert shapes["gateway.norm.scale"] == [WIDTH]
+    assert shapes["swish_ffn.w12.weight"] == [12, WIDTH]
+    assert shapes["swish_ffn.w3.weight"] == [WIDTH, 6]
+    assert not any(key.startswith("linear") for key in shapes)
+
+
+def test_layer_without_gateway_adds_what_it_gathers():
+    layer = randomize(
+        DecoderLayer(WIDTH, HEADS, 12, 0.0, "silu", [2, 3], gateway=False)
+    )
+    x, reference, values, position = layer_inputs()
+    attended = layer.self_attn(x + position, x + position, x)[0]
+    first = layer.norm1(x + attended)
+    gathered = layer.cross_attn(first + position, reference, values)
+    second = layer.norm2(first + gathered)
+    expected = layer.norm3(
+        second + layer.linear2(F.silu(layer.linear1(second)))
+    )
+    torch.testing.assert_close(
+        layer(x, reference, values, position, None), expected
     )

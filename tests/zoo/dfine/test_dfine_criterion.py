@@ -11,6 +11,7 @@ from tests.fixtures.detector import (
     CLASSES,
     LOSS_WEIGHTS,
     QUERIES,
+    random_boxes,
     small_criterion,
     small_decoder,
     training_outputs,
@@ -125,7 +126,7 @@ def union(head_pairs):
     return sorted(kept.items())
 
 
-def reference_losses(outputs, targets):
+def reference_losses(outputs, targets, *, use_uni_set=True):
     """Return all weighted terms, head by head, image by image and pair by pair."""
     matcher, losses, images = small_criterion().matcher, {}, range(len(targets))
     total = max(sum(len(t["labels"]) for t in targets), 1)
@@ -152,9 +153,10 @@ def reference_losses(outputs, targets):
     total_united = max(sum(map(len, united)), 1)
     for suffix, head in heads.items():
         add_class_terms(losses, suffix, head, own[suffix], targets, total)
-        add_box_terms(
-            losses, suffix, head, united, targets, total_united, outputs
-        )
+        boxes, normalizer = united, total_united
+        if not use_uni_set:
+            boxes, normalizer = own[suffix], total
+        add_box_terms(losses, suffix, head, boxes, targets, normalizer, outputs)
     counts = edge_counts(united, QUERIES, len(targets))
     for i, head in enumerate(layers[:-1]):
         losses[f"loss_ddf_aux_{i}"] = 1.5 * distillation(
@@ -345,6 +347,44 @@ def test_every_term_equals_a_plain_reading_of_the_recipe(case):
             )
         )
     assert ours == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+WITHOUT_UNION = {
+    "use_uni_set": False,
+    "losses": ["vfl", "boxes"],
+    "weight_dict": {"loss_vfl": 1, "loss_bbox": 5, "loss_giou": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_the_union_boxes_of_each_head_have_its_own_matching(case):
+    settings, counts = CASES[case]
+    with torch.no_grad():
+        outputs, targets = training_outputs(
+            *counts, decoder=small_decoder(**settings)
+        )
+        disagree(outputs)
+        ours = small_criterion(**WITHOUT_UNION)(outputs, targets)
+        plain = reference_losses(outputs, targets, use_uni_set=False)
+        united = reference_losses(outputs, targets)
+    assert len(ours) >= 3 * 7
+    for name, loss in ours.items():
+        assert float(loss) == pytest.approx(float(plain[name]), rel=1e-4)
+    assert float(ours["loss_bbox"]) != pytest.approx(float(united["loss_bbox"]))
+
+
+def disagree(outputs):
+    """Give every head random boxes, so that heads match different queries."""
+    layers = [*outputs["aux_outputs"], outputs]
+    for head in (*layers, outputs["pre_outputs"], *outputs["enc_aux_outputs"]):
+        boxes = head["pred_boxes"]
+        drawn = random_boxes(boxes[..., 0].numel())
+        head["pred_boxes"] = drawn.view_as(boxes)
+
+
+def test_localization_without_the_union_is_refused():
+    with pytest.raises(ConfigError, match="use_uni_set is False, but losses"):
+        small_criterion(use_uni_set=False)
 
 
 def test_gradients_equal_those_of_a_plain_reading_of_the_recipe():

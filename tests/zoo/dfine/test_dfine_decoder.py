@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from src.core import ConfigError
 from src.ops.activations import inverse_sigmoid
+from src.zoo.dfine.decoder_layers import MLP
 from src.zoo.dfine.deformable_attention import split_heads
 from src.zoo.dfine.distribution import (
     distance_to_box,
@@ -25,6 +27,16 @@ from tests.fixtures.detector import (
 )
 
 CPU = torch.device("cpu")
+
+DEIMV2 = {
+    "activation": "silu",
+    "mlp_act": "silu",
+    "norm": "rms",
+    "feed_forward": "swiglu",
+    "query_position": "initial",
+    "query_projection": False,
+}
+"""Settings of DEIMv2's decoder."""
 
 
 # ---- how it starts ----
@@ -136,7 +148,7 @@ def reference_layers(decoder, maps):
     memory = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
     shapes = tuple(tuple(x.shape[-2:]) for x in maps)
     anchors, valid = make_anchors(shapes, 0.01, CPU)
-    e = decoder.enc_output.norm(decoder.enc_output.proj(memory * valid))
+    e = decoder.enc_output(memory * valid)
     chosen = (
         decoder.enc_score_head(e)
         .max(-1)
@@ -160,13 +172,9 @@ def reference_layers(decoder, maps):
         [],
     )
     for i, layer in enumerate(decoder.decoder.layers):
-        x = layer(
-            x,
-            reference,
-            values,
-            decoder.query_pos_head(reference).clamp(-10, 10),
-            None,
-        )
+        if i == 0 or decoder.query_position == "refined":
+            position = decoder.query_pos_head(reference).clamp(-10, 10)
+        x = layer(x, reference, values, position, None)
         if i == 0:
             initial = (
                 (decoder.pre_bbox_head(x) + inverse_sigmoid(reference))
@@ -189,7 +197,7 @@ def reference_layers(decoder, maps):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"reg_scale": 8}, {"num_layers": 1}], ids=str
+    "settings", [{}, {"reg_scale": 8}, {"num_layers": 1}, DEIMV2], ids=str
 )
 def test_evaluation_equals_a_plain_reading_of_the_recipe(settings):
     decoder, maps = small_decoder(**settings).eval(), feature_maps()
@@ -454,6 +462,15 @@ VARIANTS = {
     "two extra levels": {"num_levels": 5, "num_points": 2},
     "dropout": {"dropout": 0.1},
     "other activation": {"activation": "gelu"},
+    "SiLU": {"activation": "silu", "mlp_act": "silu"},
+    "RMSNorm": {"norm": "rms"},
+    "SwiGLU": {"feed_forward": "swiglu"},
+    "sum instead of gates": {"gateway": False},
+    "position codes computed once": {"query_position": "initial"},
+    "selection from tokens": {"query_projection": False},
+    "one box head": {"share_box_head": True},
+    "DEIMv2": DEIMV2,
+    "DEIMv2 with one box head": DEIMV2 | {"share_box_head": True},
     "no denoising": {"num_denoising": 0},
     "no auxiliary losses": {"aux_loss": False},
 }
@@ -727,3 +744,56 @@ def test_position_code_of_a_query_is_limited():
     )
     decoder(feature_maps())
     assert seen[0].max() == 10
+
+
+# ---- what DEIM and DEIMv2 change ----
+
+
+def test_selection_from_tokens_has_no_weights_of_its_own():
+    keys = small_decoder(query_projection=False).state_dict()
+    assert not any(key.startswith("enc_output") for key in keys)
+
+
+def test_position_head_has_a_third_layer_if_codes_are_computed_once():
+    head = small_decoder(query_position="initial").query_pos_head
+    shapes = [tuple(layer.weight.shape) for layer in head.linears]
+    assert shapes == [(WIDTH, 4), (WIDTH, WIDTH), (WIDTH, WIDTH)]
+
+
+def test_refined_and_initial_position_codes_differ_from_the_second_layer_on():
+    maps = feature_maps()
+    once = small_decoder(query_position="initial").train()
+    again = copy.deepcopy(once)
+    again.decoder.refines_position = True
+    first, second = once(maps)["aux_outputs"]
+    first_again, second_again = again(maps)["aux_outputs"]
+    assert torch.equal(first["pred_logits"], first_again["pred_logits"])
+    assert not torch.allclose(
+        second["pred_logits"], second_again["pred_logits"]
+    )
+
+
+def test_shared_box_head_is_one_module_under_the_index_of_every_layer():
+    decoder = small_decoder(share_box_head=True)
+    heads = decoder.dec_bbox_head
+    assert len(heads) == 3 and heads[0] is heads[1] is heads[2]
+    keys = [key for key in decoder.state_dict() if "dec_bbox_head" in key]
+    assert len(keys) == 3 * 6
+
+
+def test_layers_after_the_one_that_is_used_do_not_share_its_box_head():
+    heads = small_decoder(share_box_head=True, eval_idx=1).dec_bbox_head
+    assert heads[0] is heads[1] and heads[2] is not heads[1]
+
+
+def test_activation_reaches_the_quality_heads_and_mlp_act_the_other_heads():
+    decoder = small_decoder(activation="silu", mlp_act="gelu")
+    kinds = {
+        name: type(module.activation).__name__
+        for name, module in decoder.named_modules()
+        if isinstance(module, MLP)
+    }
+    quality = [kind for name, kind in kinds.items() if "lqe" in name]
+    others = [kind for name, kind in kinds.items() if "lqe" not in name]
+    assert set(quality) == {"SiLU"} and set(others) == {"GELU"}
+    assert len(quality) == 3 and len(others) == 6

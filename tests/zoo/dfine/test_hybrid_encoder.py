@@ -280,3 +280,47 @@ def test_settings_that_do_not_fit_each_other_are_refused(settings, message):
 def test_channels_and_strides_of_the_output_are_attributes():
     module = encoder()
     assert (module.out_channels, module.out_strides) == ([8, 8, 8], [8, 16, 32])
+
+
+def test_sum_fusion_adds_the_maps_that_a_block_fuses():
+    module, x = encoder(use_encoder_idx=[], fuse_op="sum").eval(), maps()
+    fine, middle, coarse = [
+        project(y) for project, y in zip(module.input_proj, x)
+    ]
+
+    def up(y):
+        return F.interpolate(y, scale_factor=2, mode="nearest")
+
+    top = module.lateral_convs[0](coarse)
+    middle = module.lateral_convs[1](module.fpn_blocks[0](up(top) + middle))
+    fine = module.fpn_blocks[1](up(middle) + fine)
+    out_middle = module.pan_blocks[0](module.downsample_convs[0](fine) + middle)
+    out_coarse = module.pan_blocks[1](
+        module.downsample_convs[1](out_middle) + top
+    )
+    for ours, expected in zip(module(x), (fine, out_middle, out_coarse)):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_maps_of_the_hidden_width_can_enter_without_a_projection():
+    settings = {"in_channels": [4, 8, 8], "project_input": "if_needed"}
+    module = encoder(**settings)
+    keys = [key for key in module.state_dict() if key.startswith("input_proj")]
+    assert keys and all(key.startswith("input_proj.0.") for key in keys)
+    assert len(module(maps(channels=[4, 8, 8]))) == 3
+
+
+@pytest.mark.parametrize("fusion_block", ["gelan_csp2", "gelan_slim"])
+@pytest.mark.parametrize("fuse_op", ["cat", "sum"])
+@torch.no_grad()
+def test_encoders_of_deimv2_compute_the_same_after_fusing(
+    fusion_block, fuse_op
+):
+    module = encoder(fusion_block=fusion_block, fuse_op=fuse_op).eval()
+    x = maps()
+    before = module(list(x))
+    for part in list(module.modules()):
+        if hasattr(part, "convert_to_deploy"):
+            part.convert_to_deploy()
+    for fused, expected in zip(module(list(x)), before):
+        torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-4)
