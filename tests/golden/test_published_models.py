@@ -38,8 +38,8 @@ PARAMETERS = {
 NOT_OURS = {
     "deimv2_s": 0,
     "deimv2_m": 0,
-    "deimv2_l": 14_208,
-    "deimv2_x": 14_208,
+    "deimv2_l": 4_992,
+    "deimv2_x": 4_992,
 }
 """Parameters of the official ViT that ours does not have.
 
