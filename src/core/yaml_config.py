@@ -59,6 +59,8 @@ class RunSettings:
     output_dir: str = "./output"
     summary_dir: str | None = None
     resume: str | None = None
+    family: str | None = None
+    """Family of the file of `-r` or `-t`, such as "deim", where its tensors fit several."""
     override: bool = False
     strict: bool = False
     tuning: str | None = None
@@ -176,6 +178,22 @@ class YAMLConfig:
                 )
         return config
 
+    @classmethod
+    def from_run(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
+        """Read the whole configuration of a run from its checkpoint, to continue or repeat the run.
+
+        Args:
+            text: YAML text without includes.
+            name: name of the source, for messages.
+            overrides: as for the constructor.
+
+        Raises:
+            ConfigError: as for the constructor.
+        """
+        config = cls.__new__(cls)
+        config._load(parse_config_tree(text, name), name, overrides)
+        return config
+
     def _load(
         self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]
     ) -> None:
@@ -257,11 +275,11 @@ class YAMLConfig:
         """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
         key = "val_dataloader"
         loader = self.yaml_cfg.get(key) or self._unknown_data.get(key) or {}
-        dataset = self._section(loader.get("dataset"))
-        transforms = self._section(dataset.get("transforms"))
+        dataset = self.section(loader.get("dataset"))
+        transforms = self.section(dataset.get("transforms"))
         return copy.deepcopy(transforms.get("ops") or [])
 
-    def _section(self, spec: Any) -> dict[str, Any]:
+    def section(self, spec: Any) -> dict[str, Any]:
         """Return the settings of a component, which are given in place or in a section of their own."""
         settings = self.yaml_cfg.get(spec) if isinstance(spec, str) else spec
         return settings if isinstance(settings, dict) else {}

@@ -38,6 +38,9 @@ def main(config: str, output: str) -> None:
     ):  # zero-initialised heads would hide differences
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
+    distillation = cfg.distillation
+    if distillation is not None:
+        distillation.attach()
     loader.set_seed(0)
     loader.set_epoch(0)
     wrapped = DistributedDataParallel(model) if world_size() > 1 else model
@@ -51,23 +54,22 @@ def main(config: str, output: str) -> None:
             ]
         )
         if number == 0:
-            loss = sum(
-                criterion(wrapped(images, targets=targets), targets).values()
-            )
+            losses = criterion(wrapped(images, targets=targets), targets)
+            if distillation is not None:
+                losses["loss_distill"] = distillation(images)
+            loss = sum(losses.values())
             loss.backward()
             loss = mean_over_ranks(loss.detach()).item()
+    gradients = {
+        n: p.grad for n, p in model.named_parameters() if p.grad is not None
+    }
+    if distillation is not None:
+        distillation.average_gradients()
+        for n, p in distillation.projector.named_parameters():
+            gradients[f"projector.{n}"] = p.grad
     if is_main():
         torch.save(
-            {
-                "images": steps,
-                "loss": loss,
-                "gradients": {
-                    n: p.grad
-                    for n, p in model.named_parameters()
-                    if p.grad is not None
-                },
-            },
-            output,
+            {"images": steps, "loss": loss, "gradients": gradients}, output
         )
     leave_group()
 

@@ -1,4 +1,4 @@
-"""Phases, accumulation, LoRA, Gram anchoring and early stopping in whole runs, as users start them."""
+"""Phases, accumulation, LoRA, Gram anchoring, distillation and early stopping, as users start them."""
 
 import json
 
@@ -8,7 +8,13 @@ import yaml
 
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
-from tests.fixtures.tiny import ROOT, TINY_MODEL, merged, tiny_config
+from tests.fixtures.tiny import (
+    ROOT,
+    TINY_MODEL,
+    merged,
+    tiny_config,
+    write_tiny_teacher,
+)
 from tests.fixtures.trained_tiny import TRAINED
 from tests.fixtures.vits import official_layout
 
@@ -191,6 +197,39 @@ def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(
         for name in (*last["model"], *last["ema"]["module"])
         if "teacher" in name or "gram" in name
     ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_distillation_adds_its_loss_and_leaves_no_trace_in_the_detector(
+    tiny_data, tmp_path, ranks
+):
+    config = write_tiny_config(
+        tmp_path,
+        tiny_data,
+        epochs=3,
+        grad_accum_steps=2,
+        train_dataloader={"collate_fn": {"stop_epoch": 2}},
+        distillation=write_tiny_teacher(tmp_path),
+    )
+    out = succeed("-c", config, "--seed=1", ranks=ranks)
+    records = read_log(tmp_path / "run")
+    assert all(record["train_loss_distill"] > 0 for record in records)
+    weights = [record["distillation_weight"] for record in records]
+    assert weights[0] == 5 and weights[2] == 20
+    shares = [record.get("distillation_share") for record in records]
+    assert shares[0] > 0 and shares[2] is None
+    assert "got" in out and "of the gradient (target 11 +- 1)" in out
+    last = read_tensor_file(tmp_path / "run/last.pth")
+    best = read_tensor_file(tmp_path / "run/best.pth")
+    plain = tiny_config(tiny_data, num_classes=4).model.state_dict()
+    for weights in (last["model"], last["ema"]["module"], best["model"]):
+        assert list(weights) == list(plain)
+    group = last["optimizer"]["param_groups"][-1]
+    moments = [last["optimizer"]["state"][i] for i in group["params"]]
+    assert group["name"] == "distillation"
+    assert [state["exp_avg"].shape for state in moments] == [(48, 32), (48,)]
+    assert all(state["exp_avg"].any() for state in moments)
+    evaluated(config, tmp_path / "run/best.pth", tmp_path / "evaluated")
 
 
 def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.fixtures.commands import run_python, write_tiny_config
+from tests.fixtures.tiny import write_tiny_teacher
 
 WORKER = "tests/end_to_end/gradients_worker.py"
 
@@ -18,6 +19,7 @@ def gradients(tiny_data, tmp_path_factory):
         train_dataloader={"total_batch_size": 8},
         DFINETransformer={"num_denoising": 0},
         DFINECriterion={"weight_dict": {"loss_ddf": 0}},
+        distillation=write_tiny_teacher(folder),
     )
     results = {}
     for ranks in (1, 2):
@@ -38,6 +40,7 @@ def test_the_images_of_every_step_of_an_epoch_are_the_same(gradients):
 def test_every_gradient_agrees(gradients):
     one, two = gradients[1]["gradients"], gradients[2]["gradients"]
     assert one.keys() == two.keys() and len(one) > 100
+    assert {"projector.weight", "projector.bias"} <= set(one)
     floor = 1e-3 * max(g.norm() for g in one.values())
     apart = {
         name: (

@@ -120,14 +120,8 @@ def run(
 def final_state(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of a `last.pth` that training depends on, by name."""
     state = read_tensor_file(folder / "last.pth")
-    return dict(
-        _flatten(
-            {
-                key: state[key]
-                for key in ("model", "ema", "optimizer", "progress", "best")
-            }
-        )
-    )
+    keys = ("model", "ema", "optimizer", "distillation", "progress", "best")
+    return dict(_flatten({key: state[key] for key in keys}))
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:

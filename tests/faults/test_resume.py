@@ -5,12 +5,13 @@ import os
 
 import pytest
 
-from src.core.errors import ConfigError
+from src.core.errors import CheckpointError, ConfigError
 from src.runtime.files import LOCK
 from src.solver.saving import Saver
 from tests.faults.runs import STEPS, final_state, run, same
 from tests.fixtures.commands import read_log
 from tests.fixtures.processes import run_forked
+from tests.fixtures.tiny import write_tiny_teacher
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,36 @@ def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=step)
     assert run(tiny_data, tmp_path, ranks=2)
     assert same(final_state(tmp_path), straight[0][2])
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_data, tmp_path_factory):
+    """Settings of a distillation, and the final state of an uninterrupted run with it."""
+    folder = tmp_path_factory.mktemp("distilled")
+    settings = write_tiny_teacher(folder)
+    assert run(tiny_data, folder / "run", distillation=settings)
+    return settings, final_state(folder / "run")
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_f01_a_distillation_stopped_in_an_epoch_ends_with_the_same_state(
+    distilled, tiny_data, tmp_path, step
+):
+    settings, straight = distilled
+    assert not run(tiny_data, tmp_path, stop_after=step, distillation=settings)
+    assert run(tiny_data, tmp_path, distillation=settings)
+    assert same(final_state(tmp_path), straight)
+    assert straight["/distillation/weight"] == settings["default_weight"]
+    assert straight["/distillation/projector/weight"].any()
+
+
+def test_a_run_without_distillation_is_not_resumed_with_one(
+    tiny_data, tmp_path
+):
+    assert not run(tiny_data, tmp_path, stop_after=2)
+    settings = write_tiny_teacher(tmp_path)
+    with pytest.raises(CheckpointError, match="has no state of a distillation"):
+        run(tiny_data, tmp_path, distillation=settings, override=True)
 
 
 def test_f01_a_run_stopped_in_its_evaluation_repeats_it_and_ends_with_the_same_state(
