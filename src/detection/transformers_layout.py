@@ -148,6 +148,19 @@ def is_transformers_layout(state: Mapping[str, Any]) -> bool:
     return all(key in state for key in MARKS)
 
 
+def repeated_heads(state: Mapping[str, Any]) -> list[str]:
+    """Return the names of tensors that repeat the heads of the decoder, as models in memory have them.
+
+    Args:
+        state: tensors of transformers by name.
+    """
+    repeated = []
+    for key in state:
+        if _SECOND_HEAD.match(key) and f"model.decoder.{key}" in state:
+            repeated.append(key)
+    return repeated
+
+
 def from_transformers(
     state: Mapping[str, Tensor], path: str | Path
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -186,7 +199,7 @@ def from_transformers(
             f"({_listed(unknown)}); only files of DFineForObjectDetection can be converted"
         )
     remarks = []
-    repeated = [key for key in second_heads if key in named]
+    repeated = repeated_heads(state)
     if repeated:
         remarks.append(
             f"{len(repeated)} tensors that repeat the heads of the decoder"
