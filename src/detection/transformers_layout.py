@@ -148,6 +148,20 @@ def is_transformers_layout(state: Mapping[str, Any]) -> bool:
     return all(key in state for key in MARKS)
 
 
+def repeated_heads(state: Mapping[str, Any]) -> list[str]:
+    """Return the keys of tensors that are in a file twice, because models in memory share them.
+
+    Args:
+        state: tensors by name.
+    """
+    repeated = []
+    for key in state:
+        name = _name_in_file(key)
+        if _SECOND_HEAD.match(name) and f"model.decoder.{name}" in state:
+            repeated.append(key)
+    return repeated
+
+
 def from_transformers(
     state: Mapping[str, Tensor], path: str | Path
 ) -> tuple[dict[str, Tensor], list[str]]:
