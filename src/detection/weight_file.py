@@ -24,6 +24,7 @@ from .notes import ADVICE, checked_notes
 from .published.foreign import describe_foreign, describe_unknown_detector
 from .published.layouts import DFINE, TRANSFORMERS, Converted, convert
 from .published.recognition import FAMILIES, Recognized, recognize
+from .transformers_folder import classes_beside
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,10 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
     weights = _weights_in(path, content)
     notes = checked_notes(path, content.get("meta"))
     converted = convert(weights, path)
+    if converted.layout == TRANSFORMERS:
+        classes = classes_beside(path, class_count(converted.weights))
+        if classes is not None:
+            notes = {**notes, "classes": classes}
     refuse_non_finite(path, converted.weights)
     return WeightFile(
         path,

@@ -84,6 +84,11 @@ def convert(state: Mapping[str, Tensor], path: Path) -> Converted:
         return Converted(TRANSFORMERS, weights, repeated)
     weights = {}
     dropped: dict[str, str] = {}
+    if is_transformers_layout(state):
+        for key in repeated_heads(state):
+            dropped[key] = "a repetition of a head of the decoder"
+        weights, _ = from_transformers(state, path)
+        return Converted(TRANSFORMERS, weights, dropped)
     for key, value in state.items():
         if key.startswith(PROJECTOR):
             dropped[key] = _PROJECTION
