@@ -124,6 +124,7 @@ OPTIONAL = [
     "onnxsim",
     "openvino",
     "tensorrt",
+    "transformers",
     "cv2",
     "fiftyone",
     "wandb",
