@@ -36,7 +36,7 @@ _OBJECTS365_FINE_TUNED_DEIM = "deim_x_obj2coco"
 
 
 class Entry(Struct, frozen=True):
-    """One model of the table; further fields are for documents."""
+    """One model of the table."""
 
     family: str
     size: str
@@ -52,6 +52,26 @@ class Entry(Struct, frozen=True):
     """Published SHA-256 digest."""
     name: str = ""
     """Key in the table."""
+    params: int | None = None
+    """Number of parameters in training form."""
+    deployed: int | None = None
+    """Number of parameters after `deploy()`."""
+    gflops: float | None = None
+    """Operations for one image in units of 1e9, attention included."""
+    input: int | None = None
+    """Height and width in pixels."""
+    cost: float | None = None
+    """CPU time relative to a bare ViT-S/16 at 640 pixels; None if it was not measured."""
+    ap: float | None = None
+    """AP on COCO val2017 as published, 0..100."""
+    ap_source: str | None = None
+    """Publication of `ap`."""
+    start_weights: str | None = None
+    """Weights from which the published training starts."""
+    licence: str | None = None
+    """Licence as stated by the authors."""
+    use: str | None = None
+    """Purpose of the model, a noun phrase."""
 
     @property
     def title(self) -> str:
