@@ -52,6 +52,48 @@ _ROLES = {
 """Classes of a model that transformers' D-FINE can be."""
 
 
+def check_settings(
+    state: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    path: str | Path,
+) -> None:
+    """Check that transformers' D-FINE has the parts and settings of a model.
+
+    Args:
+        state: our weights by name.
+        settings: resolved configuration of the model; what it leaves out has D-FINE's values.
+        path: file of the weights, used in messages.
+
+    Raises:
+        CheckpointError: with the first part or setting that it cannot have.
+    """
+    parts = {"model": settings.get("model"), **(settings.get("DFINE") or {})}
+    for role, expected in _ROLES.items():
+        name = parts.get(role) or expected
+        if name != expected:
+            _refuse(path, f"it has {expected} as {role}, not {shown(name)}")
+    for part, fixed in _FIXED.items():
+        given = settings.get(part) or {}
+        for name, value in fixed.items():
+            found = given.get(name, value)
+            if found != value:
+                _refuse(
+                    path,
+                    f"it has {part}.{name}={value} only, and this model has {shown(found)}",
+                )
+    num_layers = _count(state, "decoder.decoder.layers")
+    decoder = settings.get("DFINETransformer") or {}
+    if decoder.get("eval_idx", -1) not in (-1, num_layers - 1):
+        _refuse(
+            path,
+            f"it uses the last decoder layer, and this model has DFINETransformer.eval_idx="
+            f"{shown(decoder['eval_idx'])} of {num_layers} layers",
+        )
+    levels = _count(state, "encoder.input_proj")
+    if _count(state, "decoder.input_proj") not in (0, levels):
+        _refuse(path, "it does not add levels coarser than the encoder's maps")
+
+
 def config_for(
     state: Mapping[str, Tensor],
     settings: Mapping[str, Any],
@@ -63,13 +105,13 @@ def config_for(
 
     Args:
         state: our weights by name.
-        settings: resolved configuration of the model; what it leaves out has D-FINE's values.
+        settings: resolved configuration of the model, after `check_settings`.
         path: file of the weights, used in messages.
 
     Raises:
-        CheckpointError: if transformers' D-FINE does not have a setting or a part of the model.
+        CheckpointError: if the encoder does not read the last stages of the backbone.
+        KeyError: with the first tensor that D-FINE with HGNetv2 has and `state` has not.
     """
-    _check_settings(state, settings, path)
     encoder = settings.get("HybridEncoder") or {}
     decoder = settings.get("DFINETransformer") or {}
     stages = _stages(state)
@@ -146,43 +188,6 @@ def config_for(
         "eval_idx": -1,
         "layer_scale": 1.0,
     }
-
-
-def _check_settings(
-    state: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    path: str | Path,
-) -> None:
-    """Check that transformers' D-FINE can be the model.
-
-    Raises:
-        CheckpointError: with the first part or setting that it cannot have.
-    """
-    parts = {"model": settings.get("model"), **(settings.get("DFINE") or {})}
-    for role, expected in _ROLES.items():
-        name = parts.get(role) or expected
-        if name != expected:
-            _refuse(path, f"it has {expected} as {role}, not {shown(name)}")
-    for part, fixed in _FIXED.items():
-        given = settings.get(part) or {}
-        for name, value in fixed.items():
-            found = given.get(name, value)
-            if found != value:
-                _refuse(
-                    path,
-                    f"it has {part}.{name}={value} only, and this model has {shown(found)}",
-                )
-    num_layers = _count(state, "decoder.decoder.layers")
-    decoder = settings.get("DFINETransformer") or {}
-    if decoder.get("eval_idx", -1) not in (-1, num_layers - 1):
-        _refuse(
-            path,
-            f"it uses the last decoder layer, and this model has DFINETransformer.eval_idx="
-            f"{shown(decoder['eval_idx'])} of {num_layers} layers",
-        )
-    levels = _count(state, "encoder.input_proj")
-    if _count(state, "decoder.input_proj") not in (0, levels):
-        _refuse(path, "it does not add levels coarser than the encoder's maps")
 
 
 def _refuse(path: str | Path, reason: str) -> NoReturn:

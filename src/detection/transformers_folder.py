@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.coco_categories import COCO_NAMES
+from ..core.errors import CheckpointError, ConfigError, first_line
 from ..core.schemas import shown
 from ..runtime.files import prepare_output_dir, write_atomically, write_json
 
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 """Statistics that transformers' image processors note even if they do not use them."""
+
+_WITHOUT_EFFECT = (
+    "ConvertPILImage",
+    "ConvertBoxes",
+    "SanitizeBoundingBoxes",
+    "EmptyTransform",
+)
+"""Transforms that need no entry: images become numbers from 0 to 1, and boxes are not in the input."""
 
 
 def check_new_folder(folder: Path) -> None:
@@ -116,10 +127,45 @@ def preprocessor_config(
     }
 
 
-_WITHOUT_EFFECT = (
-    "ConvertPILImage",
-    "ConvertBoxes",
-    "SanitizeBoundingBoxes",
-    "EmptyTransform",
-)
-"""Transforms that need no entry: images become numbers from 0 to 1, and boxes are not in the input."""
+def classes_beside(
+    path: Path, count: int | None
+) -> list[dict[str, Any]] | None:
+    """Return id and name of each class from `config.json` beside a file of transformers.
+
+    The ids are the labels, because transformers has no ids of categories.
+
+    Args:
+        path: file of the weights.
+        count: number of classes of the model.
+
+    Returns:
+        `{"id": label, "name": name}` for each label. None if there are no names of that number, or if they
+        are COCO's, whose usual names and ids `class_names.named_classes` knows.
+
+    Raises:
+        CheckpointError: if `config.json` is not a JSON file.
+    """
+    file = path.with_name("config.json")
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} is not a JSON file: {first_line(error)}"
+        ) from None
+    labels = content.get("id2label") if isinstance(content, dict) else None
+    if not isinstance(labels, dict):
+        return None
+    names = [labels.get(str(label)) for label in range(len(labels))]
+    if len(names) != count or not all(_is_name(name) for name in names):
+        return None
+    same = sum(a == b for a, b in zip(names, COCO_NAMES))
+    if count == len(COCO_NAMES) and same > count / 2:
+        return None
+    return [{"id": label, "name": name} for label, name in enumerate(names)]
+
+
+def _is_name(name: Any) -> bool:
+    """Return whether an entry is a name, and not one of those that transformers invents."""
+    return isinstance(name, str) and not re.fullmatch(r"LABEL_\d+", name)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
-from .transformers_config import config_for
+from .transformers_config import check_settings, config_for
 
 MARKS = (
     "model.backbone.model.embedder.stem1.convolution.weight",
@@ -148,6 +148,19 @@ def is_transformers_layout(state: Mapping[str, Any]) -> bool:
     return all(key in state for key in MARKS)
 
 
+def repeated_heads(state: Mapping[str, Any]) -> list[str]:
+    """Return the names of tensors that repeat the heads of the decoder, as models in memory have them.
+
+    Args:
+        state: tensors of transformers by name.
+    """
+    repeated = []
+    for key in state:
+        if _SECOND_HEAD.match(key) and f"model.decoder.{key}" in state:
+            repeated.append(key)
+    return repeated
+
+
 def from_transformers(
     state: Mapping[str, Tensor], path: str | Path
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -186,7 +199,7 @@ def from_transformers(
             f"({_listed(unknown)}); only files of DFineForObjectDetection can be converted"
         )
     remarks = []
-    repeated = [key for key in second_heads if key in named]
+    repeated = repeated_heads(state)
     if repeated:
         remarks.append(
             f"{len(repeated)} tensors that repeat the heads of the decoder"
@@ -220,6 +233,8 @@ def to_transformers(
     Raises:
         CheckpointError: if transformers' D-FINE does not have this architecture.
     """
+    settings = settings or {}
+    check_settings(state, settings, path)
     result = {}
     unknown = []
     for key, value in state.items():
@@ -242,7 +257,7 @@ def to_transformers(
             f"{len(unknown)} of the tensors ({_listed(unknown)}), because it only covers D-FINE with HGNetv2"
         )
     try:
-        return result, config_for(state, settings or {}, path)
+        return result, config_for(state, settings, path)
     except KeyError as error:
         raise CheckpointError(
             f"{path} cannot be written for transformers: it has no tensor {error.args[0]}, which all models "

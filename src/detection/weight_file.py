@@ -19,8 +19,9 @@ from .class_names import named_classes
 from .model_table import find_weights, is_model_name
 from .notes import ADVICE, checked_notes
 from .published.foreign import describe_foreign, describe_unknown_detector
-from .published.layouts import DFINE, Converted, convert
+from .published.layouts import DFINE, TRANSFORMERS, Converted, convert
 from .published.recognition import FAMILIES, Recognized, recognize
+from .transformers_folder import classes_beside
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,10 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
     weights = _weights_in(path, content)
     notes = checked_notes(path, content.get("meta"))
     converted = convert(weights, path)
+    if converted.layout == TRANSFORMERS:
+        classes = classes_beside(path, class_count(converted.weights))
+        if classes is not None:
+            notes = {**notes, "classes": classes}
     refuse_non_finite(path, converted.weights)
     return WeightFile(
         path,

@@ -15,35 +15,13 @@ from src.detection.transformers_layout import (
 )
 from src.runtime.finite import COMPUTED_KEYS
 from src.runtime.weight_files import read_tensor_file
-from tests.fixtures.golden import SALTS, coco_config
+from tests.fixtures.small_dfine import SMALL, filled
 from tests.golden import filler
 
 SIDE = 256
 """Side of the images, in pixels."""
 
 TOLERANCE = 1e-5
-
-SMALL = {
-    "HybridEncoder": {"hidden_dim": 32, "dim_feedforward": 48, "nhead": 4},
-    "DFINETransformer": {
-        "feat_channels": [32, 32],
-        "hidden_dim": 32,
-        "num_layers": 2,
-        "dim_feedforward": 40,
-        "nhead": 2,
-        "num_points": [3, 5],
-        "num_queries": 50,
-    },
-    "num_classes": 5,
-}
-"""A D-FINE-N that is small in all ways that transformers allows."""
-
-
-def filled(size, salt=None, **overrides):
-    """Return a configuration and its model with weights that all outputs depend on."""
-    config = coco_config(size, **overrides)
-    salt = SALTS[size] if salt is None else salt
-    return config, filler.fill(config.model, salt).eval()
 
 
 def written(folder, config, model):

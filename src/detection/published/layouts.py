@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 from ...core.errors import CheckpointError
+from ..transformers_layout import (
+    from_transformers,
+    is_transformers_layout,
+    repeated_heads,
+)
 
 DFINE = "D-FINE"
 DEIMV2 = "DEIMv2"
@@ -70,6 +75,11 @@ def convert(state: Mapping[str, Tensor], path: Path) -> Converted:
     """
     weights: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
+    if is_transformers_layout(state):
+        for key in repeated_heads(state):
+            dropped[key] = "a repetition of a head of the decoder"
+        weights, _ = from_transformers(state, path)
+        return Converted(TRANSFORMERS, weights, dropped)
     for key, value in state.items():
         if key.startswith(PROJECTOR):
             dropped[key] = (
