@@ -21,8 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("dfine", "deim", "rtv4", "deimv2", "dfine_dinov3")
-"""Values of `--family`; `src.detection.model_table` has their titles."""
+from tools.common import add_family_argument
 
 FLAGS = (
     "resume",
@@ -76,12 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         "--tuning",
         help="start a new run from these weights, a file or the name of a published detector",
     )
-    parser.add_argument(
-        "--family",
-        choices=FAMILIES,
-        help="family of the file of -r or -t, where its tensors fit several; default: its notes or its name "
-        "decide",
-    )
+    add_family_argument(parser)
     parser.add_argument(
         "-d",
         "--device",

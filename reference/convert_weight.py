@@ -1,7 +1,7 @@
 """Convert a checkpoint to this project's form, or to a folder for the package transformers.
 
     python reference/convert_weight.py output/run/last.pth                    # writes last_converted.pth
-    python reference/convert_weight.py best.pth --to transformers             # writes best_transformers/
+    python reference/convert_weight.py output/run/best.pth --to transformers  # writes best_transformers/
 
 Checkpoints of all layouts that -r accepts can be converted. The EMA weights are used if the file has any, and
 LoRA factors are merged into the weights. This project's form is {"model": weights, "meta": notes}: the notes
@@ -38,16 +38,34 @@ def main() -> None:
         metavar="FILE",
         help="configuration of the model; needed only if the checkpoint has none and is not recognized",
     )
+    parser.add_argument(
+        "--family",
+        metavar="NAME",
+        help="family of the model, such as deim, where its tensors fit several; default: its name decides",
+    )
     arguments = parser.parse_args()
     convert = {"ours": to_ours, "transformers": to_folder}[arguments.to]
-    run(lambda: convert(arguments.checkpoint_file, arguments.config), arguments)
+    run(
+        lambda: convert(
+            arguments.checkpoint_file, arguments.config, arguments.family
+        ),
+        arguments,
+    )
 
 
-def to_ours(file: str, config: str | None = None) -> Path:
+def to_ours(
+    file: str, config: str | None = None, family: str | None = None
+) -> Path:
     """Write the weights in this project's form and return the path.
+
+    Args:
+        file: path of the checkpoint, or the name of a published model.
+        config: configuration of the model, if neither the file nor its tensors show it.
+        family: family of the model, where its tensors fit several.
 
     Raises:
         CheckpointError: if the file is damaged, or already in this form.
+        ConfigError: if another program wrote the file that would be replaced.
     """
     from src.core.errors import CheckpointError
     from src.detection.weight_file import read_weights
@@ -55,17 +73,19 @@ def to_ours(file: str, config: str | None = None) -> Path:
     from src.runtime.own_files import refuse_foreign
     from src.runtime.weight_files import read_tensor_file, write_tensor_file
 
-    read = read_weights(file)
-    if is_our_form(read_tensor_file(file), read):
+    read = read_weights(file, family)
+    if is_our_form(read_tensor_file(read.path), read):
         raise CheckpointError(
-            f"{file} is already in the form of this project and has no average of weights ('ema'), so there "
-            "is nothing to convert"
+            f"{read.path} is already in the form of this project and has no average of weights ('ema'), so "
+            "there is nothing to convert"
         )
     path = read.path.with_stem(f"{read.path.stem}_converted")
     path = path.with_suffix(".pt" if path.suffix == ".pt" else ".pth")
     refuse_foreign([path], "move it away")
     weights = folded(read, config)
-    notes = read.meta or notes_of(read, config)
+    notes = read.meta
+    if read.config_text is None:
+        notes = {**notes_of(read, config), **notes}
     content: dict[str, Any] = {"model": weights}
     if notes:
         content["meta"] = notes
@@ -80,8 +100,10 @@ def to_ours(file: str, config: str | None = None) -> Path:
     return path
 
 
-def to_folder(file: str, config: str | None = None) -> Path:
-    """Write the folder of a model for transformers and return its path.
+def to_folder(
+    file: str, config: str | None = None, family: str | None = None
+) -> Path:
+    """Write the folder of a model for transformers and return its path; arguments as for `to_ours`.
 
     Raises:
         CheckpointError: if the file is damaged, already in this layout, or has another architecture.
@@ -91,23 +113,20 @@ def to_folder(file: str, config: str | None = None) -> Path:
     from src.detection.fitting import load_strictly
     from src.detection.lora_weights import merged_state_dict
     from src.detection.model_config import model_config
+    from src.detection.published.layouts import TRANSFORMERS
     from src.detection.transformers_folder import (
         check_new_folder,
         preprocessor_config,
         write_folder,
     )
-    from src.detection.transformers_layout import (
-        is_transformers_layout,
-        to_transformers,
-    )
+    from src.detection.transformers_layout import to_transformers
     from src.detection.weight_file import read_weights
     from src.runtime.log import logger
-    from src.runtime.weight_files import read_tensor_file
 
-    read = read_weights(file)
-    if is_transformers_layout(read_tensor_file(file)):
+    read = read_weights(file, family)
+    if read.layout == TRANSFORMERS:
         raise CheckpointError(
-            f"{file} is already in the layout of transformers, so there is nothing to convert"
+            f"{read.path} is already in the layout of transformers, so there is nothing to convert"
         )
     folder = read.path.with_name(f"{read.path.stem}_transformers")
     check_new_folder(folder)

@@ -275,11 +275,11 @@ class YAMLConfig:
         """The transforms for evaluation, in order, as `{type: name, argument: value ...}`."""
         key = "val_dataloader"
         loader = self.yaml_cfg.get(key) or self._unknown_data.get(key) or {}
-        dataset = self.section(loader.get("dataset"))
-        transforms = self.section(dataset.get("transforms"))
+        dataset = self._section(loader.get("dataset"))
+        transforms = self._section(dataset.get("transforms"))
         return copy.deepcopy(transforms.get("ops") or [])
 
-    def section(self, spec: Any) -> dict[str, Any]:
+    def _section(self, spec: Any) -> dict[str, Any]:
         """Return the settings of a component, which are given in place or in a section of their own."""
         settings = self.yaml_cfg.get(spec) if isinstance(spec, str) else spec
         return settings if isinstance(settings, dict) else {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
+from ..runtime.log import logger
 from .lora_weights import is_lora_factor
 from .model_table import title_of
 from .published.signatures import architecture_of
@@ -37,6 +38,7 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     if ours is not None:
         file.require_class_head()
         refuse_other_model(file, own)
+        warn_of_other_scale(file, own)
     if theirs != ours and None not in (theirs, ours):
         raise CheckpointError(
             f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its "
@@ -67,6 +69,27 @@ def refuse_other_model(file: WeightFile, own: Mapping[str, Tensor]) -> None:
         f"{file.path} is {found.entry.title}, but the configuration describes {title}; use "
         f"{found.entry.config}, or leave -c out"
     )
+
+
+def warn_of_other_scale(file: WeightFile, own: Mapping[str, Tensor]) -> None:
+    """Warn if a file has another `reg_scale` than the configuration; that of the file is loaded.
+
+    Args:
+        file: weights to load.
+        own: state dict of the model.
+    """
+    key = "decoder.reg_scale"
+    if key not in file.weights or key not in own:
+        return
+    theirs = file.weights[key].flatten().tolist()
+    ours = own[key].flatten().tolist()
+    if theirs != ours:
+        logger.warning(
+            "%s has reg_scale %s, the configuration has %s; the value of the file is used",
+            file.path,
+            ", ".join(f"{value:g}" for value in theirs),
+            ", ".join(f"{value:g}" for value in ours),
+        )
 
 
 def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
@@ -185,10 +208,9 @@ def describe_loading(
         parts.append(
             f"{filled} filled in (tables, shared parameters, batch counts)"
         )
-    notes = "".join(f"; {remark}" for remark in file.remarks)
     return (
         f"{file.path}: {title} ({file.layout} layout, {file.num_classes} classes, {config}): "
-        f"{', '.join(parts)}{notes}"
+        f"{', '.join(parts)}"
     )
 
 

@@ -20,8 +20,8 @@ from ..runtime.finite import COMPUTED_KEYS
 from ..runtime.log import logger
 from .fitting import completed, describe_misfits
 from .model_table import ROOT
-from .published.recognition import Recognized
-from .weight_file import WeightFile
+from .published.recognition import Recognized, shown_activation
+from .weight_file import WeightFile, decoder_activation
 
 LARGEST_NUMBER = 16_384
 """Maximum of an integer in the settings of a model, unless a tensor of the file has a longer side."""
@@ -45,8 +45,7 @@ def model_config(
 
     Raises:
         CheckpointError: if neither the file nor `config` provides a configuration and the file is not
-            recognized, if the configuration in the file has faults or describes another model, or if `config`
-            is of another family than the file.
+            recognized, or if the configuration in the file has faults or describes another model.
         ConfigError: for faults in the file `config`.
     """
     if file.config_text is None:
@@ -54,7 +53,6 @@ def model_config(
             return published_config(file)
         cfg = YAMLConfig(config)
         file.prepare(cfg)
-        refuse_other_family(file, cfg)
         return cfg
     try:
         cfg = YAMLConfig.from_text(
@@ -64,8 +62,6 @@ def model_config(
         raise CheckpointError(str(error)) from None
     file.prepare(cfg)
     check_sizes(file, cfg)
-    if file.family is not None:
-        refuse_other_family(file, cfg)
     return cfg
 
 
@@ -122,34 +118,33 @@ def refuse_other_family(file: WeightFile, cfg: YAMLConfig) -> None:
     """
     difference = other_family(file, cfg)
     if difference is not None:
-        raise CheckpointError(f"{difference}; leave -c out, or use -t")
+        raise CheckpointError(
+            f"{difference}; leave -c out, or give the configuration of its family"
+        )
 
 
 def other_family(file: WeightFile, cfg: YAMLConfig) -> str | None:
     """Return how the family of a file differs from that of a configuration, or None if they agree.
 
-    A file that fits several families, of which nothing decides, agrees with each.
+    The configuration in a file decides about it, if it has one. A file that fits several families, of which
+    nothing decides, agrees with each.
     """
     found = file.recognized
-    if found is None or found.is_undecided:
+    if file.config_text is not None:
+        theirs = file.noted_activation
+        name = "the model of its own configuration"
+    elif found is None or found.is_undecided:
         return None
-    activation = decoder_activation(cfg)
-    if activation in (None, found.entry.activation):
+    else:
+        theirs = found.entry.activation
+        name = f"{found.entry.title} according to {found.decided_by}"
+    ours = decoder_activation(cfg.yaml_cfg)
+    if theirs is None or theirs == ours:
         return None
     return (
-        f"{file.path} is {found.entry.title} ({found.decided_by} decides), with {found.entry.activation} in "
-        f"the decoder, but {cfg.path} describes a decoder with {activation}"
+        f"{file.path} is {name}, with {shown_activation(theirs)} in the decoder, but {cfg.path} describes "
+        f"a decoder with {shown_activation(ours)}"
     )
-
-
-def decoder_activation(cfg: YAMLConfig) -> str | None:
-    """Return the activation of the decoder that a configuration describes; None if that is unknown."""
-    model = cfg.section(cfg.yaml_cfg.get("model"))
-    decoder = cfg.section(model.get("decoder"))
-    component = find("DFINETransformer")
-    if component is None:
-        return None
-    return decoder.get("activation", component.arguments["activation"].default)
 
 
 def check_sizes(file: WeightFile, cfg: YAMLConfig) -> None:

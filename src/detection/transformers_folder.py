@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.coco_categories import COCO_NAMES
 from ..core.errors import CheckpointError, ConfigError, first_line
+from ..core.paths import read_text
 from ..core.schemas import shown
 from ..runtime.files import prepare_output_dir, write_atomically, write_json
 
@@ -149,7 +150,7 @@ def classes_beside(
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is not a JSON file: {first_line(error)}"

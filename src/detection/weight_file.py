@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
+from ..core.paths import read_text
 from ..core.schemas import checked, shown
 from ..core.yaml_config import YAMLConfig
+from ..core.yaml_text import parse_yaml
 from ..runtime.finite import first_non_finite
 from ..runtime.weight_files import checked_path, read_tensor_file
 from .class_names import named_classes
@@ -37,8 +40,6 @@ class WeightFile:
     """Layout of the keys in the file, as `published.layouts` names it."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Reason for each tensor of the file that `weights` leaves out, by its key in the file."""
-    remarks: tuple[str, ...] = ()
-    """Observations of the conversion, for the log."""
     total: int | None = None
     """Number of tensors in the file; None if `weights` are all of them."""
     family: str | None = None
@@ -57,10 +58,34 @@ class WeightFile:
             self.path,
             Converted(self.layout, self.weights, dict(self.dropped)),
             num_classes=self.num_classes,
-            noted=self.meta.get("family"),
+            noted=self._noted_family,
             family=self.family,
             model=self.model,
         )
+
+    @cached_property
+    def noted_activation(self) -> str | None:
+        """Activation of the decoder according to the configuration in the file or beside it, or None."""
+        if self.config_text is not None:
+            try:
+                settings, _ = parse_yaml(self.config_text, str(self.path))
+            except ConfigError:
+                return None  # reported when the configuration is used
+            return decoder_activation(settings)
+        if self.layout == TRANSFORMERS:
+            return _activation_in(self.path.with_name("config.json"))
+        return None
+
+    @property
+    def _noted_family(self) -> str | None:
+        """Family that the notes of the file name, or that has its activation."""
+        if "family" in self.meta:
+            return self.meta["family"]
+        families = {"relu": ["dfine"], "silu": ["deim", "rtv4"]}
+        fitting = families.get(self.noted_activation or "", [])
+        if self.family in fitting:
+            return self.family
+        return fitting[0] if fitting else None
 
     def describe_unknown(self) -> str:
         """Return what a file that is not recognized holds, for messages."""
@@ -185,7 +210,6 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
         notes,
         layout=converted.layout,
         dropped=converted.dropped,
-        remarks=converted.remarks,
         total=len(weights),
         family=family,
         model=model,
@@ -232,6 +256,35 @@ def _other_weights(content: Mapping[Any, Any]) -> str:
             }
             return f"; its {key} is {describe_foreign(tensors)}"
     return ""
+
+
+def decoder_activation(settings: Any) -> str:
+    """Return the activation of the decoder in a resolved configuration, ReLU by default."""
+    model = _section(settings, _section(settings, "model"))
+    decoder = _section(model, "decoder")
+    if isinstance(decoder, str):
+        decoder = _section(settings, decoder)
+    activation = _section(decoder, "activation")
+    return activation if isinstance(activation, str) else "relu"
+
+
+def _section(settings: Any, key: Any) -> Any:
+    """Return an entry of a mapping, or None."""
+    if isinstance(settings, Mapping) and isinstance(key, str):
+        return settings.get(key)
+    return None
+
+
+def _activation_in(path: Path) -> str | None:
+    """Return the activation of the decoder in the `config.json` of transformers, or None."""
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    activation = _section(settings, "decoder_activation_function")
+    return activation if isinstance(activation, str) else None
 
 
 def refuse_non_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from ..core.yaml_config import YAMLConfig
 from ..data.dataset.decoding import ImageError
 from ..data.dataset.picture import is_bit_depth
 from ..detection.fitting import describe_loading, load_strictly
-from ..detection.model_config import model_config
+from ..detection.model_config import model_config, refuse_other_family
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
@@ -215,6 +215,7 @@ class Detector:
             list(preprocessing.input_size),
             "the input size",
         )
+        refuse_other_family(file, cfg)
         model = cfg.model
         load_strictly(model, file)
         if file.config_text is None:

@@ -137,6 +137,14 @@ def test_a_step_is_written_with_each_loss_their_sum_and_each_rate():
     assert writer.steps == [(7, expected)]
 
 
+def test_a_step_is_written_with_the_weight_of_a_term_that_changes():
+    writer = Collecting()
+    weights = {"loss_distill": 7.5}
+    RunLog([writer], PLAN).step(7, {"loss_distill": 1.0}, [1e-3], weights)
+    (_, values) = writer.steps[0]
+    assert values["Weight/loss_distill"] == 7.5
+
+
 def test_an_epoch_goes_to_every_writer_and_all_are_closed():
     writers = [Collecting(), Collecting()]
     log = RunLog(writers, PLAN)

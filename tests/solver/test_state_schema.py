@@ -110,6 +110,17 @@ def test_states_of_a_scaler_and_a_meter_pass():
             {"state": {"a": {}}, "param_groups": []},
             "optimizer.state has the key 'a'",
         ),
+        ("distillation", {"weight": 5.0}, "distillation has no projector"),
+        (
+            "distillation",
+            {"projector": WEIGHT, "weight": 0.0},
+            "distillation.weight",
+        ),
+        (
+            "distillation",
+            {"projector": WEIGHT, "weight": 5.0, "share_sum": NAN},
+            "distillation.share_sum",
+        ),
         ("scaler", 3, "scaler"),
         ("scaler", SCALER | {"scale": 0.0}, "scaler.scale"),
         ("scaler", SCALER | {"scale": NAN}, "scaler.scale"),

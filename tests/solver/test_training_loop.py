@@ -139,6 +139,16 @@ def test_loss_and_anchoring_follow_the_epochs_counted_from_zero(run):
         part.set_epoch.assert_called_once_with(1)
 
 
+@pytest.mark.parametrize(("epoch", "is_final"), [(1, False), (3, True)])
+def test_distillation_knows_whether_the_epoch_is_of_the_final_stage(
+    run, epoch, is_final
+):
+    run.state.distillation = MagicMock()
+    begin_epoch(run, epoch)
+    begin = run.state.distillation.begin_epoch
+    begin.assert_called_once_with(final_stage=is_final)
+
+
 @pytest.mark.parametrize(("disable", "lines"), [(True, 1), (False, 0)])
 def test_a_line_is_logged_where_no_progress_bar_is_seen(
     run, caplog, disable, lines

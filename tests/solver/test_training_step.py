@@ -261,3 +261,71 @@ def test_bfloat16_autocast_reaches_the_model_and_not_the_targets():
         0, [(torch.rand(2, 3, 4, 4), TARGETS)]
     )
     assert seen == [torch.bfloat16]
+
+
+class Distillation:
+    """A distillation in miniature: a parameter that is pulled to zero, and a record of all calls."""
+
+    weight = 1.0
+
+    def __init__(self) -> None:
+        self.parameter = nn.Parameter(torch.ones(1))
+        self.calls = []
+
+    def __call__(self, images):
+        self.calls.append(f"loss of {len(images)}")
+        return self.parameter.square().sum() * images.mean()
+
+    def average_gradients(self):
+        self.calls.append("average")
+
+    def observe(self, parameters):
+        norms = [float(p.grad.norm()) for p in parameters]
+        self.calls.append(("observe", norms))
+
+
+def step_with_distillation(criterion=criterion, **changes):
+    """Return a step whose optimizer has the parameter of a distillation in a group of its own."""
+    distillation = Distillation()
+    step = make_step(
+        Model().train(), criterion, distillation=distillation, **changes
+    )
+    step.optimizer.add_param_group({"params": [distillation.parameter]})
+    return step, distillation
+
+
+def test_the_loss_of_a_distillation_trains_its_own_parameters():
+    step, distillation = step_with_distillation()
+    losses = step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
+    assert set(losses) == {"loss_a", "loss_b", "loss_distill"}
+    assert distillation.parameter < 1
+
+
+def test_the_batches_of_a_window_contribute_their_share_of_the_distillation():
+    step, _ = step_with_distillation(exact=False)
+    sizes = (1, 3)
+    window = [(torch.full((n, 3, 4, 4), float(n)), TARGETS) for n in sizes]
+    losses = step(0, window)
+    expected = 1.0 * 1 / 4 + 3.0 * 3 / 4
+    assert losses["loss_distill"].item() == pytest.approx(expected)
+
+
+def test_gradients_are_averaged_over_ranks_then_clipped_then_observed():
+    step, distillation = step_with_distillation(clip_max_norm=1e-3)
+    step(0, [(torch.rand(2, 3, 4, 4), TARGETS)] * 2)
+    *before, (observed, norms) = distillation.calls
+    assert before == ["loss of 2", "loss of 2", "average"]
+    assert observed == "observe"
+    assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(
+        1e-3, rel=1e-3
+    )
+
+
+def test_a_skipped_step_is_averaged_over_ranks_and_not_observed():
+    def without_loss(outputs, targets):
+        raise NumericsError("no loss")
+
+    step, distillation = step_with_distillation(without_loss)
+    assert step(0, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
+    assert distillation.calls == ["average"]
+    assert distillation.parameter == 1

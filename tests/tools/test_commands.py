@@ -126,6 +126,7 @@ OPTIONAL = [
     "onnxsim",
     "openvino",
     "tensorrt",
+    "transformers",
     "cv2",
     "fiftyone",
     "wandb",

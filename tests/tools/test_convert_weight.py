@@ -2,17 +2,23 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from src.core import YAMLConfig
+from src.detection.fitting import load_strictly
+from src.detection.model_config import model_config
 from src.detection.weight_file import read_weights
 from src.inference import Detector
 from tests.fixtures.run_here import run_here
 from tests.fixtures.small_dfine import SMALL, filled
+from tests.fixtures.tiny import ROOT
 from tests.fixtures.trained_tiny import TRAINED
+from tests.golden import filler
 
 TOOL = "reference/convert_weight.py"
 NAMES = ["cat", "dog", "Bär", "汽车", "cup"]
@@ -86,7 +92,7 @@ def test_images_of_other_sizes_are_prepared_alike(tmp_path):
 def test_the_folder_needs_no_package_and_comes_back_bit_by_bit(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     model = write_checkpoint(tmp_path / "best.pth")
     run_here(TOOL, tmp_path / "best.pth", "--to", "transformers")
     back = read_weights(tmp_path / "best_transformers/model.safetensors")
@@ -171,3 +177,89 @@ def test_names_that_transformers_invents_are_not_used(tmp_path):
     file.write_text("{")
     ended = run_here(TOOL, file.with_name("model.safetensors"))
     assert ended.code == 4 and "config.json is not a JSON file" in ended.err
+
+
+def published(tmp_path, name, config):
+    """Write a file as it is published, without notes, and return its path and the weights."""
+    cfg = YAMLConfig(ROOT / config, HGNetv2={"pretrained": False})
+    state = filler.fill(cfg.model).state_dict()
+    torch.save({"ema": {"module": state}}, tmp_path / name)
+    return tmp_path / name, state
+
+
+def test_a_published_file_gets_its_configuration_and_the_names_of_classes(
+    tmp_path,
+):
+    file, state = published(
+        tmp_path,
+        "deim_dfine_hgnetv2_n_coco_160e.pth",
+        "configs/deim/deim_hgnetv2_n_coco.yml",
+    )
+    ended = run_here(TOOL, file)
+    assert ended.code == 0, ended.err
+    result = tmp_path / "any.pth"
+    file.with_stem(f"{file.stem}_converted").rename(result)
+    read = read_weights(result)
+    assert read.classes[0] == {"id": 1, "name": "person"}
+    assert read.meta["family"] == "deim"
+    cfg = model_config(read)
+    assert cfg.yaml_cfg["DFINETransformer"]["mlp_act"] == "silu"
+    load_strictly(cfg.model, read)
+    loaded = cfg.model.state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_a_published_dfine_becomes_a_folder_with_the_names_of_coco(tmp_path):
+    file, _ = published(
+        tmp_path, "dfine_n_coco.pth", "configs/dfine/dfine_hgnetv2_n_coco.yml"
+    )
+    ended = run_here(TOOL, file, "--to", "transformers")
+    assert ended.code == 0, ended.err
+    config = json.loads(
+        (tmp_path / "dfine_n_coco_transformers/config.json").read_text()
+    )
+    assert config["id2label"]["0"] == "person" and len(config["id2label"]) == 80
+    again = run_here(
+        TOOL, tmp_path / "dfine_n_coco_transformers/model.safetensors"
+    )
+    assert again.code == 0, again.err
+    result = read_weights(
+        tmp_path / "dfine_n_coco_transformers/model_converted.pth"
+    )
+    assert result.classes[-1] == {"id": 90, "name": "toothbrush"}
+    load_strictly(model_config(result).model, result)
+
+
+def test_a_file_of_deim_is_refused_for_transformers(tmp_path):
+    file, _ = published(
+        tmp_path, "deim_n.pth", "configs/deim/deim_hgnetv2_n_coco.yml"
+    )
+    ended = run_here(TOOL, file, "--to", "transformers")
+    assert ended.code == 4
+    assert "DFINETransformer.activation=relu only" in ended.err
+
+
+def test_a_file_of_deimv2_becomes_a_checkpoint_of_ours_but_no_folder(tmp_path):
+    file, state = published(
+        tmp_path,
+        "deimv2_atto.pth",
+        "configs/deimv2/deimv2_hgnetv2_atto_coco.yml",
+    )
+    ended = run_here(TOOL, file, "--to", "transformers")
+    assert ended.code == 4 and "not 'LiteEncoder'" in ended.err
+    ended = run_here(TOOL, file)
+    assert ended.code == 0, ended.err
+    result = read_weights(tmp_path / "deimv2_atto_converted.pth")
+    assert result.meta["family"] == "deimv2"
+    load_strictly(model_config(result).model, result)
+
+
+def test_the_family_can_be_named(tmp_path):
+    file, _ = published(
+        tmp_path, "weights.pth", "configs/deim/deim_hgnetv2_n_coco.yml"
+    )
+    ended = run_here(TOOL, file, "--family", "deim")
+    assert ended.code == 0, ended.err
+    assert read_weights(tmp_path / "weights_converted.pth").meta["family"] == (
+        "deim"
+    )

@@ -47,6 +47,13 @@ META_TO_TIMM = (
 )
 """Parts of the keys of Meta's DINOv3 ViT and timm's names for them."""
 
+_PROJECTION = (
+    "of RT-DETRv4's projection to its teacher, which only its training uses"
+)
+_MASK_TOKEN = "mask token, which has no effect on a detector"
+_BIAS_MASK = "masks of biases, applied to the biases"
+_REPEATED = "heads of the decoder under a second name"
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -57,8 +64,6 @@ class Converted:
     weights: dict[str, Tensor]
     dropped: dict[str, str] = field(default_factory=dict)
     """Reason for each tensor of the file that is not used, by its key in the file."""
-    remarks: tuple[str, ...] = ()
-    """Observations for the log."""
 
 
 def convert(state: Mapping[str, Tensor], path: Path) -> Converted:
@@ -73,7 +78,11 @@ def convert(state: Mapping[str, Tensor], path: Path) -> Converted:
     Raises:
         CheckpointError: if a tensor cannot be represented.
     """
-    weights: dict[str, Tensor] = {}
+    if is_transformers_layout(state):
+        weights, _ = from_transformers(state, path)
+        repeated = dict.fromkeys(repeated_heads(state), _REPEATED)
+        return Converted(TRANSFORMERS, weights, repeated)
+    weights = {}
     dropped: dict[str, str] = {}
     if is_transformers_layout(state):
         for key in repeated_heads(state):
@@ -82,9 +91,7 @@ def convert(state: Mapping[str, Tensor], path: Path) -> Converted:
         return Converted(TRANSFORMERS, weights, dropped)
     for key, value in state.items():
         if key.startswith(PROJECTOR):
-            dropped[key] = (
-                "RT-DETRv4's projection to its teacher, which only training uses"
-            )
+            dropped[key] = _PROJECTION
         else:
             weights[key] = value
     if any(key.startswith(_META_VIT) for key in weights):
@@ -102,11 +109,9 @@ def _convert_backbone(
     result: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.endswith(".mask_token"):
-            dropped[key] = "a mask token, which has no effect on a detector"
+            dropped[key] = _MASK_TOKEN
         elif key.endswith(".bias_mask"):
-            dropped[key] = (
-                "masks of biases, already applied to the biases they belong to"
-            )
+            dropped[key] = _BIAS_MASK
         elif key.startswith(_TINY_VIT):
             name = key.removeprefix(_TINY_VIT)
             result[f"backbone.vit.{_timm_name(name)}"] = value

@@ -42,48 +42,44 @@ class Recognized:
     """Models of other families that have the same tensors."""
 
     @property
-    def is_ambiguous(self) -> bool:
-        """True if the tensors also fit a family that computes other boxes from them."""
-        return any(
-            other.activation != self.entry.activation for other in self.others
-        )
+    def different(self) -> list[Entry]:
+        """Those of `others` that compute other boxes, because the decoder has another activation."""
+        mine = self.entry.activation
+        return [other for other in self.others if other.activation != mine]
 
     @property
     def is_undecided(self) -> bool:
         """True if nothing decided between families that compute different boxes."""
-        return self.is_ambiguous and self.decided_by == "nothing"
+        return bool(self.different) and self.decided_by == "nothing"
 
     @property
     def warning(self) -> str | None:
         """The sentence that reports a choice between families that compute different boxes, or None."""
-        if not self.is_ambiguous:
+        if not self.different:
             return None
-        different = [
-            other
-            for other in self.others
-            if other.activation != self.entry.activation
-        ]
-        titles = " and ".join(other.title for other in different)
-        chosen = f"{self.entry.title} ({_shown(self.entry)})"
-        reason = {
-            "--family": "as --family says",
-            "its name": "because of the name of the file",
-            "its notes": "as the notes in the file say",
-        }.get(
-            self.decided_by, "because nothing in the file or its name decides"
-        )
-        families = ", ".join(
-            sorted({self.entry.family, *(other.family for other in different)})
-        )
+        mine = self.entry
+        theirs = shown_activation(self.different[0].activation)
+        ours = shown_activation(mine.activation)
+        reason = _REASONS[self.decided_by]
+        titles = " or ".join(other.title for other in self.different)
+        families = ", ".join(other.family for other in self.different)
         return (
-            f"the tensors fit {self.entry.title} and {titles}, which differ in the activation of the decoder "
-            f"({_shown(self.entry)} or {_shown(different[0])}); it is used as {chosen}, {reason}; --family "
-            f"chooses another ({families})"
+            f"used as {mine.title} with {ours} in the decoder, {reason}; its tensors would also fit {titles} "
+            f"with {theirs}: --family chooses ({mine.family}, {families})"
         )
 
 
-def _shown(entry: Entry) -> str:
-    return {"relu": "ReLU", "silu": "SiLU"}[entry.activation]
+_REASONS = {
+    "its notes": "as its notes say",
+    "--family": "as --family says",
+    "its name": "as the name of the file says",
+    "nothing": "because neither the file nor its name says what it is",
+}
+
+
+def shown_activation(name: str) -> str:
+    """Return the usual spelling of an activation: "ReLU" for "relu"."""
+    return {"relu": "ReLU", "silu": "SiLU"}.get(name, name)
 
 
 def recognize(
