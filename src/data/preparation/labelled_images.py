@@ -113,7 +113,7 @@ class ConversionError(DataError):
         number = count_faults(len(faults))
         super().__init__(
             f"{source} has {number}, nothing was written: {'. '.join(parts)}. "
-            "--report FILE writes all of them"
+            "tools/dataset/convert.py --report FILE writes all of them"
         )
 
     def write(self, path: Path) -> None:
