@@ -1,7 +1,7 @@
 """Train or evaluate a detector.
 
 # one process
-python train.py -c configs/dfine/dfine_dinov3_s_coco.yml
+python train.py -c configs/dfine/custom/dfine_dinov3_s_custom.yml --data DATA
 
 # one process per GPU
 torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp
@@ -15,6 +15,8 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from tools.common import add_dataset_arguments
 
 FLAGS = (
     "resume",
@@ -40,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "-c", "--config", required=True, help="configuration file, .yml"
     )
+    add_dataset_arguments(parser)
     parser.add_argument(
         "-r",
         "--resume",
@@ -136,6 +139,7 @@ def main() -> None:
 
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
+    from src.data.preparation.run_dataset import with_dataset
     from src.runtime.distributed import (
         hide_gpus,
         join_group,
@@ -178,9 +182,15 @@ def main() -> None:
             )
         end_with_launcher()
         warn_of_unheard_signal()
-        cfg = YAMLConfig(
-            arguments.config, **(parse_overrides(arguments.update) | flags)
+        overrides = with_dataset(
+            parse_overrides(arguments.update) | flags,
+            arguments.data,
+            data_format=arguments.data_format,
+            images=arguments.data_images,
+            val_fraction=arguments.val_fraction,
+            follow_links=arguments.follow_links,
         )
+        cfg = YAMLConfig(arguments.config, **overrides)
         folder = Path(cfg.settings.output_dir)
         if int(os.environ.get("RANK", 0)) == 0:
             status_dir = folder

@@ -76,6 +76,14 @@ class FoundDataset:
     warnings: list[str] = field(default_factory=list)
     """Sentences about what was clipped, dropped or left out; `--strict` treats them as errors."""
 
+    def raise_if_dropped(self) -> None:
+        """Raise `DataError` if boxes were dropped during a conversion, as a check of COCO files does."""
+        for line in self.warnings:
+            if line.startswith(DROPPED):
+                raise DataError(
+                    f"{line}; tools/dataset/convert.py lists them with file and line"
+                )
+
 
 @dataclass(frozen=True)
 class _Options:
@@ -146,12 +154,20 @@ def find_dataset(
     place = None if cache is None else user_path(cache)
     layout = recognize(path, data_format)
     if isinstance(layout, CocoLayout):
-        return _use_coco(layout, options, place, path)
-    if options.images is not None:
+        found = _use_coco(layout, options, place, path)
+    elif options.images is None:
+        found = _use_converted(layout, options, place)
+    else:
         raise ConfigError(
             f"--data-images is only used with COCO files, but {path} is {FULL_NAMES[layout.data_format]}"
         )
-    return _use_converted(layout, options, place)
+    return replace(
+        found,
+        train_ann=found.train_ann.absolute(),
+        train_images=found.train_images.absolute(),
+        val_ann=found.val_ann.absolute(),
+        val_images=found.val_images.absolute(),
+    )
 
 
 def recognize(path: Path, data_format: str | None = None) -> Layout:
@@ -485,7 +501,7 @@ def _cached(
     with held(folder):
         digest = digest_of(watched, layout.root, key)
         state = read_state(folder, digest)
-        where = f"converted labels of before are used: {folder}"
+        where = f"labels that were converted earlier are used: {folder}"
         if state is None:
             result = convert(folder)
             where = f"converted labels are written to {folder}"

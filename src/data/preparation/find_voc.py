@@ -49,8 +49,18 @@ class VocLayout:
         if lists.is_dir():
             yield from Entries(lists).files
 
-    def read(self, *, follow_links: bool, drop_boxes: bool) -> LabelledImages:
-        """Read the labels; corners are counted from 0 if a corner is 0, and from 1 otherwise.
+    def read(
+        self,
+        *,
+        follow_links: bool,
+        drop_boxes: bool,
+        drop_strays: bool = True,
+        difficult: str = "keep",
+        zero_based: bool | None = None,
+    ) -> LabelledImages:
+        """Read the labels, with the arguments of `read_voc`.
+
+        If `zero_based` is None, corners are counted from 0 if a corner is 0, and from 1 otherwise.
 
         Raises:
             DataError: if there are faults.
@@ -60,12 +70,15 @@ class VocLayout:
             return read_voc(
                 self.root,
                 folders=self.folders,
+                difficult=difficult,
                 zero_based=zero_based,
                 follow_links=follow_links,
                 drop_boxes=drop_boxes,
-                drop_strays=True,
+                drop_strays=drop_strays,
             )
 
+        if zero_based is not None:
+            return read(zero_based)
         data = read(zero_based=False)
         at_zero = data.notes.pop(CORNER_AT_ZERO, 0)
         if at_zero:

@@ -105,16 +105,25 @@ class YoloLayout:
             yield description.root / name
         yield from label_files(description)
 
-    def read(self, *, follow_links: bool, drop_boxes: bool) -> LabelledImages:
+    def read(
+        self,
+        *,
+        follow_links: bool,
+        drop_boxes: bool,
+        drop_strays: bool = True,
+    ) -> LabelledImages:
         """Read the labels.
+
+        Args:
+            follow_links: open files that are symbolic links out of the data set.
+            drop_boxes: drop boxes without area or outside their image, which are faults otherwise.
+            drop_strays: leave out label files without an image, which are faults otherwise.
 
         Raises:
             DataError: if there are faults.
         """
         source = self.yaml or self.root
-        account = Account(
-            Faults(source), Counter(), drop_boxes, drop_strays=True
-        )
+        account = Account(Faults(source), Counter(), drop_boxes, drop_strays)
         description = self.describe(account)
         return read_described(description, account, follow_links=follow_links)
 
