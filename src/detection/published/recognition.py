@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...core.coco_categories import OBJECTS365_SLOTS
@@ -129,7 +129,11 @@ def recognize(
     for other in sorted(families - {choice}):
         of_family = [entry for entry in candidates if entry.family == other]
         others.append(_of_classes(of_family, num_classes, path.name))
-    return Recognized(entry, decided_by, tuple(others))
+    found = Recognized(entry, decided_by, tuple(others))
+    if decided_by == "nothing" and not found.different:
+        # families that compute the same boxes: what matters is decided
+        return replace(found, decided_by="its tensors")
+    return found
 
 
 def _decision(
