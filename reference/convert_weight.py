@@ -74,7 +74,8 @@ def to_ours(
     from src.runtime.weight_files import read_tensor_file, write_tensor_file
 
     read = read_weights(file, family)
-    if is_our_form(read_tensor_file(read.path), read):
+    added = {} if read.config_text else notes_of(read, config)
+    if not added and is_our_form(read_tensor_file(read.path), read):
         raise CheckpointError(
             f"{read.path} is already in the form of this project and has no average of weights ('ema'), so "
             "there is nothing to convert"
@@ -83,9 +84,7 @@ def to_ours(
     path = path.with_suffix(".pt" if path.suffix == ".pt" else ".pth")
     refuse_foreign([path], "move it away")
     weights = folded(read, config)
-    notes = read.meta
-    if read.config_text is None:
-        notes = {**notes_of(read, config), **notes}
+    notes = {**added, **read.meta}
     content: dict[str, Any] = {"model": weights}
     if notes:
         content["meta"] = notes

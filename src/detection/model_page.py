@@ -71,23 +71,32 @@ def table_of_files(entries: Iterable[Entry]) -> str:
     return _markdown(columns, entries)
 
 
+def block_of_commands(entries: Iterable[Entry]) -> str:
+    """Return the commands of all models as a code block in Markdown."""
+    lines = []
+    for entry in entries:
+        lines += [f"# {entry.name}", *commands(entry).values(), ""]
+    return "\n".join(["```bash", *lines[:-1], "```", ""])
+
+
 def with_tables(page: str, table: Mapping[str, Entry]) -> str:
     """Return a page with its tables written again.
 
     Args:
-        page: Markdown in which `<!-- table: sizes -->` or `<!-- table: files -->` begins a table and
+        page: Markdown in which `<!-- table: NAME -->` begins a table (sizes, files, commands) and
             `<!-- end of table -->` ends it.
         table: the models by name.
 
     Raises:
-        ConfigError: if the page does not have exactly one table of each kind.
+        ConfigError: if the page does not have these tables, in this order.
     """
     written = {
         "sizes": table_of_models(table.values()),
         "files": table_of_files(table.values()),
+        "commands": block_of_commands(table.values()),
     }
     marks = re.findall(r"<!-- table: (\w+) -->", page)
-    if sorted(marks) != sorted(written):
+    if marks != list(written):
         raise ConfigError(
             f"the page has the tables {marks}, expected {list(written)} between '<!-- table: NAME -->' and "
             "'<!-- end of table -->'"

@@ -1,10 +1,18 @@
 """Weights in the layout of the package transformers, compared with that package's own model."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from src.core.errors import CheckpointError
+from src.core.coco_categories import COCO_NAMES
+from src.core.errors import CheckpointError, ConfigError
+from src.detection.fitting import load_strictly
+from src.detection.model_config import model_config
 from src.detection.transformers_folder import (
+    check_new_folder,
+    classes_beside,
     preprocessor_config,
     write_folder,
 )
@@ -13,6 +21,7 @@ from src.detection.transformers_layout import (
     is_transformers_layout,
     to_transformers,
 )
+from src.detection.weight_file import read_weights
 from src.runtime.finite import COMPUTED_KEYS
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.small_dfine import SMALL, filled
@@ -254,3 +263,70 @@ def test_the_image_processor_follows_the_transforms_of_the_validation_data():
 def test_transforms_without_a_counterpart_are_refused(ops, message):
     with pytest.raises(CheckpointError, match=message):
         preprocessor_config(ops, "best.pth")
+
+
+def test_a_file_without_batch_counts_is_recognized_and_loaded(tmp_path):
+    """transformers freezes the norms of all sizes, and frozen norms do not count batches."""
+    config, model = filled("n")
+    there, _ = to_transformers(model.state_dict(), config.yaml_cfg)
+    kept = {}
+    for key, value in there.items():
+        is_count = key.endswith("num_batches_tracked")
+        if not (is_count and key.startswith("model.backbone.")):
+            kept[key] = value
+    assert len(kept) < len(there)
+    save_file(kept, tmp_path / "model.safetensors")
+    read = read_weights(tmp_path / "model.safetensors")
+    assert read.layout == "transformers"
+    cfg = model_config(read)
+    load_strictly(cfg.model, read)
+    images = filler.image(7, 1, 3, SIDE, SIDE)
+    with torch.no_grad():
+        again = cfg.model.eval()(images)
+        assert torch.equal(again["pred_boxes"], model(images)["pred_boxes"])
+
+
+@pytest.mark.parametrize(
+    "labels, count, expected",
+    [
+        (["cat", "dog"], 2, ["cat", "dog"]),
+        (["cat", "dog"], 3, None),
+        (["LABEL_0", "LABEL_1"], 2, None),
+        (["cat", 7], 2, None),
+        # other spellings of COCO's names, whose ids would be lost
+        ([*COCO_NAMES[:3], "motorbike", *COCO_NAMES[4:]], 80, None),
+        (
+            [f"part {i}" for i in range(80)],
+            80,
+            [f"part {i}" for i in range(80)],
+        ),
+    ],
+)
+def test_names_of_classes_are_read_beside_the_weights(
+    tmp_path, labels, count, expected
+):
+    names = {str(i): name for i, name in enumerate(labels)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    found = classes_beside(tmp_path / "model.safetensors", count)
+    if expected is None:
+        assert found is None
+    else:
+        assert [entry["name"] for entry in found] == expected
+        assert [entry["id"] for entry in found] == list(range(count))
+
+
+@pytest.mark.parametrize("content", [None, "[]", '{"id2label": []}'])
+def test_without_a_configuration_beside_the_weights_there_are_no_names(
+    tmp_path, content
+):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert classes_beside(tmp_path / "model.safetensors", 2) is None
+
+
+def test_a_folder_with_files_is_not_written_to(tmp_path):
+    check_new_folder(tmp_path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match="would be replaced"):
+            check_new_folder(path)

@@ -179,11 +179,12 @@ def test_names_that_transformers_invents_are_not_used(tmp_path):
     assert ended.code == 4 and "config.json is not a JSON file" in ended.err
 
 
-def published(tmp_path, name, config):
+def published(tmp_path, name, config, *, as_average=True):
     """Write a file as it is published, without notes, and return its path and the weights."""
     cfg = YAMLConfig(ROOT / config, HGNetv2={"pretrained": False})
     state = filler.fill(cfg.model).state_dict()
-    torch.save({"ema": {"module": state}}, tmp_path / name)
+    content = {"ema": {"module": state}} if as_average else {"model": state}
+    torch.save(content, tmp_path / name)
     return tmp_path / name, state
 
 
@@ -252,6 +253,19 @@ def test_a_file_of_deimv2_becomes_a_checkpoint_of_ours_but_no_folder(tmp_path):
     result = read_weights(tmp_path / "deimv2_atto_converted.pth")
     assert result.meta["family"] == "deimv2"
     load_strictly(model_config(result).model, result)
+
+
+def test_notes_are_added_to_a_file_that_only_lacks_them(tmp_path):
+    file, _ = published(
+        tmp_path,
+        "deim_n.pth",
+        "configs/deim/deim_hgnetv2_n_coco.yml",
+        as_average=False,
+    )
+    assert run_here(TOOL, file).code == 0
+    result = tmp_path / "deim_n_converted.pth"
+    assert read_weights(result).meta["family"] == "deim"
+    assert run_here(TOOL, result).code == 4
 
 
 def test_the_family_can_be_named(tmp_path):
