@@ -8,6 +8,11 @@ torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --
 
 # evaluate
 torchrun --nproc_per_node=8 train.py -c ... --test-only -r output/.../best.pth
+
+# without -c: resume a run, evaluate or fine-tune its weights or a published detector
+python train.py -r output/.../last.pth
+python train.py -r dfine_l_coco --test-only
+python train.py -t weights/deimv2_dinov3_s_coco.pth
 """
 
 import argparse
@@ -15,6 +20,8 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from tools.common import add_family_argument
 
 FLAGS = (
     "resume",
@@ -25,6 +32,7 @@ FLAGS = (
     "output_dir",
     "summary_dir",
     "test_only",
+    "family",
     "override",
     "strict",
 )
@@ -38,13 +46,16 @@ def parse_arguments() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "-c", "--config", required=True, help="configuration file, .yml"
+        "-c",
+        "--config",
+        help="configuration file, .yml; default: that of the file of -r or -t",
     )
     parser.add_argument(
         "-r",
         "--resume",
         help="resume from this last.pth; auto: from last.pth of the output folder if it exists, otherwise "
-        "start a new run; with --test-only: evaluate these weights",
+        "start a new run; with --test-only: evaluate these weights, a file or the name of a published "
+        "detector (configs/models.yml)",
     )
     parser.add_argument(
         "--override",
@@ -60,8 +71,11 @@ def parse_arguments() -> argparse.Namespace:
         "exit code 3",
     )
     parser.add_argument(
-        "-t", "--tuning", help="start a new run from these weights"
+        "-t",
+        "--tuning",
+        help="start a new run from these weights, a file or the name of a published detector",
     )
+    add_family_argument(parser)
     parser.add_argument(
         "-d",
         "--device",
@@ -110,6 +124,14 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(
             "-r resumes a run and -t starts a new one: pass only one of them"
         )
+    starts_from_file = arguments.tuning or arguments.resume not in (
+        None,
+        "auto",
+    )
+    if arguments.config is None and not starts_from_file:
+        parser.error(
+            "the following arguments are required: -c/--config, unless -r or -t names a file"
+        )
     if arguments.opt_level == "O0" and arguments.use_amp:
         parser.error(
             "--opt-level O0 means float32, which contradicts --use-amp: pass only one of them"
@@ -134,7 +156,6 @@ def main() -> None:
         parse_arguments()
     )  # before torch is imported, so that --help is fast
 
-    from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
     from src.runtime.distributed import (
         hide_gpus,
@@ -153,6 +174,7 @@ def main() -> None:
         warn_of_unheard_signal,
     )
     from src.solver import DetSolver
+    from src.solver.start_config import open_configuration
 
     status_dir: Path | None = None
 
@@ -178,8 +200,8 @@ def main() -> None:
             )
         end_with_launcher()
         warn_of_unheard_signal()
-        cfg = YAMLConfig(
-            arguments.config, **(parse_overrides(arguments.update) | flags)
+        cfg = open_configuration(
+            arguments.config, parse_overrides(arguments.update) | flags
         )
         folder = Path(cfg.settings.output_dir)
         if int(os.environ.get("RANK", 0)) == 0:

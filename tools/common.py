@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     from src.inference import Detector
 
 
+FAMILIES = ("dfine", "deim", "rtv4", "deimv2", "dfine_dinov3")
+"""Values of `--family`; `src.detection.model_table` has their titles."""
+
+CHECKPOINT_HELP = (
+    "checkpoint: best.pth, last.pth, a published file (D-FINE, DEIM, DEIMv2, RT-DETRv4), or the name of a "
+    "model of configs/models.yml, whose file is looked for in weights/"
+)
+CONFIG_HELP = (
+    "configuration; needed only for a checkpoint that contains none and whose tensors are not those of a "
+    "known model"
+)
+
+
 def user_path(text: str) -> Path:
     """Return a path as users write it: `~` is the home folder, which no shell expands behind `--flag=`."""
     return Path(text).expanduser()
@@ -34,14 +47,15 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         required=True,
         metavar="FILE",
-        help="checkpoint: best.pth, last.pth or a file of the D-FINE project",
+        help=CHECKPOINT_HELP,
     )
     parser.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        help="configuration; needed only for checkpoints without one, such as those of D-FINE",
+        help=CONFIG_HELP,
     )
+    add_family_argument(parser)
     parser.add_argument(
         "-d", "--device", help="cpu, cuda or cuda:N; default: CUDA if available"
     )
@@ -66,6 +80,16 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_family_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--family`, for checkpoints whose tensors fit several families."""
+    parser.add_argument(
+        "--family",
+        choices=FAMILIES,
+        help="family of a published file, where its tensors fit several; default: its notes or its name "
+        "decide",
+    )
+
+
 def detector_from(arguments: argparse.Namespace) -> Detector:
     """Load the checkpoint that the arguments name."""
     from src.inference import Detector
@@ -77,6 +101,7 @@ def detector_from(arguments: argparse.Namespace) -> Detector:
         input_size=arguments.input_size,
         use_amp=arguments.use_amp,
         bit_depth=arguments.bit_depth,
+        family=arguments.family,
     )
 
 

@@ -59,6 +59,8 @@ class RunSettings:
     output_dir: str = "./output"
     summary_dir: str | None = None
     resume: str | None = None
+    family: str | None = None
+    """Family of the file of `-r` or `-t`, such as "deim", where its tensors fit several."""
     override: bool = False
     strict: bool = False
     tuning: str | None = None
@@ -174,6 +176,22 @@ class YAMLConfig:
                 refuse_other_roles(
                     role, config.yaml_cfg[role], config.yaml_cfg, name
                 )
+        return config
+
+    @classmethod
+    def from_run(cls, text: str, name: str, **overrides: Any) -> YAMLConfig:
+        """Read the whole configuration of a run from its checkpoint, to continue or repeat the run.
+
+        Args:
+            text: YAML text without includes.
+            name: name of the source, for messages.
+            overrides: as for the constructor.
+
+        Raises:
+            ConfigError: as for the constructor.
+        """
+        config = cls.__new__(cls)
+        config._load(parse_config_tree(text, name), name, overrides)
         return config
 
     def _load(

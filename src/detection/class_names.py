@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.coco_categories import COCO_CATEGORY_IDS, COCO_NAMES
+from ..core.coco_categories import (
+    COCO_CATEGORY_IDS,
+    COCO_NAMES,
+    COCO_TO_OBJECTS365,
+    OBJECTS365_SLOTS,
+)
 from ..core.errors import CheckpointError
 
 MAX_LISTED_CLASSES = 20
@@ -24,8 +29,8 @@ def named_classes(
         count: number of labels.
 
     Returns:
-        `count` entries. Without `classes` they are COCO's if `count` is 80, else numbers. Labels that
-        `classes` leaves out are called "(unused N)" and have the id -1.
+        `count` entries. Without `classes` they are COCO's if `count` is 80, Objects365's if it is 366, else
+        numbers. Labels that `classes` leaves out are called "(unused N)" and have the id -1.
     """
     entries: list[dict[str, Any]] = []
     if classes is not None:
@@ -35,9 +40,27 @@ def named_classes(
     elif count == len(COCO_NAMES):
         for category, name in zip(COCO_CATEGORY_IDS, COCO_NAMES):
             entries.append({"id": category, "name": name})
+    elif count == OBJECTS365_SLOTS:
+        entries += _objects365_classes()
     else:
         for label in range(count):
             entries.append({"id": label, "name": f"class {label}"})
+    return entries
+
+
+def _objects365_classes() -> list[dict[str, Any]]:
+    """Return Objects365's classes; those that COCO has as well have COCO's name, the others a number.
+
+    The label is the category id, and label 0 has no class.
+    """
+    names = {
+        index + 1: COCO_NAMES[label]
+        for label, index in enumerate(COCO_TO_OBJECTS365)
+    }
+    entries: list[dict[str, Any]] = [{"id": -1, "name": "(unused 0)"}]
+    for category in range(1, OBJECTS365_SLOTS):
+        name = names.get(category, f"class {category}")
+        entries.append({"id": category, "name": name})
     return entries
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
+from ..runtime.log import logger
 from .lora_weights import is_lora_factor
+from .model_table import title_of
+from .published.signatures import architecture_of
 from .weight_file import WeightFile, class_count, refuse_non_finite
 
 MAX_LISTED_KEYS = 10
@@ -30,6 +35,10 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     refuse_factors(file, own)
     theirs = file.num_classes
     ours = class_count(own)
+    if ours is not None:
+        file.require_class_head()
+        refuse_other_model(file, own)
+        warn_of_other_scale(file, own)
     if theirs != ours and None not in (theirs, ours):
         raise CheckpointError(
             f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its "
@@ -39,6 +48,48 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     if misfits:
         raise CheckpointError(f"{file.path} does not fit this model: {misfits}")
     model.load_state_dict(weights)
+
+
+def refuse_other_model(file: WeightFile, own: Mapping[str, Tensor]) -> None:
+    """Check that a file of a known model is not loaded into another known model.
+
+    Args:
+        file: weights to load.
+        own: state dict of the model.
+
+    Raises:
+        CheckpointError: with the names of both models.
+    """
+    found = file.recognized
+    architecture = architecture_of(own)
+    if found is None or architecture in (None, found.entry.architecture):
+        return
+    title = title_of(architecture)
+    raise CheckpointError(
+        f"{file.path} is {found.entry.title}, but the configuration describes {title}; use "
+        f"{found.entry.config}, or leave -c out"
+    )
+
+
+def warn_of_other_scale(file: WeightFile, own: Mapping[str, Tensor]) -> None:
+    """Warn if a file has another `reg_scale` than the configuration; that of the file is loaded.
+
+    Args:
+        file: weights to load.
+        own: state dict of the model.
+    """
+    key = "decoder.reg_scale"
+    if key not in file.weights or key not in own:
+        return
+    theirs = file.weights[key].flatten().tolist()
+    ours = own[key].flatten().tolist()
+    if theirs != ours:
+        logger.warning(
+            "%s has reg_scale %s, the configuration has %s; the value of the file is used",
+            file.path,
+            ", ".join(f"{value:g}" for value in theirs),
+            ", ".join(f"{value:g}" for value in ours),
+        )
 
 
 def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
@@ -71,31 +122,103 @@ def completed(
 ) -> dict[str, Tensor]:
     """Add entries that a file may lack, from the model.
 
-    These are the tables computed for the input size and, if the file has none, the LoRA factors. The factors
-    are set to have no effect (`lora_up` is zero), because weights without factors are plain or merged.
+    These are the tables computed for the input size, the second names of shared parameters, the batch counts
+    of norms and, if the file has none, the LoRA factors. The factors are set to have no effect (`lora_up` is
+    zero), because weights without factors are plain or merged.
 
     Args:
         weights: entries of the file.
         model: the model to load them into; it is not changed.
 
     Returns:
-        Entries for `model.load_state_dict`; tables of another input size are left out.
+        Entries for `model.load_state_dict`. Tables of another input size, and the batch counts of norms that
+        are frozen in the model's backbone, are left out.
     """
     own = model.state_dict()
     result = {}
     for key, value in weights.items():
         has_own_shape = key in own and own[key].shape == value.shape
-        if has_own_shape or key not in COMPUTED_KEYS:
+        is_frozen_count = key not in own and _is_count_of_backbone(key)
+        if has_own_shape or not (key in COMPUTED_KEYS or is_frozen_count):
             result[key] = value
     is_plain = not any(is_lora_factor(key) for key in weights)
     for key, value in own.items():
         if key in COMPUTED_KEYS:
             result.setdefault(key, value)
+        elif key.endswith(_COUNT):
+            result.setdefault(key, torch.zeros_like(value))
         elif is_plain and is_lora_factor(key):
             result[key] = (
                 torch.zeros_like(value) if key.endswith("lora_up") else value
             )
+    for names in _shared_names(model):
+        present = [name for name in names if name in result]
+        for name in names if present else ():
+            result.setdefault(name, result[present[0]])
     return result
+
+
+_COUNT = ".num_batches_tracked"
+"""End of the key of a batch norm's number of batches, which does not affect its outputs."""
+
+
+def _is_count_of_backbone(key: str) -> bool:
+    return key.startswith("backbone.") and key.endswith(_COUNT)
+
+
+def _shared_names(model: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that a model has under several names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def describe_loading(
+    file: WeightFile, model: nn.Module, config: str | Path
+) -> str:
+    """Return one line that accounts for every tensor of a file that a model was loaded from.
+
+    Args:
+        file: the file.
+        model: model that has its weights.
+        config: configuration of the model.
+
+    Example:
+        "deim_l.pth: DEIM-L (D-FINE layout, 80 classes, configs/deim/deim_hgnetv2_l_coco.yml): 1253 tensors,
+        1253 loaded"
+    """
+    found = file.recognized
+    title = (
+        found.entry.title if found else "a detector that is not in the table"
+    )
+    total = len(file.weights) if file.total is None else file.total
+    reasons = Counter(file.dropped.values())
+    used = completed(file.weights, model)
+    for key in file.weights:
+        if key not in used:
+            reasons[_reason_against(key)] += 1
+    dropped = reasons.total()
+    parts = [f"{total} tensors", f"{total - dropped} loaded"]
+    if dropped:
+        listed = "; ".join(f"{count} {why}" for why, count in reasons.items())
+        parts.append(f"{dropped} dropped ({listed})")
+    filled = len(used.keys() - file.weights.keys())
+    if filled:
+        parts.append(
+            f"{filled} filled in (tables, shared parameters, batch counts)"
+        )
+    return (
+        f"{file.path}: {title} ({file.layout} layout, {file.num_classes} classes, {config}): "
+        f"{', '.join(parts)}"
+    )
+
+
+def _reason_against(key: str) -> str:
+    """Return why `completed` leaves out a tensor of a file."""
+    if _is_count_of_backbone(key):
+        return "batch counts of norms that this configuration freezes"
+    return "tables for another input size, which the model computes"
 
 
 def describe_misfits(

@@ -11,13 +11,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..core.build import create
+from ..core.coco_categories import COCO_NAMES
 from ..core.errors import CheckpointError, ConfigError
 from ..core.registry import find
 from ..core.schemas import shown
 from ..core.yaml_config import MODEL_ROLES, YAMLConfig
 from ..runtime.finite import COMPUTED_KEYS
+from ..runtime.log import logger
 from .fitting import completed, describe_misfits
-from .weight_file import WeightFile
+from .model_table import ROOT
+from .published.recognition import Recognized, shown_activation
+from .weight_file import WeightFile, decoder_activation
 
 LARGEST_NUMBER = 16_384
 """Maximum of an integer in the settings of a model, unless a tensor of the file has a longer side."""
@@ -32,26 +36,24 @@ def model_config(
 ) -> YAMLConfig:
     """Return the configuration of the model of a checkpoint, prepared for its weights.
 
-    The configuration inside a checkpoint only describes a model (`YAMLConfig.from_text`).
+    The configuration inside a checkpoint only describes a model (`YAMLConfig.from_text`). A published file
+    has none: it gets the configuration of the model that its tensors show.
 
     Args:
         file: the checkpoint.
         config: a configuration file, for checkpoints without a configuration.
 
     Raises:
-        CheckpointError: if neither the file nor `config` provides a configuration, or if the configuration
-            in the file has faults or describes another model.
+        CheckpointError: if neither the file nor `config` provides a configuration and the file is not
+            recognized, or if the configuration in the file has faults or describes another model.
         ConfigError: for faults in the file `config`.
     """
     if file.config_text is None:
-        if config is not None:
-            cfg = YAMLConfig(config)
-            file.prepare(cfg)
-            return cfg
-        raise CheckpointError(
-            f"{file.path} contains no configuration, like all files of D-FINE; give the configuration that "
-            "it was trained with: -c configs/dfine/...yml"
-        )
+        if config is None:
+            return published_config(file)
+        cfg = YAMLConfig(config)
+        file.prepare(cfg)
+        return cfg
     try:
         cfg = YAMLConfig.from_text(
             file.config_text, f"the configuration in {file.path}"
@@ -61,6 +63,88 @@ def model_config(
     file.prepare(cfg)
     check_sizes(file, cfg)
     return cfg
+
+
+def published_config(file: WeightFile) -> YAMLConfig:
+    """Return the configuration of the model of the table that a file holds, with the file's classes.
+
+    Raises:
+        CheckpointError: if the file is not recognized.
+    """
+    found = require_recognized(file)
+    cfg = YAMLConfig(ROOT / found.entry.config)
+    file.prepare(cfg)
+    use_classes_of(file, cfg)
+    return cfg
+
+
+def use_classes_of(file: WeightFile, cfg: YAMLConfig) -> None:
+    """Set the number of classes of a configuration to that of a file.
+
+    Args:
+        file: the file.
+        cfg: a configuration for COCO or Objects365, which may have another number.
+    """
+    count = file.num_classes
+    if cfg.yaml_cfg.get("num_classes") != count:
+        cfg.set("num_classes", count, f"counted in {file.path}")
+    if count != len(COCO_NAMES):
+        cfg.set("remap_mscoco_category", False, f"{count} classes")
+
+
+def require_recognized(file: WeightFile) -> Recognized:
+    """Return the model of the table that a file holds; a choice that its tensors did not make is logged.
+
+    Raises:
+        CheckpointError: with a description of the file, if it is not recognized.
+    """
+    found = file.recognized
+    if found is None:
+        raise CheckpointError(
+            f"{file.path} contains no configuration, and its tensors are not those of a published model: "
+            f"{file.describe_unknown()}; give the configuration that it was trained with: "
+            "-c configs/dfine/...yml"
+        )
+    if found.warning is not None:
+        logger.warning("%s: %s", file.path, found.warning)
+    return found
+
+
+def refuse_other_family(file: WeightFile, cfg: YAMLConfig) -> None:
+    """Check that a configuration has the activation of the family that a file is known to be of.
+
+    Raises:
+        CheckpointError: with both names, because boxes would be wrong without a message.
+    """
+    difference = other_family(file, cfg)
+    if difference is not None:
+        raise CheckpointError(
+            f"{difference}; leave -c out, or give the configuration of its family"
+        )
+
+
+def other_family(file: WeightFile, cfg: YAMLConfig) -> str | None:
+    """Return how the family of a file differs from that of a configuration, or None if they agree.
+
+    The configuration in a file decides about it, if it has one. A file that fits several families, of which
+    nothing decides, agrees with each.
+    """
+    found = file.recognized
+    if file.config_text is not None:
+        theirs = file.noted_activation
+        name = "the model of its own configuration"
+    elif found is None or found.is_undecided:
+        return None
+    else:
+        theirs = found.entry.activation
+        name = f"{found.entry.title} according to {found.decided_by}"
+    ours = decoder_activation(cfg.yaml_cfg)
+    if theirs is None or theirs == ours:
+        return None
+    return (
+        f"{file.path} is {name}, with {shown_activation(theirs)} in the decoder, but {cfg.path} describes "
+        f"a decoder with {shown_activation(ours)}"
+    )
 
 
 def check_sizes(file: WeightFile, cfg: YAMLConfig) -> None:

@@ -45,6 +45,7 @@ class Notes(Struct):
 
     classes: Classes | None = None
     config: Annotated[str, Meta(max_length=1 << 20)] | None = None
+    family: Text | None = None
     epoch: Count | None = None
     score: Finite | None = None
     metric: Text | None = None

@@ -19,8 +19,8 @@ from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.decoding import ImageError
 from ..data.dataset.picture import is_bit_depth
-from ..detection.fitting import load_strictly
-from ..detection.model_config import model_config
+from ..detection.fitting import describe_loading, load_strictly
+from ..detection.model_config import model_config, refuse_other_family
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
@@ -123,25 +123,31 @@ class Detector:
         input_size: Sequence[int] | None = None,
         use_amp: bool = False,
         bit_depth: int | None = None,
+        family: str | None = None,
     ) -> Detector:
-        """Load `best.pth`, `last.pth` or a file of D-FINE.
+        """Load `best.pth`, `last.pth` or a published file (D-FINE, DEIM, DEIMv2, RT-DETRv4).
 
         Args:
-            path: path of the checkpoint; its EMA weights are used if it has any.
+            path: path of the checkpoint, or the name of a model of `configs/models.yml`, whose file is looked
+                for in `weights/`; its EMA weights are used if it has any.
             device: cpu, cuda or cuda:N; None uses CUDA if available.
-            config: a configuration file, for checkpoints without a configuration.
+            config: a configuration file, for checkpoints without a configuration; None uses that of the model
+                that the tensors show.
             input_size: (height, width) in pixels; None uses the size of the training.
             use_amp: compute in bf16, or in fp16 if the device has no bf16; CUDA only.
             bit_depth: number of bits, 8 to 16, that the samples of 16-bit images use; None uses the value of
                 the training.
+            family: family of the model, such as "deim", where its tensors fit several; None lets notes in the
+                file or its name decide.
 
         Raises:
-            CheckpointError: if the file is damaged, does not fit its configuration, or has no configuration
-                and none is given.
-            ConfigError: if the device does not exist or the model cannot use the input size.
+            CheckpointError: if the file is damaged, does not fit its configuration, or has no configuration,
+                none is given and its tensors are not those of a published model.
+            ConfigError: if the device does not exist, the family is unknown, or the model cannot use the
+                input size.
         """
         prepare_torch_after_fork()
-        file = read_weights(path)
+        file = read_weights(path, family)
         picked = pick_device(device)
         cfg = model_config(file, config)
         return cls.from_weights(
@@ -209,8 +215,11 @@ class Detector:
             list(preprocessing.input_size),
             "the input size",
         )
+        refuse_other_family(file, cfg)
         model = cfg.model
         load_strictly(model, file)
+        if file.config_text is None:
+            logger.info("%s", describe_loading(file, model, cfg.path))
         postprocessor = cfg.postprocessor.deploy()
         engine = TorchEngine(
             model.deploy(), postprocessor, device, use_amp=use_amp

@@ -15,7 +15,9 @@ from ..core.contracts import Compilable
 from ..core.durations import RunLength
 from ..core.errors import CheckpointError, ConfigError
 from ..core.yaml_config import RunSettings, YAMLConfig
-from ..detection.fitting import load_strictly
+from ..detection.fitting import describe_loading, load_strictly
+from ..detection.model_config import other_family, refuse_other_family
+from ..detection.weight_file import WeightFile
 from ..runtime.distributed import (
     broadcast_object,
     broadcast_tensors,
@@ -256,17 +258,41 @@ def build_model(
         cfg.without_pretrained()
     model = cfg.model
     origin = provenance(model, file)
-    if file is not None and start.tunes:
-        load_for_tuning(model, file, [entry["name"] for entry in classes])
-    elif file is not None and start.state is None:
-        load_strictly(model, file)
-        logger.info("loaded %d tensors from %s", len(file.weights), file.path)
+    if file is not None and start.state is None:
+        _load_start_weights(cfg, model, start, file, classes)
     if cfg.settings.sync_bn and world_size() > 1 and device.type == "cuda":
         model = synchronize_batch_norms(model)
     model = model.to(device)
     # before the EMA copies the weights
     broadcast_tensors(list(model.state_dict().values()))
     return model, origin
+
+
+def _load_start_weights(
+    cfg: YAMLConfig,
+    model: nn.Module,
+    start: Start,
+    file: WeightFile,
+    classes: list[dict[str, Any]],
+) -> None:
+    """Load the weights of `-t`, or those of `-r` for an evaluation.
+
+    A file of another family with the same tensors can be tuned, but not evaluated.
+    """
+    if start.tunes:
+        load_for_tuning(model, file, [entry["name"] for entry in classes])
+        difference = other_family(file, cfg)
+        if difference is not None:
+            logger.warning(
+                "%s; training starts with this difference", difference
+            )
+    else:
+        refuse_other_family(file, cfg)
+        load_strictly(model, file)
+    if file.config_text is None:
+        logger.info("%s", describe_loading(file, model, cfg.path))
+    elif not start.tunes:
+        logger.info("loaded %d tensors from %s", len(file.weights), file.path)
 
 
 def amp_dtype_of_run(

@@ -15,7 +15,13 @@ from ..core.coco_categories import (
     OBJECTS365_SLOTS,
 )
 from ..core.errors import CheckpointError
-from ..detection.fitting import completed, describe_misfits, refuse_factors
+from ..detection.fitting import (
+    completed,
+    describe_misfits,
+    refuse_factors,
+    refuse_other_model,
+    warn_of_other_scale,
+)
 from ..detection.weight_file import WeightFile, class_count
 from ..runtime.log import logger
 
@@ -50,12 +56,11 @@ def load_for_tuning(
         raise CheckpointError(
             "-t needs a model with a class head, decoder.dec_score_head; this one has none"
         )
-    if theirs is None:
-        first_keys = ", ".join(list(weights)[:5])
-        raise CheckpointError(
-            f"{file.path} is not a D-FINE checkpoint: no class head found (first keys: {first_keys})"
-        )
-    their_names = _names_of(file.classes) if file.classes else None
+    file.require_class_head()
+    assert theirs is not None
+    refuse_other_model(file, own)
+    warn_of_other_scale(file, own)
+    their_names = _names_to_match(file, ours, class_names or ())
     mapping = map_classes(theirs, ours, their_names, class_names)
     layers = list(filter(_CLASS_LAYERS.match, own))
     for key in layers:
@@ -85,6 +90,25 @@ def load_for_tuning(
         len(own),
         reset,
     )
+
+
+def _names_to_match(
+    file: WeightFile, ours: int, our_names: Sequence[str]
+) -> list[str] | None:
+    """Return the class names of a file, or None if rows must be matched by the number of classes.
+
+    A published file has no names: it has COCO's or Objects365's classes if it has their number, and these
+    names count only if the data has one of them. Objects365's own names are not known.
+    """
+    if file.classes:
+        return _names_of(file.classes)
+    if ours == OBJECTS365_SLOTS:
+        return None
+    names = [entry["name"] for entry in file.named_classes]
+    known = {name.casefold() for name in names}
+    if any(name.casefold() in known for name in our_names):
+        return names
+    return None
 
 
 def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ FREE = frozenset(
         "task",
         "resume",
         "tuning",
+        "family",
         "test_only",
         "device",
         "output_dir",

@@ -57,9 +57,9 @@ def read_start(settings: RunSettings, folder: CheckpointFolder) -> Start:
         )
         return Start(WeightFile(found, state["model"], state["meta"]), state)
     if resume is not None:
-        return Start(read_weights(resume))
+        return Start(read_weights(resume, settings.family))
     if settings.tuning:
-        return Start(read_weights(settings.tuning), tunes=True)
+        return Start(read_weights(settings.tuning, settings.family), tunes=True)
     return Start()
 
 

@@ -13,6 +13,7 @@ PAGES = {
     "docs/data_cn.md": "docs/data.md",
     "docs/deployment_cn.md": "docs/deployment.md",
     "docs/gpu_cn.md": "docs/gpu.md",
+    "docs/models_cn.md": "docs/models.md",
     "docs/training_cn.md": "docs/training.md",
 }
 """Chinese pages with the English pages that they translate."""

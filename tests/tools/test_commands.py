@@ -32,6 +32,7 @@ COMMANDS = sorted(
     for path in [
         ROOT / "train.py",
         ROOT / "tools/doctor.py",
+        ROOT / "tools/models.py",
         *ROOT.glob("tools/*/*.py"),
         *ROOT.glob("reference/*.py"),
     ]
@@ -112,6 +113,7 @@ NEEDS_INPUT = {
     "tools/dataset/remap_obj365.py": ["--base_dir", MISSING],
     "tools/dataset/resize_obj365.py": ["--base_dir", MISSING],
     "tools/doctor.py": ["-c", MISSING],
+    "tools/models.py": ["check", MISSING],
     "reference/convert_weight.py": [MISSING],
     "train.py": ["-c", MISSING],
 }
@@ -124,6 +126,7 @@ OPTIONAL = [
     "onnxsim",
     "openvino",
     "tensorrt",
+    "transformers",
     "cv2",
     "fiftyone",
     "wandb",

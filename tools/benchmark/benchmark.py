@@ -21,7 +21,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path
+from tools.common import (
+    CHECKPOINT_HELP,
+    add_family_argument,
+    parser_for,
+    run,
+    user_path,
+)
 
 YARDSTICK = "bare ViT-S/16"
 ENGINES = ("torch", "compile", "onnx", "openvino")
@@ -29,7 +35,8 @@ ENGINES = ("torch", "compile", "onnx", "openvino")
 
 def main() -> None:
     parser = parser_for(__doc__)
-    parser.add_argument("-r", "--resume", metavar="FILE", help="checkpoint")
+    parser.add_argument("-r", "--resume", metavar="FILE", help=CHECKPOINT_HELP)
+    add_family_argument(parser)
     parser.add_argument(
         "-c",
         "--config",
@@ -154,6 +161,7 @@ def open_detector(arguments, device: str):
             device=device,
             config=arguments.config,
             input_size=arguments.input_size,
+            family=arguments.family,
         )
     if not arguments.config:
         raise ConfigError("give a checkpoint (-r) or a configuration (-c)")

@@ -18,7 +18,13 @@ os.environ.setdefault(
 )  # the profiler would speak of every start, and of a missing GPU
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path
+from tools.common import (
+    CHECKPOINT_HELP,
+    add_family_argument,
+    parser_for,
+    run,
+    user_path,
+)
 
 PARTS = ("backbone", "encoder", "decoder")
 
@@ -30,8 +36,9 @@ def main() -> None:
         "-r",
         "--resume",
         metavar="FILE",
-        help="checkpoint; with -c if it has no configuration, such as those of D-FINE",
+        help=CHECKPOINT_HELP,
     )
+    add_family_argument(parser)
     parser.add_argument(
         "--input-size",
         type=int,
@@ -112,7 +119,7 @@ def open_config(arguments):
     from src.detection.weight_file import read_weights
 
     if arguments.resume:
-        file = read_weights(arguments.resume)
+        file = read_weights(arguments.resume, arguments.family)
         cfg = model_config(file, arguments.config)
         cfg.set("num_classes", file.num_classes, f"counted in {file.path}")
         if file.input_size is not None:

@@ -18,7 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path
+from tools.common import (
+    CHECKPOINT_HELP,
+    CONFIG_HELP,
+    add_family_argument,
+    parser_for,
+    run,
+    user_path,
+)
 
 
 def main() -> None:
@@ -28,14 +35,15 @@ def main() -> None:
         "--resume",
         required=True,
         metavar="FILE",
-        help="checkpoint: best.pth, last.pth or a file of the D-FINE project",
+        help=CHECKPOINT_HELP,
     )
     parser.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        help="configuration; needed only for checkpoints without one, such as those of D-FINE",
+        help=CONFIG_HELP,
     )
+    add_family_argument(parser)
     parser.add_argument(
         "--output",
         type=user_path,
@@ -114,6 +122,7 @@ def main() -> None:
             config=arguments.config,
             input_size=arguments.input_size,
             bit_depth=arguments.bit_depth,
+            family=arguments.family,
         )
         images = (
             images_for_check(detector, arguments.images, arguments.count)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tools.common import CHECKPOINT_HELP, add_family_argument
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -18,9 +20,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "-c", "--config", required=True, help="configuration file, .yml"
     )
-    parser.add_argument(
-        "-r", "--resume", required=True, help="best.pth or another checkpoint"
-    )
+    parser.add_argument("-r", "--resume", required=True, help=CHECKPOINT_HELP)
+    add_family_argument(parser)
     parser.add_argument(
         "--output",
         help="folder for the pictures; default: pictures/ beside the checkpoint",
@@ -69,7 +70,7 @@ def main() -> None:
             test_only=True,
         )
         device = pick_device(arguments.device)
-        file = read_weights(arguments.resume)
+        file = read_weights(arguments.resume, arguments.family)
         dataset = cfg.val_dataloader.dataset
         detector = Detector.from_weights(file, cfg, device)
         output = (

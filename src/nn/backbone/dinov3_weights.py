@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError
 from ...detection.lora_weights import merged_state_dict
+from ...detection.published.layouts import META_TO_TIMM
 from ...runtime.distributed import main_first
 from ...runtime.log import logger
 from ...runtime.weight_files import checked_path, file_sha256, read_tensor_file
@@ -63,15 +64,6 @@ _NEVER_LOADED = re.compile(
     r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\..*|freqs)$"
 )
 """Entries that are not loaded, because the backbone does not use them."""
-
-_OFFICIAL_TO_TIMM = (
-    ("storage_tokens", "reg_token"),
-    (".ls1.gamma", ".gamma_1"),
-    (".ls2.gamma", ".gamma_2"),
-    (".mlp.w1.", ".mlp.fc1_g."),
-    (".mlp.w2.", ".mlp.fc1_x."),
-    (".mlp.w3.", ".mlp.fc2."),
-)
 
 _HUGGING_FACE_TO_TIMM = (
     ("embeddings.cls_token", "cls_token"),
@@ -247,7 +239,7 @@ def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     Query, key and value biases are masked and separated into `q_bias`, `k_bias` and `v_bias`.
     """
     if layout == "official":
-        return _split_fused_bias(_renamed(state, _OFFICIAL_TO_TIMM), state)
+        return _split_fused_bias(_renamed(state, META_TO_TIMM), state)
     if layout == "Hugging Face":
         return _fuse_projections(_rename_hugging_face(state))
     return {
