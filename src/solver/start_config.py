@@ -74,13 +74,17 @@ def _from_text(path: Path, text: str, overrides: dict[str, Any]) -> YAMLConfig:
 
 
 def _for_tuning(file: WeightFile, overrides: dict[str, Any]) -> YAMLConfig:
-    """Return the configuration for a user's own data of a published model."""
+    """Return the configuration for a user's own data of a published model.
+
+    The number of classes is read from the data, unless the command line sets it.
+    """
     entry = require_recognized(file).entry
     if entry.custom_config is None:
         raise CheckpointError(
             f"{file.path} is {entry.title}, which has no configuration for own data; give one with -c"
         )
-    return _of_table(file, entry.title, entry.custom_config, overrides)
+    settings = {"num_classes": None} | overrides
+    return _of_table(file, entry.title, entry.custom_config, settings)
 
 
 def _for_evaluation(file: WeightFile, overrides: dict[str, Any]) -> YAMLConfig:

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
-from tests.fixtures.tiny import merged, tiny_config, write_tiny_data
+from tests.fixtures.tiny import (
+    merged,
+    tiny_config,
+    write_tiny_data,
+    write_tiny_teacher,
+)
 from tests.fixtures.vits import official_layout
 
 pytestmark = pytest.mark.slow
@@ -100,6 +105,25 @@ def test_lora_with_gram_anchoring_on_each_generation(
     )
     records = read_log(tmp_path / "run")
     assert all(record["train_loss_gram"] > 0 for record in records)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "capability"), [(1, 75), (1, 80), (1, 90), (2, 90)]
+)
+def test_distillation_on_each_generation_and_two_ranks(
+    train, tmp_path, ranks, capability
+):
+    train(
+        settings={
+            "grad_accum_steps": 2,
+            "distillation": write_tiny_teacher(tmp_path),
+        },
+        ranks=ranks,
+        capability=capability,
+    )
+    records = read_log(tmp_path / "run")
+    assert all(record["train_loss_distill"] > 0 for record in records)
+    assert records[0]["distillation_share"] > 0
 
 
 @pytest.mark.parametrize("capability", [75, 80, 90])

@@ -5,18 +5,23 @@ import logging
 import pytest
 import torch
 
+from src.core.durations import RunLength
 from src.core.errors import ConfigError
 from src.core.yaml_config import RunSettings
 from src.detection.weight_file import read_weights
 from src.solver.building import (
     amp_dtype_of_run,
     build_model,
+    build_step,
     choose_seed,
     compile_backbone,
 )
+from src.solver.det_engine import seed_step
+from src.solver.numerics import NumericsGuard
 from src.solver.start_weights import Start
+from tests.fixtures.processes import on_ranks
 from tests.fixtures.states import small_state
-from tests.fixtures.tiny import tiny_config
+from tests.fixtures.tiny import tiny_config, write_tiny_teacher
 from tests.fixtures.trained_tiny import TRAINED
 
 CPU = torch.device("cpu")
@@ -105,3 +110,31 @@ def test_a_backbone_that_cannot_be_compiled_is_refused():
         ConfigError, match="^compile is 'backbone', but Conv2d has no part that"
     ):
         compile_backbone(model)
+
+
+def test_the_projector_of_a_distillation_starts_the_same_on_all_ranks(tmp_path):
+    settings = write_tiny_teacher(tmp_path)
+
+    def start_weights():
+        cfg = tiny_config(num_classes=4, distillation=settings)
+        cfg.resolve_lengths(RunLength(2, 6))
+        seed_step(0, 0)  # other random numbers on each rank
+        model = cfg.model
+        guard = NumericsGuard(6)
+        step = build_step(cfg, model, guard, None, CPU, None)
+        return [p.detach() for p in step.distillation.parameters()]
+
+    first, second = on_ranks(2, start_weights)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_optimizer_has_the_projector_of_a_distillation_in_a_group_of_its_own(
+    tmp_path,
+):
+    settings = write_tiny_teacher(tmp_path)
+    cfg = tiny_config(num_classes=4, distillation=settings)
+    cfg.resolve_lengths(RunLength(2, 6))
+    group = cfg.optimizer.param_groups[-1]
+    own = cfg.distillation.parameters()
+    assert [id(p) for p in group["params"]] == [id(p) for p in own]
+    assert group["lr"] == cfg.yaml_cfg["optimizer"]["lr"]

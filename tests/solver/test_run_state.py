@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -214,7 +215,9 @@ def test_when_patience_runs_out_the_clean_stage_is_announced(caplog):
 def test_with_other_data_the_epoch_begins_again_and_the_best_is_forgotten(
     trained,
 ):
+    trained.distillation = MagicMock()
     trained.restart_epoch()
+    trained.distillation.forget_epoch.assert_called_once_with()
     assert trained.progress == Progress(epoch=1, step=0, total_steps=5)
     assert trained.best.epoch is None and trained.meter is None
 
