@@ -225,7 +225,7 @@ def _titles(entries: list[Entry]) -> str:
 def _of_classes(
     entries: list[Entry], num_classes: int | None, name: str
 ) -> Entry:
-    """Return the entry for a number of classes; a name in the table that the file's name contains wins."""
+    """Return the entry for a number of classes, of these the one whose data the name of the file contains."""
     wants_objects365 = num_classes == OBJECTS365_SLOTS
     fitting = [
         entry
@@ -233,7 +233,7 @@ def _of_classes(
         if entry.is_for_objects365 == wants_objects365
     ]
     for entry in fitting or entries:
-        data = entry.name.rsplit("_", 1)[-1]
-        if data in name.lower():
+        data = entry.name.rsplit("_", 1)[-1]  # "coco", "obj2coco", "obj365"
+        if re.search(rf"(?<![a-z0-9]){data}(?![a-z0-9])", name.lower()):
             return entry
     return (fitting or entries)[0]
