@@ -1,4 +1,4 @@
-"""What decides which model a file holds: tensors, notes, --family, the name of the file."""
+"""The model of a file is decided by its tensors, its notes, --family or its name."""
 
 import pytest
 
