@@ -49,12 +49,20 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     run(commands[arguments.verb], arguments)
 
 
+def write(text: str) -> None:
+    """Write lines to standard output, whose reader may end (`| head`)."""
+    from ..runtime.log import say
+
+    for line in text.splitlines():
+        say(line)
+
+
 def print_list() -> None:
     """Print one line for each published model."""
     from ..detection.model_page import short_list
     from ..detection.model_table import read_table
 
-    print(short_list(read_table().values()))
+    write(short_list(read_table().values()))
 
 
 def print_model(name: str) -> None:
@@ -79,7 +87,7 @@ def print_model(name: str) -> None:
         raise ConfigError(
             f"{name} is not a model of configs/models.yml; {hint}"
         )
-    print(description(table[name]))
+    write(description(table[name]))
 
 
 def print_check(name: str, family: str | None) -> None:
@@ -115,9 +123,9 @@ def print_check(name: str, family: str | None) -> None:
             f"{file.path} is not complete or does not fit {cfg.path}: {misfits}"
         )
     config = found.entry.config if found else "its own configuration"
-    print(describe_loading(file, model, config))
-    print("complete: every tensor of the model is in the file")
-    print(f"classes: {_shown_classes(file.named_classes)}")
+    write(describe_loading(file, model, config))
+    write("complete: every tensor of the model is in the file")
+    write(f"classes: {_shown_classes(file.named_classes)}")
     digest = file_sha256(file.path)
     published = found.entry.sha256 if found else None
     if published is None:
@@ -126,13 +134,13 @@ def print_check(name: str, family: str | None) -> None:
         remark = "as published"
     else:
         remark = f"the published file has {published}"
-    print(f"sha256: {digest} ({remark})")
+    write(f"sha256: {digest} ({remark})")
     if found is None:
         return
-    print(f"decided by: {found.decided_by}")
-    print(f"licence: {found.entry.licence or 'not known'}")
+    write(f"decided by: {found.decided_by}")
+    write(f"licence: {found.entry.licence or 'not known'}")
     for purpose, command in commands(found.entry).items():
-        print(f"{purpose}: {_with_file(command, str(file.path))}")
+        write(f"{purpose}: {_with_file(command, str(file.path))}")
 
 
 def _shown_classes(classes: list[dict]) -> str:

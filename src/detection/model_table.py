@@ -133,6 +133,16 @@ def read_table() -> dict[str, Entry]:
     return entries
 
 
+def titles_of(architecture: str | None) -> str:
+    """Return the titles of all families that have an architecture, such as "D-FINE-N or DEIM-N"."""
+    titles = {
+        entry.title: None
+        for entry in read_table().values()
+        if entry.architecture == architecture
+    }
+    return " or ".join(titles)
+
+
 def is_model_name(text: str | Path) -> bool:
     """Return whether a text is meant as the name of a model: it is one, or similar to one, and not a path."""
     name = str(text)

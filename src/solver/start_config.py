@@ -17,7 +17,7 @@ from ..detection.model_table import is_model_name
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.log import logger
 from ..runtime.weight_files import refuse_address
-from .checkpoint import CheckpointFolder
+from .checkpoint import CheckpointFolder, NoStateError
 from .start_weights import AUTO
 
 
@@ -120,5 +120,10 @@ def _resumed(resume: str, overrides: dict[str, Any]) -> YAMLConfig:
             "evaluate it, or start a new run from it with -t"
         )
     path = Path(refuse_address(resume)).expanduser()
-    state, found = CheckpointFolder(path.parent).load_last(path)
+    try:
+        state, found = CheckpointFolder(path.parent).load_last(path)
+    except NoStateError as error:
+        raise CheckpointError(
+            f"{error}, or evaluate them with --test-only"
+        ) from None
     return _from_text(found, state["meta"]["config"], overrides)
