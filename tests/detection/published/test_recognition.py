@@ -1,4 +1,4 @@
-"""What decides which model a file holds: tensors, notes, --family, the name of the file."""
+"""The model that a file holds is decided by its tensors, its notes, --family and its name, in this order."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_deimv2_is_known_by_its_tensors(size):
         ("RT-DETRv4-S.pth", "rtv4_s_coco"),
         ("dfine_s_coco.pth", "dfine_s_coco"),
         ("dfine_s_obj2coco.pth", "dfine_s_obj2coco"),
-        ("demimonde.pth", "dfine_s_coco"),
+        ("deimos.pth", "dfine_s_coco"),
     ],
 )
 def test_the_name_decides_between_families_with_the_same_tensors(file, model):
