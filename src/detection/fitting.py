@@ -13,7 +13,7 @@ from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
 from ..runtime.log import logger
 from .lora_weights import is_lora_factor
-from .model_table import titles_of
+from .model_table import ROOT, titles_of
 from .published.signatures import architecture_of
 from .weight_file import WeightFile, class_count, refuse_non_finite
 
@@ -237,6 +237,8 @@ def describe_loading(
         parts.append(
             f"{filled} filled in (tables, shared parameters, batch counts)"
         )
+    if Path(config).is_relative_to(ROOT):
+        config = Path(config).relative_to(ROOT)
     return (
         f"{file.path}: {title} ({file.layout} layout, {file.num_classes} classes, {config}): "
         f"{', '.join(parts)}"
