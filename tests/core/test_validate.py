@@ -173,7 +173,8 @@ def test_all_faults_are_listed_at_once(tmp_path):
         ),
         (
             "HGNetv2: {name: B9}\n",
-            "HGNetv2.name is 'B9', expected one of 'B0', 'B1', 'B2', 'B3', 'B4', 'B5', 'B6' (config.yml:1)",
+            "HGNetv2.name is 'B9', expected one of 'B0', 'B1', 'B2', 'B3', 'B4', 'B5', 'B6', 'Pico', "
+            "'Femto', 'Atto' (config.yml:1)",
         ),
         (
             "optimizer: {type: AdamW, lr: fast}\n",

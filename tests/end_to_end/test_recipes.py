@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from src.inference import Detector
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
 from tests.fixtures.tiny import (
@@ -229,6 +230,10 @@ def test_distillation_adds_its_loss_and_leaves_no_trace_in_the_detector(
     assert group["name"] == "distillation"
     assert [state["exp_avg"].shape for state in moments] == [(48, 32), (48,)]
     assert all(state["exp_avg"].any() for state in moments)
+    for name in ("best.pth", "last.pth"):
+        detector = Detector.from_checkpoint(tmp_path / "run" / name)
+        assert not hasattr(detector.engine.model, "projector")
+        assert len(detector.engine.model.state_dict()) <= len(plain)
     evaluated(config, tmp_path / "run/best.pth", tmp_path / "evaluated")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing import reductions
 
-from src.core import YAMLConfig
+from src.core import YAMLConfig, create
 from src.core.durations import RunLength
 from src.core.errors import ConfigError, NumericsError
 from src.inference import Detector
@@ -199,6 +199,9 @@ def make_step(
         model = synchronize_batch_norms(model)
     model = model.to(device)
     criterion = cfg.criterion.to(device).train()
+    distillation = distillation_of(cfg)
+    if distillation:
+        distillation.to(device).attach()
     optimizer = cfg.optimizer
     dtype = amp_dtype_of_run(amp, device, named=False)
     scaler = cfg.scaler(device.type) if dtype == torch.float16 else None
@@ -212,11 +215,23 @@ def make_step(
         amp_dtype=dtype,
         clip_max_norm=cfg.settings.clip_max_norm,
         guard=NumericsGuard(STEPS_PER_EPOCH),
+        distillation=distillation,
     )
     starts = [group.get("thaw_epoch", 0) for group in optimizer.param_groups]
     Phases(step).begin(max(starts) if phase == "B" else 0)
     model.train()
     return step
+
+
+def distillation_of(cfg: YAMLConfig) -> Any:
+    """Return the distillation of a configuration, whose teacher has random weights."""
+    settings = cfg.yaml_cfg.get("distillation")
+    if settings:
+        built = create(
+            settings, cfg.yaml_cfg, load_files=False, model=cfg.model
+        )
+        vars(cfg)["distillation"] = built
+    return cfg.distillation
 
 
 def make_batch(

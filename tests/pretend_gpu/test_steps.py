@@ -3,6 +3,7 @@
 import pytest
 
 S_MODEL = "configs/dfine/dfine_dinov3_s_coco.yml"
+DISTILLED = "configs/rtv4/rtv4_hgnetv2_s_coco.yml"
 
 IN_FLOAT32 = (
     "src/ops/boxes.py",
@@ -39,8 +40,14 @@ def two_ranks(gpu):
     return report_of(gpu, ranks=2, devices=2)
 
 
-def report_of(gpu, **settings):
-    results = gpu.call("count", config=S_MODEL, **settings)
+@pytest.fixture(scope="module")
+def distilled(gpu):
+    """Report of a bf16 step with a teacher."""
+    return report_of(gpu, config=DISTILLED)
+
+
+def report_of(gpu, config=S_MODEL, **settings):
+    results = gpu.call("count", config=config, **settings)
     for result in results:
         assert result.code == 0, result.output
     return results[0].value
@@ -94,6 +101,22 @@ def test_a_step_synchronizes_host_and_device_at_two_known_places(bf16, fp16):
         files = {place.partition(":")[0] for place, _, _ in places}
         assert files <= SYNCHRONIZING
         assert synchronizations(report) <= most
+
+
+@pytest.mark.slow
+def test_distillation_adds_no_synchronization(distilled):
+    files = set()
+    for place, _, _ in distilled["synchronizations"]:
+        files.add(place.partition(":")[0])
+    assert files <= SYNCHRONIZING
+    assert synchronizations(distilled) <= 2
+
+
+@pytest.mark.slow
+def test_the_distance_to_the_teacher_is_computed_in_float32(distilled):
+    assert not half_precision(distilled, ("src/nn/distillation.py",))
+    teacher = ("src/nn/backbone/dinov3_backbone.py",)
+    assert half_precision(distilled, teacher)
 
 
 def test_a_step_needs_few_kernels(bf16):

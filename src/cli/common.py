@@ -1,4 +1,4 @@
-"""Arguments and exit handling shared by the tools. Slow imports happen after arguments are parsed."""
+"""Arguments and exit handling shared by the commands. Slow imports happen after arguments are parsed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..two_names import import_under_both_names
+
 if TYPE_CHECKING:
-    from src.inference import Detector
+    from ..inference import Detector
+
+# when commands are imported, not when they run: processes that load data import them again, and unpickle
+# classes of users, whose files may import this package under either name
+import_under_both_names()
 
 
 FAMILIES = ("dfine", "deim", "rtv4", "deimv2", "dfine_dinov3")
@@ -29,15 +35,77 @@ def user_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def parser_for(doc: str) -> argparse.ArgumentParser:
-    """Return a parser with a module's docstring as help and `--debug`."""
+def parser_for(
+    doc: str | None, prog: str | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser with a module's docstring as help and `--debug`.
+
+    Args:
+        doc: docstring of the module.
+        prog: name of the command; None takes that of the process.
+    """
     parser = argparse.ArgumentParser(
+        prog=prog,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def add_dataset_arguments(
+    parser: argparse.ArgumentParser, *, split: bool = True
+) -> None:
+    """Add `--data` and the flags that decide how it is read.
+
+    Args:
+        parser: gets the arguments.
+        split: also add `--val-fraction`.
+    """
+    parser.add_argument(
+        "--data",
+        type=user_path,
+        metavar="PATH",
+        help="data set: a folder, a data.yaml or a COCO file; COCO, YOLO and Pascal VOC are recognized",
+    )
+    parser.add_argument(
+        "--data-format",
+        choices=DATA_FORMATS,
+        help="format of --data, if its labels exist in several formats; default: recognized",
+    )
+    parser.add_argument(
+        "--data-images",
+        type=user_path,
+        metavar="DIR",
+        help="image folder of COCO files in --data; default: found near the files",
+    )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="open files of --data that are symbolic links out of the data set",
+    )
+    if split:
+        parser.add_argument(
+            "--val-fraction",
+            type=fraction,
+            default=0.1,
+            help="fraction of images for validation if --data has no part for it; default: 0.1",
+        )
+
+
+DATA_FORMATS = ("coco", "yolo", "voc")
+"""`FORMATS` of `src/data/preparation/any_dataset.py`, which is not imported before arguments are parsed."""
+
+
+def fraction(text: str) -> float:
+    """Return a number above 0 and below 1, for `argparse`."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a fraction above 0 and below 1"
+        )
+    return value
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +160,7 @@ def add_family_argument(parser: argparse.ArgumentParser) -> None:
 
 def detector_from(arguments: argparse.Namespace) -> Detector:
     """Load the checkpoint that the arguments name."""
-    from src.inference import Detector
+    from ..inference import Detector
 
     return Detector.from_checkpoint(
         arguments.resume,
@@ -203,8 +271,8 @@ def predict_from(
     arguments: argparse.Namespace, load: Callable[[], Detector]
 ) -> None:
     """Predict what the arguments ask for; `load` gives the detector once they are known to make sense."""
-    from src.inference import PredictionSettings, Tiling
-    from src.inference.predict_source import open_job
+    from ..inference import PredictionSettings, Tiling
+    from ..inference.predict_source import open_job
 
     job = open_job(
         arguments.input,
@@ -226,8 +294,8 @@ def predict_from(
 
 def run(command: Callable[[], Any], arguments: argparse.Namespace) -> None:
     """Run a tool's command and end the process with one line and an exit code."""
-    from src.runtime.log import set_up_logging
-    from src.runtime.process import end_in_order, run_command
+    from ..runtime.log import set_up_logging
+    from ..runtime.process import end_in_order, run_command
 
     set_up_logging(speaks=True, debug=arguments.debug)
     end_in_order()
