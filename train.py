@@ -1,7 +1,7 @@
 """Train or evaluate a detector.
 
 # one process
-python train.py -c configs/dfine/dfine_dinov3_s_coco.yml
+python train.py -c configs/dfine/custom/dfine_dinov3_s_custom.yml --data DATA
 
 # one process per GPU
 torchrun --nproc_per_node=8 train.py -c configs/dfine/dfine_dinov3_s_coco.yml --use-amp
@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tools.common import add_family_argument
+from tools.common import add_dataset_arguments, add_family_argument
 
 FLAGS = (
     "resume",
@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         "--config",
         help="configuration file, .yml; default: that of the file of -r or -t",
     )
+    add_dataset_arguments(parser)
     parser.add_argument(
         "-r",
         "--resume",
@@ -157,6 +158,7 @@ def main() -> None:
     )  # before torch is imported, so that --help is fast
 
     from src.core.config_file import parse_overrides
+    from src.data.preparation.run_dataset import with_dataset
     from src.runtime.distributed import (
         hide_gpus,
         join_group,
@@ -200,9 +202,15 @@ def main() -> None:
             )
         end_with_launcher()
         warn_of_unheard_signal()
-        cfg = open_configuration(
-            arguments.config, parse_overrides(arguments.update) | flags
+        overrides = with_dataset(
+            parse_overrides(arguments.update) | flags,
+            arguments.data,
+            data_format=arguments.data_format,
+            images=arguments.data_images,
+            val_fraction=arguments.val_fraction,
+            follow_links=arguments.follow_links,
         )
+        cfg = open_configuration(arguments.config, overrides)
         folder = Path(cfg.settings.output_dir)
         if int(os.environ.get("RANK", 0)) == 0:
             status_dir = folder

@@ -40,6 +40,60 @@ def parser_for(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_dataset_arguments(
+    parser: argparse.ArgumentParser, *, split: bool = True
+) -> None:
+    """Add `--data` and the flags that decide how it is read.
+
+    Args:
+        parser: gets the arguments.
+        split: also add `--val-fraction`.
+    """
+    parser.add_argument(
+        "--data",
+        type=user_path,
+        metavar="PATH",
+        help="data set: a folder, a data.yaml or a COCO file; COCO, YOLO and Pascal VOC are recognized",
+    )
+    parser.add_argument(
+        "--data-format",
+        choices=DATA_FORMATS,
+        help="format of --data, if its labels exist in several formats; default: recognized",
+    )
+    parser.add_argument(
+        "--data-images",
+        type=user_path,
+        metavar="DIR",
+        help="image folder of COCO files in --data; default: found near the files",
+    )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="open files of --data that are symbolic links out of the data set",
+    )
+    if split:
+        parser.add_argument(
+            "--val-fraction",
+            type=fraction,
+            default=0.1,
+            help="fraction of images for validation if --data has no part for it; default: 0.1",
+        )
+
+
+DATA_FORMATS = ("coco", "yolo", "voc")
+"""`FORMATS` of `src/data/preparation/any_dataset.py`, which is not imported before arguments are parsed."""
+
+
+def fraction(text: str) -> float:
+    """Return a number above 0 and below 1, for `argparse`."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a fraction above 0 and below 1"
+        )
+    return value
+
+
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `detector_from` needs."""
     parser.add_argument(

@@ -12,7 +12,7 @@ from src.core.errors import CheckpointError, DataError
 from src.core.paths import open_regular
 from src.data.dataset.decoding import ImageError, image_size, inspect_image
 from src.data.dataset.image_names import is_image_file
-from src.data.preparation.voc import parse_xml
+from src.data.preparation.voc_xml import parse_xml
 from src.data.preparation.yolo import read_yolo
 from src.inference.metadata import metadata_for
 from src.inference.sources import Source, Video, open_source

@@ -1,4 +1,6 @@
-"""Find all faults of COCO files and their images in one pass; --fix writes fixed copies.
+"""Find all faults of a data set and its images in one pass; --fix writes fixed copies.
+
+    python tools/dataset/check.py --data DATA
 
     python tools/dataset/check.py --annotations train.json --images images/
 
@@ -20,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path
+from tools.common import add_dataset_arguments, parser_for, run, user_path
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = parser_for(__doc__)
+    add_dataset_arguments(parser, split=False)
     parser.add_argument(
         "--annotations",
         type=user_path,
@@ -136,10 +139,14 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(
             "--workers and --queries must be at least 1, --show at least 0"
         )
-    if not arguments.config and not (
-        arguments.annotations and arguments.images
+    if arguments.data and (arguments.annotations or arguments.images):
+        parser.error("pass --data, or --annotations and --images")
+    if (
+        not arguments.config
+        and not arguments.data
+        and not (arguments.annotations and arguments.images)
     ):
-        parser.error("say --annotations and --images, or -c")
+        parser.error("say --data; or say --annotations and --images, or -c")
     return arguments
 
 
@@ -159,7 +166,8 @@ def check_data(arguments: argparse.Namespace) -> None:
     # results that cannot be written are refused before the images are read
     if arguments.report:
         prepare_report(arguments.report, "--report")
-    data_sets, queries, transforms = selected_data(arguments)
+    found = found_dataset(arguments)
+    data_sets, queries, transforms = selected_data(arguments, found)
     copies = copies_of(data_sets, arguments.fix) if arguments.fix else []
     images = ImageCheck(decode=not arguments.quick, workers=arguments.workers)
     report = check(data_sets, images, queries=queries, transforms=transforms)
@@ -177,9 +185,11 @@ def check_data(arguments: argparse.Namespace) -> None:
         show(report.summaries())
         show(["what is left:", *report.lines(arguments.show)])
     report.raise_if_faulty()
+    if found is not None:
+        found.raise_if_dropped()
 
 
-def selected_data(arguments: argparse.Namespace):
+def selected_data(arguments: argparse.Namespace, found):
     """Return the data sets, the maximum number of objects per image, and the training transforms."""
     from src.core import YAMLConfig
     from src.core.config_file import parse_overrides
@@ -198,7 +208,12 @@ def selected_data(arguments: argparse.Namespace):
         data_sets, queries = data_sets_of(config)
         if arguments.size is None:
             transforms = training_transforms(config)
-    else:
+    if found is not None:
+        links = arguments.follow_links
+        data_sets = [DataSet(found.train_ann, found.train_images, links)]
+        if found.val_ann != found.train_ann:
+            data_sets.append(DataSet(found.val_ann, found.val_images, links))
+    elif not arguments.config:
         data_sets = [DataSet(arguments.annotations, arguments.images)]
         if arguments.val_annotations:
             val_images = arguments.val_images or arguments.images
@@ -211,6 +226,25 @@ def selected_data(arguments: argparse.Namespace):
         changes["bit_depth"] = arguments.bit_depth
     data_sets = [replace(data, **changes) for data in data_sets]
     return data_sets, arguments.queries or queries or 300, transforms
+
+
+def found_dataset(arguments: argparse.Namespace):
+    """Return the data set of `--data`, and print what was found; None without `--data`."""
+    from src.data.preparation.any_dataset import find_dataset
+    from src.runtime.log import say
+
+    if not arguments.data:
+        return None
+    found = find_dataset(
+        arguments.data,
+        data_format=arguments.data_format,
+        images=arguments.data_images,
+        follow_links=arguments.follow_links,
+        split=False,
+    )
+    for line in (*found.remarks, *found.warnings):
+        say(line)
+    return found
 
 
 def default_transforms(size_hw):

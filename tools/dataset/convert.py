@@ -1,11 +1,12 @@
 """Convert a data set in YOLO or Pascal VOC layout to COCO: train.json and val.json.
 
+train.py --data reads these layouts without conversion.
+
     python tools/dataset/convert.py data/mydata/data.yaml --output data/mydata_coco
     python tools/dataset/convert.py data/VOC2012 --output data/voc_coco --difficult crowd
 
-Images are not copied. A file is read as YOLO's data.yaml; a folder with Annotations/ as Pascal VOC;
-any other folder as YOLO. Without validation images, a fraction of the training images is split off.
-docs/data.md describes both layouts.
+Images are not copied. Without validation images, a fraction of the training images is split off;
+a COCO file is split in the same way. docs/data.md describes the layouts.
 """
 
 import sys
@@ -13,13 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path
+from tools.common import DATA_FORMATS, fraction, parser_for, run, user_path
 
 
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument(
-        "input", type=user_path, help="data.yaml, or the folder of the data set"
+        "input",
+        type=user_path,
+        help="folder of the data set, data.yaml or COCO file",
     )
     parser.add_argument(
         "--output",
@@ -29,8 +32,19 @@ def main() -> None:
         help="folder for train.json and val.json",
     )
     parser.add_argument(
+        "--data-format",
+        choices=DATA_FORMATS,
+        help="format of the labels, if they exist in several formats; default: recognized",
+    )
+    parser.add_argument(
+        "--data-images",
+        type=user_path,
+        metavar="DIR",
+        help="image folder of a COCO file; default: found near the file",
+    )
+    parser.add_argument(
         "--val-fraction",
-        type=float,
+        type=fraction,
         default=0.1,
         help="fraction of images for validation if the data set has none; default: 0.1",
     )
@@ -68,10 +82,6 @@ def main() -> None:
         help="write all faults as JSON",
     )
     arguments = parser.parse_args()
-    if not 0 < arguments.val_fraction < 1:
-        parser.error(
-            f"--val-fraction is {arguments.val_fraction:g}, expected a fraction above 0 and below 1"
-        )
 
     def command() -> None:
         from src.data.preparation.convert import convert
@@ -87,6 +97,8 @@ def main() -> None:
             follow_links=arguments.follow_links,
             drop_boxes=arguments.drop_boxes,
             report=arguments.report,
+            data_format=arguments.data_format,
+            images=arguments.data_images,
         ):
             say(line)
 

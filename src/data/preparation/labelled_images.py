@@ -113,7 +113,7 @@ class ConversionError(DataError):
         number = count_faults(len(faults))
         super().__init__(
             f"{source} has {number}, nothing was written: {'. '.join(parts)}. "
-            "--report FILE writes all of them"
+            "tools/dataset/convert.py --report FILE writes all of them"
         )
 
     def write(self, path: Path) -> None:
@@ -135,9 +135,22 @@ class Account(NamedTuple):
     """Numbers of changed or dropped items, by description."""
     drop_boxes: bool = False
     """Drop boxes that cannot be used, instead of adding a fault."""
+    drop_strays: bool = False
+    """Leave out label files without an image, instead of adding a fault."""
 
 
 UNUSABLE = "boxes without area or outside their image"
+
+DROPPED = f"{UNUSABLE}, dropped"
+
+CLIPPED = "boxes reaching beyond their image, clipped"
+
+SLIGHTLY_CLIPPED = (
+    "boxes reaching beyond their image by at most half a pixel, clipped"
+)
+
+ROUNDING = 2e-6
+"""Fraction of a side that rounding to six decimals can add to a box; boxes within it are not counted."""
 
 
 def boxes_inside(
@@ -168,12 +181,13 @@ def boxes_inside(
     kept = (inside[:, 2:] > inside[:, :2]).all(1)
     overhang = abs(inside - ordered)
     beyond = kept & (overhang > 0.5).any(1)
-    account.notes["boxes reaching beyond their image, clipped"] += int(
-        beyond.sum()
-    )
+    account.notes[CLIPPED] += int(beyond.sum())
+    rounding = ROUNDING * limits + 10.0**-DECIMALS
+    slightly = kept & ~beyond & (overhang > rounding).any(1)
+    account.notes[SLIGHTLY_CLIPPED] += int(slightly.sum())
     for row in np.flatnonzero(~kept).tolist():
         if account.drop_boxes:
-            account.notes[f"{UNUSABLE}, dropped"] += 1
+            account.notes[DROPPED] += 1
         else:
             shown = ", ".join(f"{value:g}" for value in corners[row])
             what = f"corners {shown} in {size[0]} x {size[1]} pixels; --drop-boxes leaves it out"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
+
+import numpy as np
 
 from ...core.errors import DataError
+from ..dataset.duplicate_images import find_duplicates
+from ..dataset.header_scan import UNKNOWN, scan_alone
 from .labelled_images import LabelledImage, LabelledImages
 
 
@@ -15,6 +21,7 @@ def split(
     images: Sequence[LabelledImage],
     fraction: float,
     seed: int,
+    groups: Sequence[Sequence[str]] = (),
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Split images for training and validation.
 
@@ -26,32 +33,63 @@ def split(
         images: at least two images.
         fraction: fraction for validation, above 0 and below 1; classes may require more, up to half.
         seed: random seed.
+        groups: file names of images that stay in the same part, such as duplicates.
 
     Raises:
-        DataError: if there is only one image.
+        DataError: if there is only one image, or only one group.
     """
-    if len(images) < 2:
-        raise DataError(
-            f"{len(images)} image cannot be split into training and validation"
-        )
-
-    def random_key(image: LabelledImage) -> bytes:
-        text = f"{seed}/{image.file_name}"
-        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-
-    order = sorted(images, key=random_key)
-    classes = [_classes([image]) for image in order]
-    wanted = max(1, round(fraction * len(order)))
-    wanted = min(wanted, len(order) - 1)
-    chosen = _choose(classes, wanted)
+    classes = {image.file_name: _classes([image]) for image in images}
+    chosen = choose_validation(classes, fraction, seed, groups)
     train: list[LabelledImage] = []
     val: list[LabelledImage] = []
-    for index, image in enumerate(order):
-        part = val if index in chosen else train
+    for image in sorted(images, key=_file_name):
+        part = val if image.file_name in chosen else train
         part.append(image)
-    train.sort(key=_file_name)
-    val.sort(key=_file_name)
     return train, val
+
+
+def choose_validation(
+    classes_by_name: Mapping[str, set[int]],
+    fraction: float,
+    seed: int,
+    groups: Sequence[Sequence[str]] = (),
+) -> set[str]:
+    """Return the file names of the images for validation, as `split` describes.
+
+    Args:
+        classes_by_name: classes in each image, by file name.
+        fraction: as for `split`.
+        seed: as for `split`.
+        groups: as for `split`; a group is treated as one image with the first of its names.
+
+    Raises:
+        DataError: if there is only one image, or only one group.
+    """
+    units = {name: [name] for name in classes_by_name}
+    for group in groups:
+        first, *others = sorted(group)
+        for name in others:
+            units[first] += units.pop(name)
+    if len(units) < 2:
+        raise DataError(
+            f"{len(units)} image cannot be split into training and validation"
+        )
+
+    def random_key(name: str) -> bytes:
+        text = f"{seed}/{name}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+
+    order = sorted(units, key=random_key)
+    classes: list[set[int]] = []
+    for name in order:
+        own = [classes_by_name[other] for other in units[name]]
+        classes.append(set().union(*own))
+    wanted = max(1, round(fraction * len(order)))
+    wanted = min(wanted, len(order) - 1)
+    chosen: set[str] = set()
+    for index in _choose(classes, wanted):
+        chosen.update(units[order[index]])
+    return chosen
 
 
 def _file_name(image: LabelledImage) -> str:
@@ -107,18 +145,90 @@ def split_if_needed(
     fraction: float,
     seed: int,
 ) -> Iterator[str]:
-    """Split off validation images if there are none; yield a line about it."""
+    """Split off validation images if there are none; yield lines about it."""
     if data.parts.get("val"):
         return
-    train, val = split(data.parts["train"], fraction, seed)
+    images = data.parts["train"]
+    groups = same_pictures(data.folder, [image.file_name for image in images])
+    yield from describe_groups(groups)
+    train, val = split(images, fraction, seed, groups)
     data.parts = {**data.parts, "train": train, "val": val}
-    in_train = _classes(train)
-    in_val = _classes(val)
-    yield (
-        f"no validation images: {len(val)} of {len(train) + len(val)} were set aside "
-        f"(--val-fraction {fraction:g} --seed {seed}); "
-        f"{len(in_train & in_val)} of {len(in_train | in_val)} classes are in both parts"
+    yield describe_split(
+        _classes(train), _classes(val), len(train), len(val), fraction, seed
     )
+
+
+def describe_split(
+    train_classes: set[int],
+    val_classes: set[int],
+    num_train: int,
+    num_val: int,
+    fraction: float,
+    seed: int,
+) -> str:
+    """Return a line about a split: numbers of images, and how many classes are in both parts."""
+    return (
+        f"no validation images: {num_val} of {num_train + num_val} were set aside "
+        f"(--val-fraction {fraction:g} --seed {seed}); "
+        f"{len(train_classes & val_classes)} of {len(train_classes | val_classes)} classes are in both parts"
+    )
+
+
+def same_pictures(folder: Path, names: Sequence[str]) -> list[list[str]]:
+    """Return groups of files that show the same picture.
+
+    These are files with the same content, and the copies `a_jpg.rf.<hash>.jpg` that Roboflow makes of one
+    image by augmentation.
+
+    Args:
+        folder: image folder.
+        names: file names relative to the folder, each of them once.
+    """
+    paths = [str(folder / name) for name in names]
+    sizes = np.full((len(paths), 2), UNKNOWN, np.int64)
+    groups: list[list[str]] = []
+    if paths:
+        scan = scan_alone(paths, sizes)
+        name_of = dict(zip(paths, names))
+        for group in find_duplicates([scan]).within(0):
+            groups.append([name_of[path] for path in group])
+    copies: dict[str, list[str]] = {}
+    for name in names:
+        match = _ROBOFLOW_COPY.fullmatch(name)
+        if match:
+            copies.setdefault(match[1], []).append(name)
+    return _joined([*groups, *copies.values()])
+
+
+_ROBOFLOW_COPY = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{20,64}\.\w+")
+"""Pattern of the names in exports of Roboflow: the name of the original image, and a hash."""
+
+
+def _joined(groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Join groups that have a name in common; return those with several names, in a fixed order."""
+    group_of: dict[str, list[str]] = {}
+    for group in groups:
+        members: list[str] = []
+        for name in group:
+            members += group_of.get(name, [name])
+        members = list(dict.fromkeys(members))
+        for name in members:
+            group_of[name] = members
+    found: dict[int, list[str]] = {}
+    for members in group_of.values():
+        if len(members) > 1:
+            found[id(members)] = sorted(members)
+    return sorted(found.values())
+
+
+def describe_groups(groups: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a line about images that stay in the same part."""
+    if groups:
+        count = sum(map(len, groups))
+        yield (
+            f"{count} images show the same {len(groups)} pictures (first: {', '.join(groups[0][:2])}); "
+            "all images of a picture stay in the same part"
+        )
 
 
 def _classes(images: Sequence[LabelledImage]) -> set[int]:

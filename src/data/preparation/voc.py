@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.paths import open_regular, read_text
-from ...runtime.limits import is_system_limit
+from ...core.paths import read_text
 from ..dataset.coco_records import unsafe_file_name
 from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
 from ..dataset.image_names import FileIndex, is_image_file
@@ -32,9 +30,7 @@ from .labelled_images import (
     LabelledImages,
     boxes_inside,
 )
-
-LARGEST_FILE = 16_000_000
-"""Maximum size of an annotation file in bytes."""
+from .voc_xml import VocObject, objects_in, parse_xml, text_of
 
 DIFFICULT = ("keep", "skip", "crowd")
 """Handling of objects flagged as difficult: ordinary boxes, dropped, or crowd regions.
@@ -43,28 +39,31 @@ Crowd regions are neither learned nor scored.
 """
 
 
-class _Object(NamedTuple):
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-
-
 class _Annotated(NamedTuple):
     """Content of an annotation file."""
 
     name: str
     """File name of the image."""
     size: tuple[int, int]
-    objects: list[_Object]
+    objects: list[VocObject]
+
+
+class VocFolders(NamedTuple):
+    """The folders of annotation files and of their images; they can be the same."""
+
+    annotations: Path
+    images: Path
 
 
 def read_voc(
     root: Path,
     *,
+    folders: Mapping[str, VocFolders] | None = None,
     difficult: str = "keep",
     zero_based: bool = False,
     follow_links: bool = False,
     drop_boxes: bool = False,
+    drop_strays: bool = False,
 ) -> LabelledImages:
     """Read a data set; class names, sorted, get category ids from 1.
 
@@ -72,33 +71,45 @@ def read_voc(
     `trainval.txt` lists the training images; without both, all annotation files are used.
 
     Args:
-        root: folder with `Annotations`.
+        root: folder of the data set.
+        folders: folders inside `root` by part. None means `Annotations` and `JPEGImages`. The lists are read
+            if there is only the part "train".
         difficult: one of `DIFFICULT`.
         zero_based: corners are counted from 0, and the last pixel is not part of a box.
         follow_links: open images that are symbolic links out of the folder.
         drop_boxes: drop boxes without area or outside their image, which are faults otherwise.
+        drop_strays: leave out annotation files without an image, which are faults otherwise.
 
     Raises:
         DataError: if there are faults; one error lists all of them, by kind.
     """
-    images = _image_folder(root)
-    account = Account(Faults(root), Counter(), drop_boxes)
-    sets = _image_sets(root, account.faults)
-    by_stem = {}
-    for path in filter(is_image_file, sorted(images.iterdir())):
-        by_stem[path.stem] = path.name
-    folder = _Folder(root, images, by_stem, FileIndex(images), follow_links)
-    found = {}
-    for part, stems in sets.items():
-        found[part] = _read_part(folder, stems, account.faults)
+    account = Account(Faults(root), Counter(), drop_boxes, drop_strays)
+    if folders is None:
+        folders = {"train": VocFolders(root / "Annotations", _images_of(root))}
+    found: dict[str, list[_Annotated]] = {}
+    spare = 0
+    if len(folders) == 1:
+        only = _Folder(root, folders["train"], "", follow_links)
+        sets = _image_sets(root, only.annotations, account.faults)
+        image_root = only.images
+        spare = len(only.by_stem.keys() - set(chain(*sets.values())))
+        for part, stems in sets.items():
+            found[part] = _read_part(only, stems, account)
+    else:
+        image_root = root
+        for part, own in folders.items():
+            prefix = own.images.relative_to(root).as_posix()
+            folder = _Folder(root, own, f"{prefix}/", follow_links)
+            stems = _annotated_stems(own.annotations)
+            spare += len(folder.by_stem.keys() - set(stems))
+            found[part] = _read_part(folder, stems, account)
     account.faults.raise_if_any()
     if not found.get("train"):
-        raise DataError(f"{root} has no images to train on: {_why_empty(root)}")
-    listed = chain.from_iterable(sets.values())
-    spare = by_stem.keys() - set(listed)
+        reason = _why_empty(folders["train"].annotations)
+        raise DataError(f"{root} has no images to train on: {reason}")
     account.notes[
         "images without an annotation file or not listed, left out"
-    ] += len(spare)
+    ] += spare
     ids = _category_ids(root, found)
     parts: dict[str, list[LabelledImage]] = {}
     for part, entries in found.items():
@@ -113,21 +124,30 @@ def read_voc(
             f"{root}: no box is left; --difficult {difficult} leaves out objects marked as difficult"
         )
     categories = {number: name for name, number in ids.items()}
-    return LabelledImages(images.resolve(), categories, parts, account.notes)
+    return LabelledImages(
+        image_root.resolve(), categories, parts, account.notes
+    )
 
 
-class _Folder(NamedTuple):
-    """The folders of a data set, with an index of its images."""
+class _Folder:
+    """Annotation files of a part and an index of its images."""
 
-    root: Path
-    images: Path
-    by_stem: dict[str, str]
-    """Images by their names without a suffix."""
-    files: FileIndex
-    follow_links: bool
+    def __init__(
+        self, root: Path, folders: VocFolders, prefix: str, follow_links: bool
+    ) -> None:
+        self.root = root
+        self.annotations, self.images = folders
+        self.prefix = prefix
+        """Put before the names of images: they are relative to the folder of all parts."""
+        self.files = FileIndex(self.images)
+        self.follow_links = follow_links
+        self.by_stem: dict[str, str] = {}
+        """Images by their names without a suffix."""
+        for path in filter(is_image_file, sorted(self.images.iterdir())):
+            self.by_stem[path.stem] = path.name
 
 
-def _image_folder(root: Path) -> Path:
+def _images_of(root: Path) -> Path:
     if not (root / "Annotations").is_dir():
         raise DataError(
             f"{root} has no folder Annotations; Pascal VOC keeps its XML files there"
@@ -141,10 +161,10 @@ def _image_folder(root: Path) -> Path:
 def _read_part(
     folder: _Folder,
     stems: list[str],
-    faults: Faults,
+    account: Account,
 ) -> list[_Annotated]:
     """Read the annotation files of a part; unusable files are added as faults."""
-    annotations = folder.root / "Annotations"
+    annotations = folder.annotations
     outside: set[str] = set()
     if not folder.follow_links:
         leaving = find_misplaced(
@@ -162,12 +182,25 @@ def _read_part(
             tree = parse_xml(path)
             name = _image_name(tree, stem, folder.by_stem, folder.files)
             size = _image_size(tree, folder.images, name, folder.follow_links)
-            found.append(_Annotated(name, size, list(_objects(tree))))
+            objects = list(objects_in(tree))
+            found.append(_Annotated(folder.prefix + name, size, objects))
+        except _ImageMissingError as error:
+            if account.drop_strays:
+                account.notes[
+                    "annotation files without an image, left out"
+                ] += 1
+            else:
+                account.faults.add(UNUSABLE_FILE, str(path), str(error))
         except DataError as error:
-            faults.add(
-                "annotation files that cannot be used", str(path), str(error)
-            )
+            account.faults.add(UNUSABLE_FILE, str(path), str(error))
     return found
+
+
+UNUSABLE_FILE = "annotation files that cannot be used"
+
+
+class _ImageMissingError(DataError):
+    """The image of an annotation file does not exist."""
 
 
 def _category_ids(
@@ -182,55 +215,24 @@ def _category_ids(
     return {name: number for number, name in enumerate(sorted(names), 1)}
 
 
-def _why_empty(root: Path) -> str:
+def _why_empty(annotations: Path) -> str:
     """Return the reason why there are no training images."""
-    if any((root / "Annotations").glob("*/*.xml")):
-        return "Annotations has subfolders; put all XML files into Annotations itself"
-    return "Annotations holds no XML file, or the list of images is empty"
+    name = annotations.name
+    if any(annotations.glob("*/*.xml")):
+        return f"{name} has subfolders; put all XML files into {name} itself"
+    if any(annotations.glob("*.xml")):
+        return f"no image of the XML files in {name} exists, or the list of images is empty"
+    return f"{name} holds no XML file, or the list of images is empty"
 
 
-def parse_xml(path: Path) -> ElementTree.Element:
-    """Parse an annotation file; document types, and therefore entities, are refused.
-
-    Raises:
-        DataError: if the file cannot be parsed; the message does not contain the file name.
-    """
-
-    def refuse(*_: object) -> None:
-        raise DataError(
-            "has a document type (DTD), which annotation files do not need; it was not read"
-        )
-
-    try:
-        with open_regular(path) as file:
-            raw = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        if is_system_limit(error):
-            raise
-        raise DataError(f"cannot be read: {error.strerror or error}") from None
-    if len(raw) > LARGEST_FILE:
-        raise DataError(f"is larger than {LARGEST_FILE} bytes")
-    builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    try:
-        parser.Parse(raw, True)
-    except expat.ExpatError as error:
-        what = expat.ErrorString(error.code)
-        raise DataError(
-            f"is not valid XML: {what}, line {error.lineno} column {error.offset + 1}"
-        ) from None
-    except (LookupError, ValueError) as error:
-        raise DataError(f"is not valid XML: {error}") from None
-    return builder.close()
+def _annotated_stems(annotations: Path) -> list[str]:
+    """Return the names of all annotation files without their suffix, sorted."""
+    return sorted(path.stem for path in annotations.glob("*.xml"))
 
 
-def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
+def _image_sets(
+    root: Path, annotations: Path, faults: Faults
+) -> dict[str, list[str]]:
     """Return the stems of each part."""
     folder = root / "ImageSets" / "Main"
     lists = {}
@@ -241,8 +243,7 @@ def _image_sets(root: Path, faults: Faults) -> dict[str, list[str]]:
     whole = lists.pop("trainval", None)
     if "train" not in lists:
         if whole is None:
-            files = (root / "Annotations").glob("*.xml")
-            return {"train": sorted(path.stem for path in files)}
+            return {"train": _annotated_stems(annotations)}
         lists["train"] = whole
         lists.pop("val", None)  # its images are among those of trainval
     sets = {}
@@ -284,7 +285,7 @@ def _image_name(
         if reason:
             raise DataError(f"its image is {name!r}, {reason}")
         return name
-    name = _text(tree, "filename")
+    name = text_of(tree, "filename")
     found = index.meant_by(name) if name else None
     if found:
         return found
@@ -308,7 +309,7 @@ def _image_size(
     """
     missing, leaving = find_misplaced(images, [name])
     if missing:
-        raise DataError(f"its image {images / name} is missing")
+        raise _ImageMissingError(f"its image {images / name} is missing")
     if leaving and not follow_links:
         raise DataError(
             f"its image {images / name} leads out of {images} to {leaving[0]}; "
@@ -318,8 +319,8 @@ def _image_size(
         stored, upright = image_size(images / name)
     except ImageError as error:
         raise DataError(f"its {error}") from None
-    width = _text(tree, "size/width").removesuffix(".0")
-    height = _text(tree, "size/height").removesuffix(".0")
+    width = text_of(tree, "size/width").removesuffix(".0")
+    height = text_of(tree, "size/height").removesuffix(".0")
     if width in ("", "0") or height in ("", "0"):
         return upright
     for size in (upright, stored):
@@ -328,46 +329,6 @@ def _image_size(
     raise DataError(
         f"size is {width[:20]} x {height[:20]}, but {images / name} has {upright[0]} x {upright[1]}"
     )
-
-
-def _text(node: ElementTree.Element, path: str) -> str:
-    """Return the text of a node below another one, or an empty text."""
-    return (node.findtext(path) or "").strip()
-
-
-def _objects(tree: ElementTree.Element) -> Iterator[_Object]:
-    nodes = [node for node in tree if node.tag.lower() == "object"]
-    for number, node in enumerate(nodes, 1):
-        name = " ".join(_text(node, "name").split())
-        if not name:
-            raise DataError(f"object {number} has no name")
-        place = f"object {number} ({name[:40]})"
-        boxes = len(node.findall("bndbox"))
-        if boxes > 1:
-            raise DataError(f"{place} has {boxes} bndbox, expected one")
-        texts = [_text(node, f"bndbox/{key}") for key in _CORNERS]
-        box = _corners(texts)
-        if box is None:
-            raise DataError(
-                f"{place}: bndbox is {', '.join(texts)[:80]}, expected xmin, ymin, xmax, ymax"
-            )
-        difficult = _text(node, "difficult") not in ("0", "")
-        yield _Object(name, box, difficult)
-
-
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-def _corners(texts: Sequence[str]) -> tuple[float, float, float, float] | None:
-    """Return the four numbers that texts contain, or None if they are not numbers or absurdly large."""
-    try:
-        x1, y1, x2, y2 = map(float, texts)
-    except ValueError:
-        return None
-    corners = (x1, y1, x2, y2)
-    if all(abs(value) < 1e9 for value in corners):  # False for NaN
-        return corners
-    return None
 
 
 def _from_pixel_counts(corners: np.ndarray) -> np.ndarray:
@@ -398,7 +359,7 @@ def _labelled(
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     if not zero_based:
         at_zero = (corners[:, :2] == 0).any(1)
-        notes[_CORNER_AT_ZERO] += int(at_zero.sum())
+        notes[CORNER_AT_ZERO] += int(at_zero.sum())
         corners = _from_pixel_counts(corners)
     categories = []
     crowds = []
@@ -417,4 +378,4 @@ def _labelled(
     )
 
 
-_CORNER_AT_ZERO = "boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"
+CORNER_AT_ZERO = "boxes with a corner at 0, where VOC begins with 1 (--zero-based reads corners from 0)"
