@@ -21,6 +21,7 @@ from ..data.dataset.decoding import ImageError
 from ..data.dataset.picture import is_bit_depth
 from ..detection.fitting import describe_loading, load_strictly
 from ..detection.model_config import model_config, refuse_other_family
+from ..detection.thresholds import drawing_threshold
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.finite import refuse_non_finite_outputs
@@ -44,9 +45,6 @@ Errors: TypeAlias = Literal["raise", "skip"]
 """Handling of an image without a prediction: raise the error, or keep it in `Prediction.error`."""
 
 _Predict = Callable[[Sequence[Tensor]], list[Prediction]]
-
-DEFAULT_THRESHOLD = 0.4
-"""Minimum score if the checkpoint contains none, as in D-FINE's tools."""
 
 MAX_LISTED_FILES = 8
 """Maximum number of files that an error message names."""
@@ -104,9 +102,9 @@ class Detector:
         self.classes = list(classes)
         self.meta = meta or {}
         self.cfg = cfg
-        self.threshold = DEFAULT_THRESHOLD
         if threshold is not None:
-            self.threshold = _checked_threshold(threshold)
+            threshold = _checked_threshold(threshold)
+        self.threshold = drawing_threshold(threshold)
         self._process = os.getpid()
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
         self._names = np.array(

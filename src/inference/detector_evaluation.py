@@ -16,15 +16,13 @@ from ..core.errors import ConfigError
 from ..data.dataset.coco_dataset import CocoDetection
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.true_positives import (
-    CROWD,
-    MISSED,
     Matches,
     Objects,
     match,
-    match_image,
     objects_of,
 )
 from ..detection.class_names import find_labels
+from ..detection.matching import CROWD, MISSED, match_image
 from .detector import Detector
 from .prediction_settings import PredictionSettings
 

@@ -17,11 +17,13 @@ from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.true_positives import (
     OperatingCurve,
     best_operating_point,
-    match_image,
     operating_point_at,
     operating_points,
 )
-from ..detection.drawing import DrawnObjects, draw_pair
+from ..detection.drawing import DrawnObjects, readable_size
+from ..detection.matching import match_image
+from ..detection.outcomes import find_outcomes
+from ..detection.pairs import ImagePair, draw_pair
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
 from .charts import Line, line_chart, sparkline
@@ -66,7 +68,8 @@ def write_report(
         evaluation: evaluation to report.
         detector: evaluated detector, whose metadata is shown.
         path: path of the .html file.
-        threshold: minimum score of detections; None uses the threshold with the best F1 on these images.
+        threshold: minimum score of detections; None uses the detector's. The threshold with the best F1 on
+            these images is shown, too.
         worst: number of images to show, those with the most errors.
 
     Returns:
@@ -77,8 +80,7 @@ def write_report(
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold:g}, expected 0 to 1")
     if threshold is None:
-        best = best_operating_point(evaluation.matches)
-        threshold = detector.threshold if best is None else best.threshold
+        threshold = detector.threshold
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -121,6 +123,7 @@ def _page_content(
             for name in CocoEvaluator.metric_names
         },
         "threshold": threshold,
+        "best": best_operating_point(matches),
         "at": operating_point_at(matches, threshold),
         "f1_chart": _threshold_chart(operating_points(matches), threshold),
         "pr_chart": line_chart(curves, "recall", "precision"),
@@ -251,16 +254,22 @@ def _worst_images(
         names = evaluation.names
         sample = evaluation.dataset.raw_sample(index)
         rows = evaluation.detections_above(ids[index], threshold)
-        truth, prediction = draw_pair(
-            sample.image,
-            DrawnObjects.of_labels(
-                sample.boxes, sample.fields["labels"], names
-            ),
-            DrawnObjects.of_rows(rows, names),
+        outcomes = find_outcomes(
+            rows, evaluation.objects.get(ids[index]), names
         )
+        labels = sample.fields["labels"]
+        pair = ImagePair(
+            sample.image,
+            DrawnObjects.of_labels(sample.boxes, labels, names),
+            outcomes,
+            evaluation.dataset.labels.file_name(index),
+            threshold,
+        )
+        truth, prediction = draw_pair(pair, _picture_size(sample.image))
         yield {
-            "name": evaluation.dataset.labels.file_name(index),
+            "name": pair.name,
             "id": ids[index],
+            "correct": outcomes.correct,
             "missed": missed,
             "false": false,
             "truth": _data_url(truth),
@@ -275,9 +284,16 @@ def _line(
     return Line(name, np.asarray(x), np.asarray(y))
 
 
+def _picture_size(image: torch.Tensor) -> tuple[int, int]:
+    """Return (height, width) of the picture of an image `[3, H, W]`: readable and not too large."""
+    height, width = readable_size(image)
+    factor = min(1.0, MAX_PICTURE_SIDE / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
 def _data_url(picture: torch.Tensor) -> str:
+    """Return a picture `[3, H, W]` uint8 as the address of an image in the page."""
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return (

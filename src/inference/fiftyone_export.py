@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ConfigError
-from ..data.evaluation.true_positives import CROWD, match_image
+from ..detection.matching import CROWD, match_image
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from .detector_evaluation import Evaluation

@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.utils import make_grid
 
-from ..core.contracts import DetectionData, Target
-from ..detection.drawing import (
-    DrawnObjects,
-    draw_boxes,
-    draw_pair,
-    side_by_side,
-)
+from ..core.contracts import DetectionData, Picture, Target
+from ..detection.captions import with_caption
+from ..detection.drawing import DrawnObjects, draw_at_size
+from ..detection.grids import BORDER, cell_sizes, join_rows
+from ..detection.outcomes import crowd_rows, find_outcomes, rows_of
+from ..detection.pairs import GAP, ImagePair, captioned_pair
+from ..detection.thresholds import drawing_threshold
 
 TRAINING_IMAGES = 9
+TRAINING_COLUMNS = 3
 VALIDATION_IMAGES = 6
+VALIDATION_COLUMNS = 2
 WIDTH = 320
-"""Width of one picture in a grid, in pixels."""
+"""Width of one of three, or of one of two pairs of, equal pictures in a row of a grid, in pixels."""
 
 PICTURE_EPOCHS = 10
 """Pictures are drawn in the first and the last epoch, and about this many times in between."""
-
-DEFAULT_THRESHOLD = 0.4
-"""Minimum score of drawn detections, as long as no threshold is known from the best F1."""
 
 
 def has_pictures(epoch: int, epochs: int) -> bool:
@@ -49,18 +47,26 @@ def training_grid(
     Returns:
         `[3, h, w]` uint8.
     """
+    shown = images[:TRAINING_IMAGES].cpu().float()
     height, width = images.shape[2:]
     scale = torch.tensor([width, height, width, height])
-    pictures = []
-    for image, target in zip(images[:TRAINING_IMAGES].cpu().float(), targets):
-        low = min(0.0, float(image.min()))
-        high = max(1.0, float(image.max()))
-        pixels = ((image - low) / (high - low) * 255).round().to(torch.uint8)
-        centre, size = target["boxes"].cpu().float().chunk(2, 1)
-        xyxy = torch.cat([centre - size / 2, centre + size / 2], 1) * scale
-        drawn = draw_boxes(pixels, xyxy, target["labels"].cpu(), names)
-        pictures.append(_fitted(drawn))
-    return _grid(pictures, columns=3)
+    total = _grid_width(TRAINING_COLUMNS, WIDTH)
+    ratios = [width / height] * len(shown)
+    rows = []
+    number = 0
+    for sizes in cell_sizes(ratios, TRAINING_COLUMNS, total):
+        row = []
+        for size in sizes:
+            target = targets[number]
+            centre, extent = target["boxes"].cpu().float().chunk(2, 1)
+            corners = [centre - extent / 2, centre + extent / 2]
+            xyxy = torch.cat(corners, 1) * scale
+            objects = DrawnObjects(xyxy, target["labels"].cpu(), names)
+            drawn = draw_at_size(_as_pixels(shown[number]), objects, size)
+            row.append(with_caption(drawn, [[_training_caption(target)]]))
+            number += 1
+        rows.append(row)
+    return join_rows(rows, total)
 
 
 def validation_grid(
@@ -73,45 +79,80 @@ def validation_grid(
     Args:
         dataset: data set that was evaluated.
         detections: detections by image id, `[R, 6]`: x, y, w, h, score, category.
-        threshold: minimum score of drawn detections; None means 0.4.
+        threshold: score threshold with the highest F1 in this evaluation; None if it is not known.
 
     Returns:
         `[3, h, w]` uint8; None if none of the images has detections or can be drawn.
     """
-    if threshold is None:
-        threshold = DEFAULT_THRESHOLD
+    minimum = drawing_threshold(threshold)
     count = min(VALIDATION_IMAGES, len(dataset))
     indices = torch.linspace(0, len(dataset) - 1, count).round().int()
-    pictures = []
+    pairs = []
     for index in indices.tolist():
         rows = detections.get(dataset.image_id(index))
         picture = None if rows is None else dataset.picture(index)
         if rows is None or picture is None:
             continue
-        shown = rows[rows[:, 4] >= threshold]
-        truth = DrawnObjects(picture.boxes, picture.labels, dataset.label_names)
-        found = DrawnObjects.of_rows(shown, dataset.detection_names)
-        pair = draw_pair(picture.image, truth, found)
-        pictures.append(side_by_side([_fitted(drawn) for drawn in pair]))
-    return _grid(pictures, columns=2) if pictures else None
+        shown = rows[rows[:, 4] >= minimum]
+        pairs.append(_pair(dataset, index, picture, shown, minimum))
+    if not pairs:
+        return None
+    total = _grid_width(VALIDATION_COLUMNS, 2 * WIDTH + GAP)
+    ratios = []
+    for pair in pairs:
+        height, width = pair.image.shape[1:]
+        ratios.append(2 * width / height)
+    sizes = cell_sizes(ratios, VALIDATION_COLUMNS, total, extra_width=GAP)
+    remaining = iter(pairs)
+    grid = []
+    for row in sizes:
+        drawn = []
+        for height, width in row:
+            size = (height, max(1, width // 2))
+            drawn.append(captioned_pair(next(remaining), size))
+        grid.append(drawn)
+    return join_rows(grid, total)
 
 
-def _fitted(picture: Tensor) -> Tensor:
-    """Resize a picture to the width of a grid column."""
-    height = max(1, round(picture.shape[1] * WIDTH / picture.shape[2]))
-    size = (height, WIDTH)
-    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[
-        0
-    ]
-
-
-def _grid(pictures: list[Tensor], columns: int) -> Tensor:
-    """Arrange pictures in rows; shorter pictures get white padding below."""
-    height = max(picture.shape[1] for picture in pictures)
-    padded: list[Tensor] = []
-    for picture in pictures:
-        missing = height - picture.shape[1]
-        padded.append(F.pad(picture, (0, 0, 0, missing), value=255))
-    return make_grid(
-        torch.stack(padded), nrow=columns, padding=4, pad_value=255
+def _pair(
+    dataset: DetectionData,
+    index: int,
+    picture: Picture,
+    rows: np.ndarray,
+    threshold: float,
+) -> ImagePair:
+    """Compare the shown detections of an image, `[R, 6]`, with its objects."""
+    names = dataset.label_names
+    labels_of_classes = dataset.label_of_category.tolist()
+    label_of_id = dict(zip(dataset.detection_ids, labels_of_classes))
+    detected = rows.copy()
+    detected[:, 5] = [label_of_id.get(int(row[5]), int(row[5])) for row in rows]
+    objects = rows_of(
+        picture.boxes, picture.labels, np.zeros(len(picture.labels))
     )
+    crowds = crowd_rows(dataset, index, labels_of_classes)
+    outcomes = find_outcomes(detected, np.concatenate([objects, crowds]), names)
+    truth = DrawnObjects(picture.boxes, picture.labels, names)
+    name = dataset.image_name(index)
+    return ImagePair(picture.image, truth, outcomes, name, threshold)
+
+
+def _training_caption(target: Target) -> str:
+    """Return the image id, if it is known, and the number of boxes."""
+    count = len(target["labels"])
+    boxes = "1 box" if count == 1 else f"{count} boxes"
+    if "image_id" not in target:
+        return boxes
+    return f"image id {int(target['image_id'])}: {boxes}"
+
+
+def _as_pixels(image: Tensor) -> Tensor:
+    """Return an image `[3, H, W]` float as uint8; values outside 0..1 are rescaled to 0..1."""
+    low = min(0.0, float(image.min()))
+    high = max(1.0, float(image.max()))
+    return ((image - low) / (high - low) * 255).round().to(torch.uint8)
+
+
+def _grid_width(columns: int, width: int) -> int:
+    """Return the width in pixels of a grid whose columns have a width."""
+    return columns * (width + BORDER) + BORDER

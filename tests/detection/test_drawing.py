@@ -1,14 +1,19 @@
+import time
+
 import numpy as np
+import pytest
 import torch
 
 from src.detection.drawing import (
-    GAP,
     LEAST_SIDE,
     LONGEST_NAME,
     DrawnObjects,
+    LineStyle,
+    draw_at_size,
     draw_boxes,
-    draw_pair,
-    side_by_side,
+    draw_outline,
+    font_size,
+    line_width,
 )
 
 NAMES = {0: "cat", 1: "dog"}
@@ -79,12 +84,6 @@ def test_names_keep_their_colours():
     assert colour(1, 0) == colour(1, 3) != colour(0, 0)
 
 
-def test_pictures_stand_side_by_side_with_a_white_gap():
-    row = side_by_side([grey(10, 20), grey(10, 30)])
-    assert row.shape == (3, 10, 50 + GAP)
-    assert (row[:, :, 20 : 20 + GAP] == 255).all()
-
-
 def test_huge_and_hostile_names_are_drawn_cut_and_printable():
     box = torch.tensor([[10.0, 10, 60, 60]])
     huge, cut = (
@@ -99,8 +98,7 @@ def test_huge_and_hostile_names_are_drawn_cut_and_printable():
     assert torch.equal(huge, cut)
 
 
-def test_truth_and_predictions_are_drawn_on_pictures_of_their_own():
-    image = grey(400, 400)
+def test_detections_of_an_evaluation_are_drawn_like_ground_truth_with_scores():
     truth = DrawnObjects.of_labels(
         np.array([[100.0, 150, 300, 350]]), np.array([1]), NAMES
     )
@@ -108,17 +106,131 @@ def test_truth_and_predictions_are_drawn_on_pictures_of_their_own():
         np.array([[100.0, 150, 200, 200, 0.9, 1]]), NAMES
     )
     assert torch.equal(found.boxes_xyxy, truth.boxes_xyxy)
-    left, right = draw_pair(image, truth, found)
-    assert torch.equal(
-        left, draw_boxes(image, truth.boxes_xyxy, truth.labels, NAMES)
+    assert torch.equal(found.labels, truth.labels)
+    assert found.scores.tolist() == [0.9] and truth.scores is None
+
+
+def outline(style: LineStyle) -> np.ndarray:
+    """Return where the outline of a box of 200 x 100 pixels is drawn in red."""
+    pixels = np.zeros((120, 220, 3), np.uint8)
+    box = np.array([10, 10, 210, 110])
+    draw_outline(pixels, box, (255, 0, 0), 2, style)
+    return (pixels == (255, 0, 0)).all(2)
+
+
+def test_line_styles_differ_in_the_part_of_the_line_that_is_drawn():
+    parts = []
+    for style in (LineStyle.SOLID, LineStyle.DASHED, LineStyle.DOTTED):
+        parts.append(outline(style)[10, 10:210].mean())
+    assert parts[0] == 1
+    assert parts[1] == pytest.approx(5 / 8, abs=0.05)
+    assert parts[2] == pytest.approx(1 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize("style", LineStyle)
+def test_corners_are_drawn_in_every_style(style):
+    drawn = outline(style)
+    for row in (10, 109):
+        for column in (10, 209):
+            assert drawn[row, column]
+
+
+def test_dots_are_drawn_on_a_white_line():
+    pixels = np.zeros((50, 50, 3), np.uint8)
+    draw_outline(
+        pixels, np.array([0, 0, 50, 50]), (255, 0, 0), 2, LineStyle.DOTTED
     )
-    assert torch.equal(
-        right,
-        draw_boxes(
-            image,
-            truth.boxes_xyxy,
-            truth.labels,
-            NAMES,
-            torch.tensor([0.9]).double(),
-        ),
+    colours = {tuple(colour) for colour in pixels[0].tolist()}
+    assert colours == {(255, 0, 0), (255, 255, 255)}
+
+
+def test_lines_and_text_grow_with_the_picture():
+    sizes = [(320, 320), (480, 640), (1080, 1920), (3000, 4000)]
+    fonts = [font_size(*size) for size in sizes]
+    lines = [line_width(*size) for size in sizes]
+    assert fonts == sorted(set(fonts)) and fonts[0] >= 11 and fonts[-1] >= 40
+    assert lines == sorted(lines) and lines[0] == 2 and lines[-1] >= 8
+
+
+@pytest.mark.parametrize("side", [320, 1500, 4000])
+def test_labels_stay_inside_the_picture(side):
+    """A box in each corner and one that is larger than the picture."""
+    end = float(side)
+    boxes = torch.tensor(
+        [
+            [-5.0, -5, 20, 20],
+            [end - 20, -5, end + 5, 20],
+            [-5, end - 20, 20, end + 5],
+            [end - 20, end - 20, end + 5, end + 5],
+            [-50, -50, end + 50, end + 50],
+        ]
     )
+    drawn = draw_boxes(
+        grey(side, side), boxes, torch.zeros(5, dtype=torch.long), NAMES
+    )
+    ink = (drawn < 60).all(0)  # text, with its smooth edges
+    height = font_size(side, side)
+    for rows in (slice(0, 6 * height), slice(-6 * height, None)):
+        for columns in (slice(0, 8 * height), slice(-8 * height, None)):
+            assert ink[rows, columns].sum() > height
+
+
+def test_odd_boxes_are_drawn_without_an_error():
+    nan, infinity = float("nan"), float("inf")
+    boxes = torch.tensor(
+        [
+            [300.0, 300, 100, 100],
+            [5, 5, 5, 5],
+            [nan, 0, 10, 10],
+            [-infinity, 0, infinity, 20],
+            [1000, 1000, 2000, 2000],
+        ]
+    )
+    drawn = draw_boxes(
+        grey(400, 400), boxes, torch.zeros(5, dtype=torch.long), NAMES
+    )
+    assert drawn.shape == (3, 400, 400)
+
+
+def test_the_image_itself_is_not_changed():
+    image = grey(400, 400)
+    draw_boxes(
+        image, torch.tensor([[10.0, 10, 50, 50]]), torch.tensor([0]), NAMES
+    )
+    assert (image == 128).all()
+
+
+def test_a_picture_of_another_size_has_its_boxes_in_the_same_place():
+    objects = DrawnObjects(
+        torch.tensor([[100.0, 50, 300, 150]]), torch.tensor([0]), NAMES
+    )
+    drawn = draw_at_size(grey(200, 400), objects, (400, 600))
+    changed = (drawn != 128).any(0)
+    columns = changed.any(0).nonzero().flatten()
+    rows = changed.any(1).nonzero().flatten()
+    assert drawn.shape == (3, 400, 600)
+    assert columns.min() == 150 and columns.max() == 449 and rows.max() == 299
+
+
+def test_a_score_that_is_not_a_number_is_not_shown():
+    box, label = torch.tensor([[100.0, 150, 300, 350]]), torch.tensor([0])
+    nan = torch.tensor([float("nan")])
+    assert torch.equal(
+        draw_boxes(grey(400, 400), box, label, NAMES, nan),
+        draw_boxes(grey(400, 400), box, label, NAMES),
+    )
+
+
+def test_a_hundred_boxes_on_a_large_picture_are_drawn_fast():
+    """The limit is ten times what an idle core needs, since test machines are busy."""
+    image = grey(1080, 1920)
+    corner = torch.rand(100, 2, generator=torch.Generator().manual_seed(0))
+    corner = corner * torch.tensor([1800.0, 1000])
+    boxes = torch.cat([corner, corner + 80], 1)
+    labels = torch.arange(100)
+    scores = torch.linspace(1, 0, 100)
+    names = {label: f"class {label}" for label in range(100)}
+    draw_boxes(image, boxes, labels, names, scores)  # fills the caches of text
+    begin = time.process_time()
+    draw_boxes(image, boxes, labels, names, scores)
+    assert time.process_time() - begin < 0.3

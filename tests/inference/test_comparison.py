@@ -42,7 +42,9 @@ def test_truth_and_predictions_of_images_spread_over_the_data_are_drawn(
         "val_00004.jpg",
         "val_00007.jpg",
     ]
-    assert Image.open(files[0]).size == (2 * 320 + 8, 320)
+    width, height = Image.open(files[0]).size
+    assert width == 2 * 320 + 8
+    assert 320 + 2 * 9 <= height <= 320 + 2 * 20  # two lines of caption
 
 
 def test_predictions_are_named_by_the_detector_and_the_truth_by_the_data(
@@ -52,10 +54,8 @@ def test_predictions_are_named_by_the_detector_and_the_truth_by_the_data(
     drawn = []
     monkeypatch.setattr(
         comparison,
-        "draw_pair",
-        lambda image, truth, found: (
-            drawn.append((truth.names, found.names)) or [image, image]
-        ),
+        "captioned_pair",
+        lambda pair: drawn.append(pair) or pair.image,
     )
     cfg = tiny_config(tiny_data)
     dataset = cfg.val_dataloader.dataset
@@ -68,9 +68,60 @@ def test_predictions_are_named_by_the_detector_and_the_truth_by_the_data(
         threshold=0.5,
         class_names=names,
     )
-    assert (
-        drawn == [(dataset.label_names, names)] and dataset.label_names != names
+    assert dataset.label_names != names
+    (pair,) = drawn
+    assert pair.outcomes.drawn.names == pair.truth.names == names
+    in_file = dataset.raw_sample(0).fields["labels"].tolist()
+    shown = pair.truth.labels.tolist()
+    assert [names[label] for label in shown] == [
+        dataset.label_names[label] for label in in_file
+    ]
+
+
+def test_a_class_that_the_detector_does_not_know_keeps_its_name(
+    tiny_data, checkpoint, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        comparison,
+        "captioned_pair",
+        lambda pair: drawn.append(pair) or pair.image,
     )
+    cfg = tiny_config(tiny_data)
+    dataset = cfg.val_dataloader.dataset
+    names = {0: "a", 1: "b", 2: "c", 3: "d"}
+    draw_comparisons(
+        untrained(checkpoint, cfg),
+        dataset,
+        tmp_path,
+        count=1,
+        threshold=1.0,
+        class_names=names,
+    )
+    truth = drawn[0].truth
+    in_file = dataset.raw_sample(0).fields["labels"].tolist()
+    assert [truth.names[label] for label in truth.labels.tolist()] == [
+        dataset.label_names[label] for label in in_file
+    ]
+    assert drawn[0].outcomes.missed == len(in_file)
+
+
+def test_the_threshold_is_that_of_the_detector_unless_one_is_chosen(
+    tiny_data, checkpoint, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        comparison,
+        "captioned_pair",
+        lambda pair: drawn.append(pair.threshold) or pair.image,
+    )
+    cfg = tiny_config(tiny_data)
+    detector = untrained(checkpoint, cfg)
+    detector.threshold = 0.25
+    dataset = cfg.val_dataloader.dataset
+    for chosen in (None, 0.75):
+        draw_comparisons(detector, dataset, tmp_path, count=1, threshold=chosen)
+    assert drawn == [0.25, 0.75]
 
 
 def test_no_picture_is_requested_twice_if_there_are_fewer_images(

@@ -127,6 +127,12 @@ def test_the_worst_images_show_truth_and_prediction(content):
     assert image.size == (320, 320)
 
 
+def test_line_styles_are_explained_and_counted(content):
+    text = " ".join(content.text.split())
+    assert "correct, false, object that was missed" in text
+    assert re.search(r"\d+ correct, \d+ false, \d+ missed", text)
+
+
 def test_class_names_cannot_become_markup(evaluation, detector, tmp_path):
     import dataclasses
 
@@ -143,6 +149,17 @@ def test_a_threshold_may_be_chosen(evaluation, detector, tmp_path):
     assert "<b>0.123</b>" in write_report(
         evaluation, detector, tmp_path / "report.html", threshold=0.123, worst=0
     ).read_text(encoding="utf-8")
+
+
+def test_without_a_choice_the_threshold_is_that_of_predictions(
+    evaluation, detector, tmp_path
+):
+    text = write_report(
+        evaluation, detector, tmp_path / "report.html", worst=0
+    ).read_text(encoding="utf-8")
+    best = evaluation.metrics["F1_threshold"]
+    assert f"<b>{detector.threshold:.3f}</b>" in text
+    assert f"at a threshold of {best:.3f}" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -1,5 +1,7 @@
 """Draw predictions beside the ground truth: one picture for each image of the validation data.
 
+Correct predictions are solid, false ones dashed, and missed objects dotted.
+
 python tools/visualization/compare.py -c configs/dfine/demo/dfine_dinov3_demo.yml -r output/demo/best.pth
 """
 
@@ -32,8 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=0.4,
-        help="minimum score of boxes that are drawn",
+        help="minimum score of boxes that are drawn; default: the checkpoint's, as for predictions",
     )
     parser.add_argument("-d", "--device", help="cpu, cuda or cuda:N")
     parser.add_argument(

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        help="minimum score; default: the one with the highest F1 on these images",
+        help="minimum score; default: the checkpoint's, as for predictions",
     )
     parser.add_argument(
         "--worst",

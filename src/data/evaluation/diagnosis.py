@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .true_positives import MATCH_IOU, iou_xywh, objects_of
+from ...detection.matching import MATCH_IOU, iou_xywh
+from .true_positives import objects_of
 
 BEST_OF_IMAGE = 20
 """Number of detections per image that are examined, by score."""

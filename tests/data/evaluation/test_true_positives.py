@@ -6,16 +6,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.data.evaluation.true_positives import (
-    CROWD,
-    MISSED,
     best_operating_point,
-    iou_xywh,
     match,
-    match_image,
     objects_of,
     operating_point_at,
     operating_points,
 )
+from src.detection.matching import CROWD
 from tests.data.evaluation.test_coco_evaluator import (
     random_detections,
     truth_of,
@@ -93,43 +90,6 @@ def test_hits_and_crowds_are_those_that_pycocotools_counts_at_half_overlap(
     )
 
 
-def test_an_object_is_found_once_and_by_the_best_score():
-    rows = found(
-        [0, 0, 10, 10, 0.9, 1], [0, 0, 10, 10, 0.8, 1], [50, 0, 10, 10, 0.7, 1]
-    )
-    assert match_image(rows, objects([0, 0, 10, 10, 1, 0])).tolist() == [
-        0,
-        MISSED,
-        MISSED,
-    ]
-
-
-def test_a_detection_takes_the_free_object_that_it_overlaps_most():
-    truth = objects([0, 0, 10, 10, 1, 0], [2, 0, 10, 10, 1, 0])
-    assert match_image(
-        found([2, 0, 10, 10, 0.9, 1], [2, 0, 10, 10, 0.8, 1]), truth
-    ).tolist() == [1, 0]
-
-
-def test_another_category_is_found_only_where_categories_do_not_count():
-    rows, truth = found([0, 0, 10, 10, 0.9, 2]), objects([0, 0, 10, 10, 1, 0])
-    assert match_image(rows, truth).tolist() == [MISSED]
-    assert match_image(rows, truth, same_category=False).tolist() == [0]
-
-
-def test_any_number_of_detections_may_lie_in_a_crowd():
-    rows = found(
-        [0, 0, 10, 10, 0.9, 1],
-        [10, 10, 10, 10, 0.8, 1],
-        [95, 0, 20, 10, 0.7, 1],
-    )
-    assert match_image(rows, objects([0, 0, 100, 100, 1, 1])).tolist() == [
-        CROWD,
-        CROWD,
-        MISSED,
-    ]
-
-
 def test_the_best_threshold_is_that_of_the_highest_f1():
     truth = {
         1: objects(
@@ -188,10 +148,3 @@ def test_the_part_of_a_category_keeps_its_own_objects():
         and part.found.tolist() == [1]
         and part.objects == {2: 1}
     )
-
-
-def test_overlaps_are_those_of_xywh_boxes():
-    assert iou_xywh(
-        np.array([[0, 0, 10, 10.0]]),
-        np.array([[5, 0, 10, 10.0], [20, 20, 5, 5]]),
-    ) == pytest.approx(np.array([[1 / 3, 0]]))
