@@ -1,4 +1,4 @@
-# make demo    environment, synthetic data, training, evaluation, pictures; about 6 minutes on one core
+# make demo    environment, synthetic data, training, evaluation, pictures, report; about 6 minutes on one core
 # make test    environment and all tests except the slow ones
 # make tools   optional packages of some tools: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt);
 #              without them, their tests are skipped
@@ -30,6 +30,7 @@ demo: $(READY) data/synthetic/val.json
 	$(BIN)/python train.py -c $(DEMO) --seed=0
 	$(BIN)/python train.py -c $(DEMO) --test-only -r $(OUTPUT)/best.pth
 	$(BIN)/python tools/visualization/compare.py -c $(DEMO) -r $(OUTPUT)/best.pth --output $(OUTPUT)/pictures
+	$(BIN)/python tools/visualization/report.py -r $(OUTPUT)/best.pth
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

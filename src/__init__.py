@@ -1,8 +1,37 @@
 """D-FINE with HGNetv2 and DINOv3 backbones.
 
-Importing this package registers every class that a configuration can name.
+The package is called `src` in the source tree and `dfine_dinov3` when it is installed. Importing it imports
+nothing else: its parts are imported when they are used, and the classes that a configuration can name are
+registered when the first one is looked up (`core.registry`).
 """
 
-from . import data, nn, optim, zoo
+from __future__ import annotations
 
-__all__ = ["data", "nn", "optim", "zoo"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .inference import Detector
+
+__version__ = "0.1.0"
+
+_PLACES = {"Detector": "inference"}
+"""Modules of the names that this package exports."""
+
+_PACKAGES = ("core", "data", "inference", "nn", "optim", "solver", "zoo")
+"""Packages that can be used as attributes without an import of their own."""
+
+__all__ = ["Detector", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        place = importlib.import_module(f"{__name__}.{_PLACES[name]}")
+        return getattr(place, name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES, *_PACKAGES])

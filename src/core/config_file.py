@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .origins import KeyPath, Origins
+from .package_configs import find_config
 from .paths import did_you_mean_file, read_text, user_path
 from .user_files import import_file
 from .yaml_text import MAX_BYTES, ValueBudget, count_values, dotted, parse_yaml
@@ -123,6 +124,8 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 def load_config_tree(path: str | Path) -> ConfigTree:
     """Read a YAML file and everything it includes.
 
+    The file, and those that it includes, are found as `find_config` describes.
+
     Python files listed under `__import__` are imported, so that their classes are registered.
 
     Raises:
@@ -130,7 +133,7 @@ def load_config_tree(path: str | Path) -> ConfigTree:
             Python file that cannot be imported.
     """
     tree = ConfigTree(path)
-    _load_into(tree, Path(path), ())
+    _load_into(tree, find_config(path), ())
     return tree
 
 
@@ -200,7 +203,7 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
         raise ConfigError(f"{shown}: more than {MAX_FILES} files are included")
     values, places = _read(path, shown)
     for item in _file_names(values, INCLUDE, path):
-        _load_into(tree, path.parent / Path(item).expanduser(), (*chain, path))
+        _load_into(tree, _included(path, item), (*chain, path))
     for item in _file_names(values, IMPORT, path):
         file = (path.parent / Path(item).expanduser()).resolve()
         origin = places.nearest((IMPORT,)) or str(path)
@@ -213,6 +216,21 @@ def _load_into(tree: ConfigTree, path: Path, chain: tuple[Path, ...]) -> None:
     values.pop(INCLUDE, None)
     values.pop(IMPORT, None)
     tree.merge(values, places)
+
+
+def _included(path: Path, item: str) -> Path:
+    """Return the file that a configuration includes: a path from its own folder, or one of this project."""
+    beside = path.parent / Path(item).expanduser()
+    return beside if beside.exists() else _own_or(beside, item)
+
+
+def _own_or(beside: Path, item: str) -> Path:
+    """Return the configuration of this project of that name, or else the path, whose absence is reported."""
+    try:
+        found = find_config(item)
+    except ConfigError:
+        return beside
+    return found if found.is_file() else beside
 
 
 def _file_names(values: dict[str, Any], key: str, path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -75,6 +76,37 @@ class Component:
 
 _COMPONENTS: dict[str, Component] = {}
 
+_ROOT = __name__.partition(".")[0]
+"""Name of the whole package: `src`, or `dfine_dinov3` if it is installed."""
+
+_OWN_PACKAGES = ("data", "nn", "optim", "zoo")
+"""Packages of this project that register classes when they are imported."""
+
+_own_are_registered = False
+
+
+def register_own_classes() -> None:
+    """Import the packages of this project that register classes; repeated calls have no effect.
+
+    This happens at the first look-up, and before the first class of a user registers itself. Importing the
+    package alone is therefore cheap.
+
+    Example:
+        >>> register_own_classes()
+        >>> find("Resize").role is None
+        True
+    """
+    global _own_are_registered
+    if _own_are_registered:
+        return
+    _own_are_registered = True
+    try:
+        for package in _OWN_PACKAGES:
+            importlib.import_module(f"{_ROOT}.{package}")
+    except BaseException:
+        _own_are_registered = False
+        raise
+
 
 def register(
     name: str | None = None,
@@ -110,6 +142,8 @@ def register(
 
     def decorate(factory: Callable) -> Callable:
         key = name or factory.__name__
+        if factory.__module__.partition(".")[0] != _ROOT:
+            register_own_classes()
         known = _COMPONENTS.get(key)
         if known and not force and _origin(known.factory) != _origin(factory):
             raise ConfigError(
@@ -183,6 +217,7 @@ def find(name: str) -> Component | None:
         >>> find("NotRegistered") is None
         True
     """
+    register_own_classes()
     return _COMPONENTS.get(name)
 
 
@@ -200,10 +235,10 @@ def names() -> list[str]:
     """Return all registered names, sorted.
 
     Example:
-        >>> import src.data
         >>> "Resize" in names()
         True
     """
+    register_own_classes()
     return sorted(_COMPONENTS)
 
 
@@ -211,10 +246,10 @@ def shared_names() -> set[str]:
     """Return the names of all arguments that components share at the top level.
 
     Example:
-        >>> import src.zoo
         >>> "num_classes" in shared_names()
         True
     """
+    register_own_classes()
     shared: set[str] = set()
     for component in _COMPONENTS.values():
         shared.update(component.share)

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from ..two_names import import_under_both_names
 from .errors import ConfigError, RunError
 from .paths import did_you_mean_file
 
@@ -45,6 +46,7 @@ def import_file(path: Path, origin: str) -> None:
         sys.path.append(
             str(path.parent)
         )  # spawned worker processes need it too
+    import_under_both_names()
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{origin}: {path} cannot be imported")

@@ -19,6 +19,7 @@ from .contracts import DetectionLoader, require_detection_data
 from .durations import RunLength
 from .errors import ConfigError
 from .lengths import ResolvedLength, resolve_lengths, with_lengths
+from .package_configs import find_config
 from .registry import Argument, components, find, shared_names
 from .schemas import checked
 from .validate import validate
@@ -136,6 +137,7 @@ class YAMLConfig:
         Raises:
             ConfigError: one error that lists every fault found.
         """
+        path = find_config(path)
         self._load(load_config_tree(path), path, overrides)
         if "task" in self.yaml_cfg:
             place = self.origin("task")

@@ -47,6 +47,10 @@ class LineStyle(Enum):
     """Dots on a white line."""
 
 
+LABEL_FILLS = {LineStyle.DASHED: BLACK, LineStyle.DOTTED: WHITE}
+"""Colours of labels by style; labels of solid boxes have the colour of the class."""
+
+
 class DrawnObjects(NamedTuple):
     """T objects to draw on one image."""
 
@@ -271,9 +275,8 @@ def _draw_labels(
         label_width, label_height = sizes[number]
         corner = (x + label_width - 1, y + label_height - 1)
         colour = class_colour(labels[number])
-        is_hollow = styles[number] is LineStyle.DOTTED
-        fill = WHITE if is_hollow else colour
-        ink = BLACK if is_hollow else text_colour(colour)
+        fill = LABEL_FILLS.get(styles[number], colour)
+        ink = text_colour(fill)
         canvas.rectangle([(x, y), corner], fill=fill, outline=colour)
         canvas.text((x + padding, y), text, ink, font_of_size(font, size))
     return np.array(picture)

@@ -13,7 +13,7 @@ from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
 from ..runtime.log import logger
 from .lora_weights import is_lora_factor
-from .model_table import title_of
+from .model_table import titles_of
 from .published.signatures import architecture_of
 from .weight_file import WeightFile, class_count, refuse_non_finite
 
@@ -64,7 +64,7 @@ def refuse_other_model(file: WeightFile, own: Mapping[str, Tensor]) -> None:
     architecture = architecture_of(own)
     if found is None or architecture in (None, found.entry.architecture):
         return
-    title = title_of(architecture)
+    title = titles_of(architecture)
     raise CheckpointError(
         f"{file.path} is {found.entry.title}, but the configuration describes {title}; use "
         f"{found.entry.config}, or leave -c out"

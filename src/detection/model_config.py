@@ -13,13 +13,13 @@ from torch.overrides import TorchFunctionMode
 from ..core.build import create
 from ..core.coco_categories import COCO_NAMES
 from ..core.errors import CheckpointError, ConfigError
+from ..core.package_configs import package_config
 from ..core.registry import find
 from ..core.schemas import shown
 from ..core.yaml_config import MODEL_ROLES, YAMLConfig
 from ..runtime.finite import COMPUTED_KEYS
 from ..runtime.log import logger
 from .fitting import completed, describe_misfits
-from .model_table import ROOT
 from .published.recognition import Recognized, shown_activation
 from .weight_file import WeightFile, decoder_activation
 
@@ -72,7 +72,7 @@ def published_config(file: WeightFile) -> YAMLConfig:
         CheckpointError: if the file is not recognized.
     """
     found = require_recognized(file)
-    cfg = YAMLConfig(ROOT / found.entry.config)
+    cfg = YAMLConfig(package_config(found.entry.config))
     file.prepare(cfg)
     use_classes_of(file, cfg)
     return cfg

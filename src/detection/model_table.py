@@ -9,13 +9,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..core.errors import CheckpointError
+from ..core.package_configs import package_config
 from ..core.paths import close_names, read_text
 from ..core.schemas import checked
 from ..core.yaml_text import parse_yaml
 from ..runtime.weight_files import file_sha256
 
-ROOT = Path(__file__).resolve().parents[2]
-TABLE = ROOT / "configs/models.yml"
+TABLE = package_config("configs/models.yml")
 WEIGHTS_FOLDER = Path("weights")
 """Folder in which files are looked for by the name of their model."""
 
@@ -41,7 +41,7 @@ class Entry(Struct, frozen=True):
     family: str
     size: str
     config: str
-    """Configuration for COCO or Objects365, from the root of the repository."""
+    """Configuration for COCO or Objects365, "configs/..." (`package_config`)."""
     custom_config: str | None = None
     """Configuration for a user's own data."""
     files: list[str] = []
@@ -131,6 +131,16 @@ def read_table() -> dict[str, Entry]:
             named, Entry, file=TABLE, part=name, advice="restore the file"
         )
     return entries
+
+
+def titles_of(architecture: str | None) -> str:
+    """Return the titles of all families that have an architecture, such as "D-FINE-N or DEIM-N"."""
+    titles = {
+        entry.title: None
+        for entry in read_table().values()
+        if entry.architecture == architecture
+    }
+    return " or ".join(titles)
 
 
 def is_model_name(text: str | Path) -> bool:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError
+from ..core.package_configs import package_config
 from ..core.yaml_config import YAMLConfig
 from ..detection.model_config import require_recognized, use_classes_of
-from ..detection.model_table import ROOT, is_model_name
+from ..detection.model_table import is_model_name
 from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.log import logger
 from ..runtime.weight_files import refuse_address
-from .checkpoint import CheckpointFolder
+from .checkpoint import CheckpointFolder, NoStateError
 from .start_weights import AUTO
 
 
@@ -98,7 +99,7 @@ def _for_evaluation(file: WeightFile, overrides: dict[str, Any]) -> YAMLConfig:
 def _of_table(
     file: WeightFile, title: str, config: str, overrides: dict[str, Any]
 ) -> YAMLConfig:
-    cfg = YAMLConfig(_shown(ROOT / config), **overrides)
+    cfg = YAMLConfig(_shown(package_config(config)), **overrides)
     logger.info(
         "no -c was given: %s is %s, using %s", file.path, title, cfg.path
     )
@@ -119,5 +120,10 @@ def _resumed(resume: str, overrides: dict[str, Any]) -> YAMLConfig:
             "evaluate it, or start a new run from it with -t"
         )
     path = Path(refuse_address(resume)).expanduser()
-    state, found = CheckpointFolder(path.parent).load_last(path)
+    try:
+        state, found = CheckpointFolder(path.parent).load_last(path)
+    except NoStateError as error:
+        raise CheckpointError(
+            f"{error}, or evaluate them with --test-only"
+        ) from None
     return _from_text(found, state["meta"]["config"], overrides)

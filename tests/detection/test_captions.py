@@ -35,8 +35,9 @@ def test_the_picture_stays_as_it_is_below_its_caption():
 
 def test_a_caption_is_not_larger_than_labels_and_shrinks_to_fit():
     assert caption_size([["a"]], 480, 640) == font_size(480, 640)
-    small = caption_size([LEGEND], 200, 250)
-    assert SMALLEST_CAPTION <= small < font_size(200, 250)
+    sizes = [caption_size([LEGEND], 1000, width) for width in range(200, 900)]
+    assert sizes == sorted(sizes) and sizes[0] == SMALLEST_CAPTION
+    assert len(set(sizes)) > 5 and max(sizes) <= font_size(1000, 900)
 
 
 def test_a_legend_fits_above_a_picture_of_320_pixels():
@@ -59,6 +60,14 @@ def test_a_long_name_loses_its_beginning():
     assert text_width(short, BUILT_IN, 12) <= 120
     assert shortened("a.jpg", 120, 12) == "a.jpg"
     assert shortened("a.jpg", 1, 12) == ""
+
+
+def test_a_caption_shows_the_end_of_a_long_name():
+    image = picture(50, 120)
+    name = "a/very/long/folder/" * 5 + "image.jpg"
+    other = name.replace("image", "photo")
+    one = with_caption(image, [[name]], 12)
+    assert not torch.equal(one, with_caption(image, [[other]], 12))
 
 
 def test_narrow_pictures_have_captions_of_their_width():

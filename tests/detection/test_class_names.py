@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from src.core import CheckpointError
+from src.core.coco_categories import COCO_NAMES
 from src.detection.class_names import find_labels, named_classes
 
 
@@ -69,3 +70,12 @@ def test_labels_keep_the_order_of_a_checkpoint_and_not_of_names_or_ids():
         2,
         0,
     ]
+
+
+def test_a_published_head_of_objects365_has_category_ids_as_labels():
+    classes = named_classes(None, 366)
+    assert classes[0] == {"id": -1, "name": "(unused 0)"}
+    assert classes[1] == {"id": 1, "name": "person"}
+    assert classes[2] == {"id": 2, "name": "class 2"}
+    assert [entry["id"] for entry in classes[1:]] == list(range(1, 366))
+    assert {entry["name"] for entry in classes} >= set(COCO_NAMES)

@@ -15,6 +15,7 @@ from src.detection.drawing import (
     font_size,
     line_width,
 )
+from src.detection.palette import BLACK, WHITE, class_colour
 
 NAMES = {0: "cat", 1: "dog"}
 
@@ -142,6 +143,18 @@ def test_dots_are_drawn_on_a_white_line():
     )
     colours = {tuple(colour) for colour in pixels[0].tolist()}
     assert colours == {(255, 0, 0), (255, 255, 255)}
+
+
+def test_labels_have_a_fill_for_each_style():
+    image = grey(400, 400)
+    box, label = torch.tensor([[100.0, 150, 300, 350]]), torch.tensor([1])
+    fills = []
+    for style in (LineStyle.SOLID, LineStyle.DASHED, LineStyle.DOTTED):
+        drawn = draw_boxes(image, box, label, NAMES, styles=[style])
+        # the second row and column of the label, beside its text
+        rows = (drawn[:, :150, 101] != 128).any(0).nonzero().flatten()
+        fills.append(tuple(drawn[:, int(rows[0]) + 1, 101].tolist()))
+    assert fills == [class_colour(1), BLACK, WHITE]
 
 
 def test_lines_and_text_grow_with_the_picture():

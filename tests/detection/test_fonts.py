@@ -5,7 +5,6 @@ import pytest
 from src.detection import fonts
 from src.detection.fonts import BUILT_IN, drawable, font_of_size, text_width
 
-
 is_installed = fonts._is_installed
 
 

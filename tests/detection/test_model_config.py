@@ -1,7 +1,9 @@
 """The configuration in a checkpoint describes a model of the size of its weights, and does nothing else."""
 
+import logging
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ import yaml
 
 from src.core.errors import CheckpointError
 from src.core.yaml_config import YAMLConfig
-from src.detection.model_config import model_config
-from src.detection.weight_file import read_weights
+from src.detection.model_config import model_config, other_family
+from src.detection.weight_file import WeightFile, read_weights
 from src.inference import Detector
+from tests.fixtures.published_states import file_of, state_without_data
+from tests.fixtures.tiny import DEMO_CONFIG, ROOT
 from tests.fixtures.trained_tiny import TRAINED
 
 CANARY = "canary_that_must_not_be_opened"
@@ -220,3 +224,65 @@ def test_the_configuration_of_a_trained_checkpoint_describes_its_model():
     cfg = model_config(read_weights(TRAINED))
     assert isinstance(cfg, YAMLConfig)
     assert cfg.yaml_cfg["model"] == "DFINE"
+
+
+def published(name: str, file: str, classes: int = 80, **options):
+    return file_of(state_without_data(name, classes), file, **options)
+
+
+def test_a_published_file_gets_the_configuration_of_its_model():
+    cfg = model_config(published("deimv2_s", "model.pth"))
+    assert cfg.path == ROOT / "configs/deimv2/deimv2_dinov3_s_coco.yml"
+    assert cfg.yaml_cfg["num_classes"] == 80
+
+
+def test_its_classes_count_and_not_those_of_the_configuration():
+    cfg = model_config(published("deimv2_s", "model.pth", classes=5))
+    assert cfg.yaml_cfg["num_classes"] == 5
+    assert cfg.yaml_cfg["remap_mscoco_category"] is False
+
+
+def test_a_choice_that_the_tensors_did_not_make_is_a_warning(caplog):
+    with caplog.at_level(logging.WARNING, "dfine"):
+        model_config(published("deim_l", "deim_l.pth"))
+        assert not caplog.text
+        model_config(published("deim_s", "deim_s.pth"))
+    assert "with SiLU in the decoder, as the name of the file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "options", "config", "message"),
+    [
+        ("deim_s", "deim.pth", {}, "dfine", "DEIM-S according to its name, wi"),
+        ("deim_l", "a.pth", {}, "dfine", "DEIM-L according to its tensors, wi"),
+        (
+            "dfine_s",
+            "a.pth",
+            {"family": "deim"},
+            "dfine",
+            "--family, with SiLU",
+        ),
+        ("dfine_s", "dfine.pth", {}, "deim", "a decoder with SiLU"),
+        ("dfine_s", "a.pth", {}, "dfine", None),
+        ("dfine_s", "a.pth", {}, "deim", None),
+        ("rtv4_s", "a.pth", {}, "deim", None),
+    ],
+)
+def test_a_configuration_of_another_family_is_recognized(
+    name, file, options, config, message
+):
+    size = name[-1]
+    cfg = YAMLConfig(
+        ROOT / f"configs/{config}/{config}_hgnetv2_{size}_coco.yml"
+    )
+    difference = other_family(published(name, file, **options), cfg)
+    if message is None:
+        assert difference is None
+    else:
+        assert message in difference
+
+
+def test_the_configuration_in_a_file_decides_and_not_its_name():
+    content = torch.load(TRAINED, weights_only=True)
+    file = WeightFile(Path("deim.pth"), content["model"], content["meta"])
+    assert other_family(file, YAMLConfig(DEMO_CONFIG)) is None

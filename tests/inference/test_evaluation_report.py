@@ -129,7 +129,7 @@ def test_the_worst_images_show_truth_and_prediction(content):
 
 def test_line_styles_are_explained_and_counted(content):
     text = " ".join(content.text.split())
-    assert "correct, false, object that was missed" in text
+    assert "correct, false (black label), object that was missed" in text
     assert re.search(r"\d+ correct, \d+ false, \d+ missed", text)
 
 

@@ -4,11 +4,12 @@ import logging
 
 import pytest
 import torch
+import yaml
 
 from src.core.durations import RunLength
-from src.core.errors import ConfigError
+from src.core.errors import CheckpointError, ConfigError
 from src.core.yaml_config import RunSettings
-from src.detection.weight_file import read_weights
+from src.detection.weight_file import WeightFile, read_weights
 from src.solver.building import (
     amp_dtype_of_run,
     build_model,
@@ -110,6 +111,23 @@ def test_a_backbone_that_cannot_be_compiled_is_refused():
         ConfigError, match="^compile is 'backbone', but Conv2d has no part that"
     ):
         compile_backbone(model)
+
+
+def test_a_file_of_another_family_is_tuned_with_a_warning_and_not_evaluated(
+    caplog,
+):
+    content = torch.load(TRAINED, weights_only=True)
+    settings = yaml.safe_load(content["meta"]["config"])
+    settings["DFINETransformer"]["activation"] = "silu"
+    silu = yaml.safe_dump(settings)
+    file = WeightFile(TRAINED, content["model"], {"config": silu})
+    cfg = tiny_config(num_classes=4)
+    classes = [{"id": number, "name": "a"} for number in range(4)]
+    with caplog.at_level(logging.WARNING, "dfine"):
+        build_model(cfg, Start(file, tunes=True), classes, 0, CPU)
+    assert "with SiLU in the decoder, but" in caplog.text
+    with pytest.raises(CheckpointError, match="describes a decoder with ReLU"):
+        build_model(tiny_config(num_classes=4), Start(file), classes, 0, CPU)
 
 
 def test_the_projector_of_a_distillation_starts_the_same_on_all_ranks(tmp_path):

@@ -134,3 +134,33 @@ def test_a_backbone_file_is_no_detector(tmp_path):
             WeightFile(tmp_path / "vit.pth", {"cls_token": torch.ones(1)}, {}),
             None,
         )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "row"), [(80, COCO_NAMES.index("dog")), (366, None)]
+)
+def test_classes_of_a_published_file_are_kept_by_name(tmp_path, theirs, row):
+    if row is None:
+        row = COCO_TO_OBJECTS365[COCO_NAMES.index("dog")] + 1
+    source, target = model(theirs), model(2)
+    before = target.state_dict()[HEAD].clone()
+    load_for_tuning(target, file(source, tmp_path), ["pig", "Dog"])
+    after = target.state_dict()[HEAD]
+    assert torch.equal(after[1], source.state_dict()[HEAD][row])
+    assert torch.equal(after[0], before[0])
+
+
+def test_coco_classes_in_another_order_are_kept_by_name(tmp_path):
+    source, target = model(80), model(80)
+    names = list(COCO_NAMES)[::-1]
+    load_for_tuning(target, file(source, tmp_path), names)
+    expected = source.state_dict()[HEAD].flip(0)
+    assert torch.equal(target.state_dict()[HEAD], expected)
+
+
+def test_objects365_to_itself_keeps_every_row(tmp_path):
+    source, target = model(366), model(366)
+    names = ["(unused 0)", "Person", *(f"Object {i}" for i in range(364))]
+    load_for_tuning(target, file(source, tmp_path), names)
+    expected = source.state_dict()[HEAD]
+    assert torch.equal(target.state_dict()[HEAD], expected)

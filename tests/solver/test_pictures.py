@@ -164,6 +164,20 @@ def test_detections_are_compared_with_objects_by_category_id(
     assert found.drawn.names[int(found.drawn.labels[0])] in ("cat", "dog")
 
 
+def test_detections_below_the_threshold_are_not_compared(monkeypatch):
+    pairs = []
+    monkeypatch.setattr(
+        pictures,
+        "captioned_pair",
+        lambda pair, size: pairs.append(pair) or pair.image,
+    )
+    row = [20, 20, 40, 40, 0.45, 8]
+    for best_f1 in (None, 0.45, 0.5):
+        validation_grid(Box(), {5: np.array([row])}, best_f1)
+    assert [pair.outcomes.correct for pair in pairs] == [1, 1, 0]
+    assert [pair.threshold for pair in pairs] == [0.4, 0.45, 0.5]
+
+
 def test_images_of_different_shapes_keep_their_aspect_ratios(monkeypatch):
     sizes = []
     monkeypatch.setattr(

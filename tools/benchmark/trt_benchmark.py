@@ -1,116 +1,11 @@
-"""Measure the latency of TensorRT engines on one GPU, one image at a time. Untested.
-
-    python tools/benchmark/trt_benchmark.py --infer_dir /data/COCO2017/val2017 --engine_dir engines/
-
-Reading and preparing the images is not included. Each engine.json, as the export wrote it, must be
-in the same folder as its .engine.
-"""
+"""Measure the latency of TensorRT engines. The code is in `src/cli/trt_benchmark.py`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import parser_for, run, user_path
-
-
-def main() -> None:
-    parser = parser_for(__doc__)
-    parser.add_argument(
-        "--infer_dir",
-        type=user_path,
-        default=Path("/data/COCO2017/val2017"),
-        help="folder of images; default: /data/COCO2017/val2017",
-    )
-    parser.add_argument(
-        "--engine_dir",
-        type=user_path,
-        required=True,
-        help="folder of .engine files",
-    )
-    parser.add_argument(
-        "--busy",
-        action="store_true",
-        help="the GPU is shared: report the mean of the fastest tenth instead of the median",
-    )
-    parser.add_argument(
-        "-d",
-        "--device",
-        default="cuda:0",
-        help="cuda or cuda:N; default: cuda:0",
-    )
-    parser.add_argument(
-        "--warmup", type=int, default=1000, help="warm-up runs; default: 1000"
-    )
-    parser.add_argument(
-        "--count",
-        type=int,
-        default=1000,
-        help="number of images; default: 1000",
-    )
-    arguments = parser.parse_args()
-    run(lambda: benchmark(arguments), arguments)
-
-
-def benchmark(arguments) -> None:
-    import numpy as np
-
-    from src.core.errors import DataError
-    from src.data.dataset.decoding import load_image
-    from src.inference import Detector
-    from src.inference.sources import image_files
-    from src.runtime.distributed import pick_device
-
-    if not arguments.engine_dir.is_dir():
-        raise DataError(f"--engine_dir {arguments.engine_dir} is not a folder")
-    engines = sorted(arguments.engine_dir.glob("*.engine"))
-    if not engines:
-        raise DataError(f"{arguments.engine_dir} has no .engine files")
-    files = image_files(arguments.infer_dir)[: arguments.count]
-    device = pick_device(arguments.device)
-    print(
-        "| engine | median ms | p10 | p90 | mean of the fastest tenth |\n| --- | --- | --- | --- | --- |"
-    )
-    for path in engines:
-        detector = Detector.from_tensorrt(path, device=arguments.device)
-        inputs = [
-            tuple(
-                part.to(device)
-                for part in detector.preprocessing(
-                    [load_image(file, bit_depth=detector.bit_depth)]
-                )
-            )
-            for file in files
-        ]
-        for turn in range(arguments.warmup):
-            detector.engine(*inputs[turn % len(inputs)])
-        times = (
-            np.sort([timed(detector.engine, device, *pair) for pair in inputs])
-            * 1000
-        )
-        low, median, high, fastest = (
-            *np.quantile(times, (0.1, 0.5, 0.9)),
-            times[: max(1, len(times) // 10)].mean(),
-        )
-        print(
-            f"| {path.name} | {'-' if arguments.busy else f'{median:.3f}'} | {low:.3f} | "
-            f"{high:.3f} | {fastest:.3f} |",
-            flush=True,
-        )
-
-
-def timed(engine, device, images, sizes) -> float:
-    """Return the seconds of one run, from inputs on the device to results on the host."""
-    import time
-
-    import torch
-
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    engine(images, sizes)
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
+from src.cli.trt_benchmark import main
 
 if __name__ == "__main__":
     main()

@@ -1,83 +1,11 @@
-"""Show predictions beside the ground truth in the FiftyOne app (optional: pip install fiftyone).
-
-    # on the validation data that the checkpoint names
-    python tools/visualization/fiftyone_vis.py -r output/demo/best.pth
-
-    python tools/visualization/fiftyone_vis.py -r best.pth --images test/ --annotations test.json
-
-Every detection has its score and whether it matches an object at IoU 0.5: filter by them in the app.
-"""
+"""Show predictions in the FiftyOne app. The code is in `src/cli/fiftyone_app.py`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.common import (
-    add_checkpoint_arguments,
-    add_labelled_images_arguments,
-    detector_from,
-    parser_for,
-    run,
-)
-
-
-def main() -> None:
-    parser = parser_for(__doc__)
-    add_checkpoint_arguments(parser)
-    add_labelled_images_arguments(parser)
-    parser.add_argument(
-        "--name",
-        default="dfine",
-        help="name of the data set in FiftyOne, replaced if it exists; default: dfine",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="minimum score; default: the checkpoint's",
-    )
-    parser.add_argument(
-        "--port", type=int, default=5151, help="port of the app; default: 5151"
-    )
-    parser.add_argument(
-        "--no-launch",
-        action="store_true",
-        help="store the data set and exit; open it later with: fiftyone app launch NAME",
-    )
-    arguments = parser.parse_args()
-
-    def command() -> None:
-        from src.inference.detector_evaluation import (
-            evaluate_detector,
-            open_labelled_images,
-        )
-        from src.inference.fiftyone_export import to_fiftyone
-        from src.runtime.optional import import_optional
-
-        detector = detector_from(arguments)
-        dataset = open_labelled_images(
-            detector, arguments.images, arguments.annotations
-        )
-        import_optional(
-            "fiftyone"
-        )  # after all arguments were looked at, before anything costly
-        evaluation = evaluate_detector(
-            detector, dataset, batch_size=arguments.batch_size
-        )
-        data_set = to_fiftyone(
-            evaluation,
-            arguments.name,
-            detector.threshold
-            if arguments.threshold is None
-            else arguments.threshold,
-        )
-        if not arguments.no_launch:
-            import_optional("fiftyone").launch_app(
-                data_set, port=arguments.port
-            ).wait()
-
-    run(command, arguments)
-
+from src.cli.fiftyone_app import main
 
 if __name__ == "__main__":
     main()

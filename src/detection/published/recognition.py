@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...core.coco_categories import OBJECTS365_SLOTS
@@ -129,7 +129,11 @@ def recognize(
     for other in sorted(families - {choice}):
         of_family = [entry for entry in candidates if entry.family == other]
         others.append(_of_classes(of_family, num_classes, path.name))
-    return Recognized(entry, decided_by, tuple(others))
+    found = Recognized(entry, decided_by, tuple(others))
+    if decided_by == "nothing" and not found.different:
+        # families that compute the same boxes: what matters is decided
+        return replace(found, decided_by="its tensors")
+    return found
 
 
 def _decision(
@@ -225,7 +229,7 @@ def _titles(entries: list[Entry]) -> str:
 def _of_classes(
     entries: list[Entry], num_classes: int | None, name: str
 ) -> Entry:
-    """Return the entry for a number of classes; a name in the table that the file's name contains wins."""
+    """Return the entry for a number of classes, of these the one whose data the name of the file contains."""
     wants_objects365 = num_classes == OBJECTS365_SLOTS
     fitting = [
         entry
@@ -233,7 +237,7 @@ def _of_classes(
         if entry.is_for_objects365 == wants_objects365
     ]
     for entry in fitting or entries:
-        data = entry.name.rsplit("_", 1)[-1]
-        if data in name.lower():
+        data = entry.name.rsplit("_", 1)[-1]  # "coco", "obj2coco", "obj365"
+        if re.search(rf"(?<![a-z0-9]){data}(?![a-z0-9])", name.lower()):
             return entry
     return (fitting or entries)[0]

@@ -1,4 +1,4 @@
-"""Arguments and exit handling shared by the tools. Slow imports happen after arguments are parsed."""
+"""Arguments and exit handling shared by the commands. Slow imports happen after arguments are parsed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..two_names import import_under_both_names
+
 if TYPE_CHECKING:
-    from src.inference import Detector
+    from ..inference import Detector
+
+# when commands are imported, not when they run: processes that load data import them again, and unpickle
+# classes of users, whose files may import this package under either name
+import_under_both_names()
 
 
 FAMILIES = ("dfine", "deim", "rtv4", "deimv2", "dfine_dinov3")
@@ -29,9 +35,17 @@ def user_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def parser_for(doc: str) -> argparse.ArgumentParser:
-    """Return a parser with a module's docstring as help and `--debug`."""
+def parser_for(
+    doc: str | None, prog: str | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser with a module's docstring as help and `--debug`.
+
+    Args:
+        doc: docstring of the module.
+        prog: name of the command; None takes that of the process.
+    """
     parser = argparse.ArgumentParser(
+        prog=prog,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -146,7 +160,7 @@ def add_family_argument(parser: argparse.ArgumentParser) -> None:
 
 def detector_from(arguments: argparse.Namespace) -> Detector:
     """Load the checkpoint that the arguments name."""
-    from src.inference import Detector
+    from ..inference import Detector
 
     return Detector.from_checkpoint(
         arguments.resume,
@@ -257,8 +271,8 @@ def predict_from(
     arguments: argparse.Namespace, load: Callable[[], Detector]
 ) -> None:
     """Predict what the arguments ask for; `load` gives the detector once they are known to make sense."""
-    from src.inference import PredictionSettings, Tiling
-    from src.inference.predict_source import open_job
+    from ..inference import PredictionSettings, Tiling
+    from ..inference.predict_source import open_job
 
     job = open_job(
         arguments.input,
@@ -280,8 +294,8 @@ def predict_from(
 
 def run(command: Callable[[], Any], arguments: argparse.Namespace) -> None:
     """Run a tool's command and end the process with one line and an exit code."""
-    from src.runtime.log import set_up_logging
-    from src.runtime.process import end_in_order, run_command
+    from ..runtime.log import set_up_logging
+    from ..runtime.process import end_in_order, run_command
 
     set_up_logging(speaks=True, debug=arguments.debug)
     end_in_order()

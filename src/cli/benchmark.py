@@ -1,0 +1,317 @@
+"""Measure latency and throughput of a detector in several engines, relative to a plain ViT-S/16.
+
+    dfine benchmark -r best.pth
+    dfine benchmark -r best.pth -d cuda:0 --engines torch compile
+
+    # random weights
+    dfine benchmark -c configs/dfine/dfine_dinov3_s_coco.yml --engines torch onnx
+
+The engines take turns, run by run, so that other load on the machine affects all of them alike.
+A run is one batch, from prepared images to detections on the host. The table has medians and
+their ratios to the yardstick, timm's plain ViT-S/16 in eager torch with random weights at the same
+input size. It has wall time and CPU time; CPU time is more reliable on a machine that others use
+too. The CUDA path is untested.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .common import (
+    CHECKPOINT_HELP,
+    add_family_argument,
+    parser_for,
+    run,
+    user_path,
+)
+
+YARDSTICK = "bare ViT-S/16"
+ENGINES = ("torch", "compile", "onnx", "openvino")
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of this command; `prog` is its name in the help."""
+    parser = parser_for(__doc__, prog)
+    parser.add_argument("-r", "--resume", metavar="FILE", help=CHECKPOINT_HELP)
+    add_family_argument(parser)
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration, with random weights; with -r: for a checkpoint without a configuration",
+    )
+    parser.add_argument(
+        "-d",
+        "--device",
+        default="cpu",
+        help="cpu, cuda or cuda:N; default: cpu",
+    )
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="input size; default: that of the configuration",
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=ENGINES,
+        default=list(ENGINES),
+        help="engines to measure; default: all",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="batch size; default: 1"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=30,
+        help="measured runs of each engine; default: 30",
+    )
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=5,
+        help="runs before these, not measured; default: 5",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; default: 1"
+    )
+    parser.add_argument(
+        "--json",
+        type=user_path,
+        metavar="FILE",
+        help="also write the numbers to this file",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command with these arguments, or with those of the process."""
+    arguments = make_parser(prog).parse_args(argv)
+    run(lambda: benchmark(arguments), arguments)
+
+
+def benchmark(arguments: argparse.Namespace) -> list[dict]:
+    """Measure all engines, print the table, and return its rows."""
+    import torch
+
+    from ..core.errors import ConfigError
+    from ..runtime.distributed import pick_device
+    from ..runtime.own_files import prepare_report, write_report
+
+    if arguments.json:
+        prepare_report(arguments.json, "--json")
+    if min(arguments.batch, arguments.repeats, arguments.threads) < 1:
+        raise ConfigError("--batch, --repeats and --threads must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    device = pick_device(arguments.device)
+    detector = open_detector(arguments, "cpu")
+    size = detector.preprocessing.input_size
+    images = torch.rand(
+        arguments.batch, 3, *size, generator=torch.Generator().manual_seed(0)
+    )
+    works = build_works(detector, images, device, arguments)
+    seconds = interleave(
+        works, device, repeats=arguments.repeats, warmup=arguments.warmup
+    )
+    rows = [
+        summarise(name, times, arguments.batch, seconds[YARDSTICK])
+        for name, times in seconds.items()
+    ]
+    if arguments.json:
+        write_report(
+            arguments.json,
+            {
+                "input_size": list(size),
+                "batch": arguments.batch,
+                "device": str(device),
+                "threads": arguments.threads,
+                "torch": torch.__version__,
+                "rows": rows,
+            },
+        )
+    print(
+        f"{arguments.resume or arguments.config}: "
+        f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
+        f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
+        f"torch {torch.__version__}\n\n| engine | median ms | p10 | p90 | CPU ms | images/s | "
+        f"times {YARDSTICK} | by CPU time |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    for row in rows:
+        print(
+            f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | "
+            f"{row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | {row['images_per_second']:.2f} | "
+            f"{row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
+        )
+    return rows
+
+
+def open_detector(arguments, device: str):
+    """Return a detector of the checkpoint, or of the configuration with random weights."""
+    import torch
+
+    from ..core import YAMLConfig
+    from ..core.errors import ConfigError
+    from ..detection.class_names import named_classes
+    from ..inference import Detector, Preprocessing
+    from ..inference.engines import TorchEngine
+
+    if arguments.resume:
+        return Detector.from_checkpoint(
+            arguments.resume,
+            device=device,
+            config=arguments.config,
+            input_size=arguments.input_size,
+            family=arguments.family,
+        )
+    if not arguments.config:
+        raise ConfigError("give a checkpoint (-r) or a configuration (-c)")
+    cfg = YAMLConfig(arguments.config)
+    cfg.without_pretrained()
+    if cfg.yaml_cfg.get("num_classes") is None:
+        cfg.set("num_classes", 80, "benchmark.py, since the data decides")
+    preprocessing = Preprocessing.from_config(cfg)
+    preprocessing = (
+        preprocessing.resized(arguments.input_size)
+        if arguments.input_size
+        else preprocessing
+    )
+    cfg.set(
+        "eval_spatial_size", list(preprocessing.input_size), "the input size"
+    )
+    torch.manual_seed(0)
+    engine = TorchEngine(
+        cfg.model.deploy(), cfg.postprocessor.deploy(), torch.device(device)
+    )
+    return Detector(
+        engine, preprocessing, named_classes(None, cfg.yaml_cfg["num_classes"])
+    )
+
+
+def build_works(detector, images, device, arguments) -> dict:
+    """Return a function for the yardstick and each engine that runs one batch."""
+    import copy
+
+    import torch
+
+    from ..inference.engines import TorchEngine
+    from ..inference.export import export_onnx
+    from ..inference.exported_engines import OnnxEngine, OpenVinoEngine
+
+    sizes = torch.tensor([[images.shape[3], images.shape[2]]] * len(images))
+    vit = bare_vit(images.shape[-2:]).to(device)
+    engines = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if {"onnx", "openvino"} & set(arguments.engines):
+            file = export_onnx(detector, Path(folder) / "model.onnx")
+        own = (
+            copy.deepcopy(detector.engine.model),
+            copy.deepcopy(detector.engine.postprocessor),
+        )
+        for name in arguments.engines:
+            if name == "torch":
+                engines["torch"] = TorchEngine(*own, device)
+            elif name == "compile":
+                engines["torch.compile"] = TorchEngine(
+                    torch.compile(copy.deepcopy(own[0])), own[1], device
+                )
+            elif name == "onnx":
+                engine = OnnxEngine(
+                    file, str(device), threads=arguments.threads
+                )
+                engines[
+                    f"ONNX Runtime ({engine.providers[0].removesuffix('ExecutionProvider')})"
+                ] = engine
+            elif name == "openvino":
+                engines["OpenVINO (CPU)"] = OpenVinoEngine(
+                    file, threads=arguments.threads
+                )
+
+    def look() -> None:
+        with torch.inference_mode():
+            vit(images.to(device)).cpu()
+
+    return {YARDSTICK: look} | {
+        name: (lambda engine=engine: engine(images, sizes))
+        for name, engine in engines.items()
+    }
+
+
+def bare_vit(size):
+    """Return ViT-S/16 without a head, for images of a size."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_small_patch16_224",
+        pretrained=False,
+        num_classes=0,
+        img_size=tuple(size),
+    ).eval()
+
+
+def interleave(
+    works: dict, device, *, repeats: int, warmup: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Run all works in turn; return wall and CPU seconds of each run."""
+    for work in works.values():
+        for _ in range(max(1, warmup)):
+            work()
+    seconds = {name: ([], []) for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            cpu = time.process_time()
+            wall = timed(work, device)
+            seconds[name][0].append(wall)
+            seconds[name][1].append(time.process_time() - cpu)
+    return seconds
+
+
+def timed(work, device) -> float:
+    """Return the seconds of a run: wall time on a CPU, events on CUDA; the device is idle at both ends."""
+    import torch
+
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = (
+        torch.cuda.Event(enable_timing=True),
+        torch.cuda.Event(enable_timing=True),
+    )
+    torch.cuda.synchronize(device)
+    begin.record()
+    work()
+    torch.cuda.synchronize(device)  # engines may use streams of their own
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def summarise(
+    name: str,
+    times: tuple[list[float], list[float]],
+    batch: int,
+    yardstick: tuple[list[float], list[float]],
+) -> dict:
+    """Return the row of an engine from the wall and CPU seconds of its runs."""
+    import numpy as np
+
+    wall, cpu = times
+    low, median, high = np.quantile(wall, (0.1, 0.5, 0.9)).tolist()
+    return {
+        "engine": name,
+        "median_ms": 1000 * median,
+        "p10_ms": 1000 * low,
+        "p90_ms": 1000 * high,
+        "cpu_ms": 1000 * statistics.median(cpu),
+        "images_per_second": batch / median,
+        "ratio": median / statistics.median(yardstick[0]),
+        "cpu_ratio": statistics.median(cpu) / statistics.median(yardstick[1]),
+    }

@@ -1,0 +1,158 @@
+"""List the published detectors, show one of them, and say which one a file holds.
+
+    dfine models
+    dfine models show deimv2_l_coco
+    dfine models check weights/deimv2_dinov3_l_coco.pth
+
+`check` names the model, its classes and its configuration, accounts for every tensor, compares the digest
+with the published one if there is one, and prints the commands to evaluate, fine-tune and export. A file
+that holds no detector of this project, or only a part of one, has the exit code 4.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from .common import parser_for, run
+
+MAX_NAMES = 5
+"""Number of class names that are printed."""
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of this command; `prog` is its name in the help."""
+    parser = parser_for(__doc__, prog)
+    verbs = parser.add_subparsers(dest="verb", metavar="list|show|check")
+    verbs.add_parser("list", help="one line for each model")
+    show = verbs.add_parser("show", help="all that is known about a model")
+    show.add_argument("name", help="name of a model, as `list` prints it")
+    check = verbs.add_parser("check", help="which model a file holds")
+    check.add_argument(
+        "file",
+        help="checkpoint, or the name of a model with a file in weights/",
+    )
+    check.add_argument(
+        "--family",
+        help="family of the model, where the tensors fit several: dfine, deim, rtv4",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command with these arguments, or with those of the process."""
+    arguments = make_parser(prog).parse_args(argv)
+    commands = {
+        None: print_list,
+        "list": print_list,
+        "show": lambda: print_model(arguments.name),
+        "check": lambda: print_check(arguments.file, arguments.family),
+    }
+    run(commands[arguments.verb], arguments)
+
+
+def write(text: str) -> None:
+    """Write lines to standard output, whose reader may end (`| head`)."""
+    from ..runtime.log import say
+
+    for line in text.splitlines():
+        say(line)
+
+
+def print_list() -> None:
+    """Print one line for each published model."""
+    from ..detection.model_page import short_list
+    from ..detection.model_table import read_table
+
+    write(short_list(read_table().values()))
+
+
+def print_model(name: str) -> None:
+    """Print what is known about a model.
+
+    Raises:
+        ConfigError: if the name is not in the table.
+    """
+    from ..core.errors import ConfigError
+    from ..core.paths import close_names
+    from ..detection.model_page import description
+    from ..detection.model_table import read_table
+
+    table = read_table()
+    if name not in table:
+        close = close_names(name, table)
+        hint = (
+            f"did you mean {', '.join(close)}?"
+            if close
+            else "`dfine models list` prints the names"
+        )
+        raise ConfigError(
+            f"{name} is not a model of configs/models.yml; {hint}"
+        )
+    write(description(table[name]))
+
+
+def print_check(name: str, family: str | None) -> None:
+    """Print which model a file holds.
+
+    Raises:
+        CheckpointError: if the file does not hold a whole detector of this project, or is not the published
+            file that its name stands for.
+    """
+    import torch
+
+    from ..core.errors import CheckpointError
+    from ..detection.fitting import (
+        completed,
+        describe_loading,
+        describe_misfits,
+    )
+    from ..detection.model_config import model_config
+    from ..detection.model_page import commands
+    from ..detection.weight_file import read_weights
+    from ..runtime.weight_files import file_sha256
+
+    file = read_weights(name, family)
+    file.require_class_head()
+    cfg = model_config(file)
+    found = file.recognized
+    with torch.device("meta"):
+        model = cfg.model
+        weights = completed(file.weights, model)
+    misfits = describe_misfits(weights, model.state_dict())
+    if misfits:
+        raise CheckpointError(
+            f"{file.path} is not complete or does not fit {cfg.path}: {misfits}"
+        )
+    config = found.entry.config if found else "its own configuration"
+    write(describe_loading(file, model, config))
+    write("complete: every tensor of the model is in the file")
+    write(f"classes: {_shown_classes(file.named_classes)}")
+    digest = file_sha256(file.path)
+    published = found.entry.sha256 if found else None
+    if published is None:
+        remark = "no digest is published"
+    elif digest == published.lower():
+        remark = "as published"
+    else:
+        remark = f"the published file has {published}"
+    write(f"sha256: {digest} ({remark})")
+    if found is None:
+        return
+    write(f"decided by: {found.decided_by}")
+    write(f"licence: {found.entry.licence or 'not known'}")
+    for purpose, command in commands(found.entry).items():
+        write(f"{purpose}: {_with_file(command, str(file.path))}")
+
+
+def _shown_classes(classes: list[dict]) -> str:
+    names = [str(row["name"]) for row in classes[:MAX_NAMES]]
+    more = ", ..." if len(classes) > MAX_NAMES else ""
+    return f"{len(classes)} ({', '.join(names)}{more})"
+
+
+def _with_file(command: str, path: str) -> str:
+    """Return a command with a path in place of the weights behind `-r` or `-t`."""
+    words = command.split()
+    for flag in ("-r", "-t"):
+        if flag in words:
+            words[words.index(flag) + 1] = path
+    return " ".join(words)
