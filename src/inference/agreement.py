@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ..core.errors import ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
@@ -214,6 +213,8 @@ def _distances(
         box_px / BOX_TOLERANCE_PX, score / SCORE_TOLERANCE
     )
     cost = np.where(is_other_class, 1e9, np.minimum(in_tolerances, 1e6))
+    from scipy.optimize import linear_sum_assignment  # here: its import is slow
+
     matched, partners = linear_sum_assignment(cost)
     differences = np.stack([box_px, score], axis=-1)  # [n, R, 2]
     differences[is_other_class] = np.inf

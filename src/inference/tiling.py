@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from ..core.errors import ConfigError
 from .prediction import Prediction
@@ -151,6 +150,8 @@ def _merged(
     """Return the rows to keep, best first: each whole object once, and parts of other objects."""
 
     def without_duplicates(rows: Tensor) -> Tensor:
+        from torchvision.ops import batched_nms  # here: its import is slow
+
         kept = batched_nms(
             boxes[rows], scores[rows], labels[rows], DUPLICATE_IOU
         )

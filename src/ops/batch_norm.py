@@ -49,3 +49,56 @@ def count_batch(model: nn.Module) -> None:
                 counters.append(counter)
     if counters:
         torch._foreach_add_(counters, 1)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """A batch norm whose statistics, scale and offset are buffers: nothing is trained or updated.
+
+    The names of the buffers are those of `nn.BatchNorm2d` without the counter of batches, which is dropped
+    when a state dict is loaded. torchvision's class of the same name gives the same numbers.
+
+    Example:
+        >>> norm = FrozenBatchNorm2d(2)
+        >>> sorted(norm.state_dict())
+        ['bias', 'running_mean', 'running_var', 'weight']
+        >>> norm(torch.ones(1, 2, 1, 1)).flatten()
+        tensor([1.0000, 1.0000])
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        """Start as the identity, up to `eps`.
+
+        Args:
+            num_features: number of channels, C.
+            eps: added to the variances.
+        """
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_load_state_dict_pre_hook(_drop_counter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `[B, C, H, W]` with the stored statistics."""
+        factor = self.weight * torch.rsqrt(self.running_var + self.eps)
+        offset = self.bias - self.running_mean * factor
+        shape = (1, -1, 1, 1)
+        return x * factor.reshape(shape) + offset.reshape(shape)
+
+    def extra_repr(self) -> str:
+        """Return the number of channels and `eps`."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+def _drop_counter(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Drop the counter of batches of the norm that was frozen."""
+    state_dict.pop(f"{prefix}num_batches_tracked", None)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...core.errors import DataError, first_line
 from ...core.paths import open_regular
 from ...runtime.limits import is_system_limit
+from .jpeg_decoder import find_jpeg_decoder
 from .picture import (
     ImageFlag,
     PictureError,
@@ -26,11 +27,8 @@ from .picture import (
     picture_of,
 )
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:
-    # torchvision plans to remove its codecs; then Pillow decodes everything, at half the speed
-    decode_jpeg = None
+decode_jpeg = find_jpeg_decoder()
+"""Decoder of plain JPEG files; without it, Pillow decodes everything, at half the speed."""
 
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels; larger images are not decoded (Pillow's limit against decompression bombs)."""
@@ -190,12 +188,12 @@ def _decode_plain_jpeg(
     Returns None for all other files, which Pillow decodes.
     """
     pixels = _plain_jpeg_pixels(raw)
-    if not pixels:
+    if not pixels or decode_jpeg is None:
         return None
     before_decoding(pixels)
     buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     try:
-        return decode_jpeg(buffer, mode=ImageReadMode.RGB)
+        return decode_jpeg(buffer)
     except RuntimeError:
         return None  # Pillow reports the reason
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from ...core.errors import CheckpointError, ConfigError
 from ...core.registry import register
+from ...ops.batch_norm import FrozenBatchNorm2d
 from ...runtime.distributed import main_first
 from ...runtime.log import logger
 from ...runtime.weight_files import read_tensor_file

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 class Pairs(NamedTuple):
@@ -40,6 +39,8 @@ def solve_assignments(costs: np.ndarray, counts: list[int]) -> Pairs:
     Returns:
         min(Q, T_i) pairs for each head and image i, ordered by head, then by image.
     """
+    from scipy.optimize import linear_sum_assignment  # here: its import is slow
+
     parts = []
     ends = np.cumsum(counts)
     for head, of_head in enumerate(costs):

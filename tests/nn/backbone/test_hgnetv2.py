@@ -5,11 +5,11 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from src.core import CheckpointError, ConfigError
 from src.nn.backbone import HGNetv2
 from src.nn.backbone import hgnetv2 as module_under_test
+from src.ops.batch_norm import FrozenBatchNorm2d
 from tests.fixtures.vits import randomize
 
 
