@@ -157,8 +157,8 @@ def train(
     Example:
         >>> def show(event):
         ...     print("epoch", event.epoch, "of", event.epochs)
-        >>> calls = {"on_epoch": show}
-        >>> result = train("annotations.json", "best.pth", epochs=1, device="cpu", callbacks=calls)
+        >>> short = {"epochs": 1, "batch_size": 2, "device": "cpu"}
+        >>> result = train("annotations.json", "best.pth", **short, callbacks={"on_epoch": show})
         epoch 1 of 1
         >>> result.best.as_posix(), len(result.history)
         ('runs/train/best.pth', 1)
@@ -256,14 +256,9 @@ def evaluate(
             for line in [*found.remarks, *found.warnings]:
                 logger.info("%s", line)
             images, annotations = found.val_images, found.val_ann
-        detector = model
-        if not isinstance(detector, Detector):
-            detector = Detector(
-                detector,
-                device=device,
-                input_size=_height_and_width(input_size),
-                use_amp=use_amp,
-            )
+        detector = _opened(
+            model, device, _height_and_width(input_size), use_amp
+        )
         dataset = open_labelled_images(detector, images, annotations)
         evaluation = evaluate_detector(detector, dataset, batch_size=batch_size)
         return plain(evaluation.metrics)
@@ -323,6 +318,34 @@ def export(
             return export_onnx(detector, path, **options)
         images = images_for_check(detector, None, IMAGES_TO_COMPARE)
         return export_checked_onnx(detector, path, images, **options)
+
+
+def _opened(
+    model: str | Path | Detector,
+    device: str | None,
+    input_size: list[int] | None,
+    use_amp: bool,
+) -> Detector:
+    """Return a detector as it is, or open it.
+
+    Raises:
+        ConfigError: if the arguments for opening are given together with a detector.
+    """
+    if not isinstance(model, Detector):
+        return Detector(
+            model, device=device, input_size=input_size, use_amp=use_amp
+        )
+    given = {
+        "device": device,
+        "input_size": input_size,
+        "use_amp": use_amp or None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is only used to open a file, but a Detector was given; pass {name} to Detector()"
+            )
+    return model
 
 
 def _refuse_with_resume(given: Mapping[str, Any]) -> None:

@@ -39,6 +39,14 @@ ALLOWED = {
         "inference",
         "api",
     ),
+    "api": (
+        "core",
+        "runtime",
+        "detection",
+        "data",
+        "solver",
+        "inference",
+    ),
     "two_names": (),
     "__main__": ("cli",),
 }
