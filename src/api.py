@@ -30,7 +30,7 @@ from .core.errors import (
     ResourceError,
     RunError,
 )
-from .core.paths import did_you_mean_file, user_path
+from .core.paths import did_you_mean_file, read_text, user_path
 from .data.preparation.any_dataset import find_dataset
 from .data.preparation.run_dataset import merged, with_dataset
 from .detection.run_checkpoint import BEST, LAST
@@ -534,7 +534,7 @@ def _result(folder: Path) -> TrainResult:
     records: list[dict[str, Any]] = []
     log = folder / LOG_FILE
     if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = read_text(log).splitlines()
         records = [json.loads(line) for line in lines]
     history = [table_row(record) for record in records]
     best = folder / BEST
