@@ -45,6 +45,7 @@ from .inference.detector_evaluation import (
 from .inference.export import export_onnx
 from .inference.run_report import write_run_report
 from .runtime.distributed import (
+    barrier,
     broadcast_object,
     explain_lost_rank,
     is_distributed,
@@ -208,6 +209,7 @@ def train(
         result = _result(place)
         if cfg.settings.report and result.best is not None and is_main():
             _write_report(place, str(picked))
+        barrier()
         return result
 
 

@@ -41,9 +41,13 @@ ALLOWED = {
     ),
     "api": (
         "core",
+        "ops",
         "runtime",
         "detection",
+        "nn",
+        "zoo",
         "data",
+        "optim",
         "solver",
         "inference",
     ),

@@ -139,7 +139,7 @@ def test_duplicate_images_stay_together(tmp_path, data_format):
     (root / "images").mkdir(parents=True)
     content = coco_content("")
     for number, name in enumerate(names):
-        # each picture is there twice
+        # two files for each picture
         pixels = np.full((48, 64, 3), number // 2 * 20, np.uint8)
         Image.fromarray(pixels).save(root / f"images/{name}.png")
         if data_format == "yolo":
@@ -248,6 +248,14 @@ def test_class_number_beyond_the_names_is_a_fault(tmp_path):
     yolo_flat(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert "class 2 is not among the 2 names" in refused(tmp_path)
+
+
+def test_settings_with_train_and_val_but_no_names_do_not_describe_data(
+    tmp_path,
+):
+    voc_labelimg(tmp_path)
+    (tmp_path / "hyper.yaml").write_text("train: {lr: 1}\nval: {every: 2}\n")
+    assert find_dataset(tmp_path).data_format == "voc"
 
 
 # ---- what is clipped, dropped and left out ----
