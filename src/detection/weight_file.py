@@ -17,13 +17,18 @@ from ..core.schemas import checked, shown
 from ..core.yaml_config import YAMLConfig
 from ..core.yaml_text import parse_yaml
 from ..runtime.finite import first_non_finite
-from ..runtime.weight_files import checked_path, read_tensor_file
+from ..runtime.weight_files import (
+    checked_path,
+    read_tensor_file,
+    refuse_address,
+)
 from .class_names import named_classes
 from .model_table import find_weights, is_model_name
 from .notes import ADVICE, checked_notes
 from .published.foreign import describe_foreign, describe_unknown_detector
 from .published.layouts import DFINE, TRANSFORMERS, Converted, convert
 from .published.recognition import FAMILIES, Recognized, recognize
+from .run_checkpoint import checkpoint_of
 from .transformers_folder import classes_beside
 
 
@@ -188,8 +193,8 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
     The tensors get the keys of this project's models, whatever the layout of the file.
 
     Args:
-        path: path of the file, or the name of a model of `configs/models.yml`, whose file is looked for in
-            `weights/`.
+        path: path of the file; a run folder, whose `best.pth` is used if it has one, else its `last.pth`; or
+            the name of a model of `configs/models.yml`, whose file is looked for in `weights/`.
         family: family of the model, such as "deim", where the tensors fit several; None lets the file decide.
 
     Raises:
@@ -205,7 +210,7 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
     if is_model_name(path):
         model = str(path)
         path = find_weights(model)
-    path = checked_path(path)
+    path = checked_path(checkpoint_of(refuse_address(path)))
     content = read_tensor_file(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
