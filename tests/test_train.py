@@ -49,3 +49,20 @@ def test_an_apex_level_is_logged_with_its_meaning():
     ended = train_here("-c", "none.yml", "--opt-level", "O1")
     assert ended.code == 2
     assert "--opt-level O1 means --use-amp" in ended.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--val-fraction", "1"), ("--data-format", "csv")]
+)
+def test_invalid_flags_of_the_data_set_are_named(parse, arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(*arguments)
+    assert end.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_folder_without_labels_ends_with_code_3(tmp_path):
+    config = "configs/dfine/custom/dfine_dinov3_tiny_scratch.yml"
+    ended = train_here("-c", config, "--data", tmp_path)
+    assert ended.code == 3
+    assert f"{tmp_path} has no labels in a known layout" in ended.err

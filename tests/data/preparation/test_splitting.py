@@ -5,7 +5,12 @@ import pytest
 
 from src.core.errors import DataError
 from src.data.preparation.labelled_images import LabelledImage
-from src.data.preparation.splitting import split
+from src.data.preparation.splitting import (
+    choose_validation,
+    same_pictures,
+    split,
+)
+from tests.fixtures.label_formats import write_images
 
 
 def image(number: int, *classes: int, crowd: bool = False) -> LabelledImage:
@@ -93,3 +98,35 @@ def test_two_images_are_one_for_each(images):
 def test_one_image_cannot_be_split():
     with pytest.raises(DataError, match="1 image cannot be split"):
         split([image(0, 1)], 0.1, 0)
+
+
+def test_group_is_in_one_part_and_splits_others_as_before():
+    classes = {f"{n:02}.jpg": {0} for n in range(30)}
+    group = ["03.jpg", "11.jpg", "12.jpg", "25.jpg"]
+    for seed in range(10):
+        chosen = choose_validation(classes, 0.3, seed, [group])
+        assert len(chosen & set(group)) in (0, len(group))
+        assert chosen < set(classes)
+
+
+def test_images_that_are_all_the_same_cannot_be_split():
+    with pytest.raises(DataError, match="cannot be split"):
+        choose_validation({"a": {0}, "b": {0}}, 0.5, 0, [["a", "b"]])
+
+
+def test_equal_files_and_copies_by_roboflow_are_the_same_picture(tmp_path):
+    write_images(tmp_path, "ab")
+    twin = tmp_path / "z.png"
+    twin.write_bytes((tmp_path / "a.png").read_bytes())
+    copies = [f"dog_jpg.rf.{letter * 32}.jpg" for letter in "0f"]
+    alone = f"cat_jpg.rf.{'a' * 32}.jpg"
+    names = ["a.png", "b.png", "z.png", *copies, alone]
+    assert same_pictures(tmp_path, names) == [["a.png", "z.png"], copies]
+
+
+def test_groups_with_an_image_in_common_become_one(tmp_path):
+    write_images(tmp_path, "a")
+    content = (tmp_path / "a.png").read_bytes()
+    names = [f"dog.rf.{letter * 32}.png" for letter in "0f"]
+    (tmp_path / names[1]).write_bytes(content)
+    assert same_pictures(tmp_path, ["a.png", *names]) == [["a.png", *names]]
