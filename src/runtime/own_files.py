@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..core.errors import ConfigError
 from ..core.paths import open_regular
@@ -31,6 +32,9 @@ MARK = "written_by"
 
 DATA_IMAGE = f"{WRITER} data"
 """The mark of images in data sets."""
+
+TABLE_HEADER = "epoch,stage,loss,AP,AP50,AP75,"
+"""Start of the tables that are written after every epoch; spreadsheets leave no place for a mark."""
 
 YAML_HEADER = f"# Written by {WRITER}: the resolved configuration of a run.\n"
 
@@ -190,6 +194,17 @@ def write_picture(
     write_atomically(path, write)
 
 
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a PNG file with the mark, atomically."""
+    note = PngInfo()
+    note.add_text(MARK, WRITER)
+
+    def write(file: BinaryIO) -> None:
+        picture.save(file, "PNG", pnginfo=note)
+
+    write_atomically(path, write)
+
+
 def is_our_data_image(path: Path) -> bool:
     """Return whether this project wrote an image of a data set, which `is_ours` does not recognize."""
     try:
@@ -312,6 +327,15 @@ def _is_our_picture(path: Path) -> bool:
     return _comment(path) == WRITER.encode()
 
 
+def _is_our_png(path: Path) -> bool:
+    with open_regular(path) as file, Image.open(file) as image:
+        return image.info.get(MARK) == WRITER
+
+
+def _is_our_table(path: Path) -> bool:
+    return _head(path).startswith(TABLE_HEADER.encode())
+
+
 def _comment(path: Path) -> bytes | None:
     with open_regular(path) as file, Image.open(file) as image:
         return image.info.get("comment")
@@ -343,6 +367,8 @@ _RECOGNIZE: dict[str, Callable[[Path], bool]] = {
     ".npz": _is_our_cache,
     ".html": _is_our_page,
     ".jpg": _is_our_picture,
+    ".png": _is_our_png,
+    ".csv": _is_our_table,
     ".mp4": _is_our_video,
     ".onnx": _is_our_graph,
 }

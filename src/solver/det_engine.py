@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from ..core.contracts import Batch, DetectionLoader, Evaluator, KeepsDetections
 from ..core.errors import DataError, NumericsError
-from ..runtime.distributed import rank
+from ..runtime.distributed import is_main, rank
 from ..runtime.finite import refuse_non_finite_outputs
+from ..runtime.log import logger
 from ..runtime.precision import full_float32
 from .numerics import ADVICE_FOR_WEIGHTS, keep_batch
+from .pace import Pace
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -90,8 +92,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     evaluator.reset()
-    for images, targets in with_progress(loader, "evaluation", len(loader)):
+    bar = with_progress(loader, "evaluation", len(loader))
+    pace = Pace()
+    for number, (images, targets) in enumerate(bar):
         between()
+        if bar.disable and is_main() and pace.is_due():
+            logger.info("evaluation: %d of %d batches", number, len(loader))
         sizes = torch.stack([target["orig_size"] for target in targets]).to(
             device
         )

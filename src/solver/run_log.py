@@ -16,9 +16,11 @@ from ..runtime.distributed import is_main
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
 from ..runtime.own_files import YAML_HEADER
+from .curve_names import step_scalars
 from .earlier_runs import CONFIG
 from .epoch_meter import EpochMeter
 from .model_selection import BestModel
+from .pace import Pace
 from .pictures import has_pictures, training_grid, validation_grid
 from .plan import Progress, TrainingPlan
 from .run_state import plain
@@ -27,8 +29,10 @@ from .writers import (
     ConsoleWriter,
     JsonLinesWriter,
     PictureFolder,
+    TableWriter,
     WandbWriter,
     Writer,
+    format_seconds,
     open_tensorboard,
 )
 
@@ -43,7 +47,7 @@ MOSTLY_LOST = 0.5
 
 
 class RunLog:
-    """Write the history of a run to the terminal, `log.txt`, TensorBoard and wandb; only rank 0 writes."""
+    """Write the history of a run to the terminal, files, TensorBoard and wandb; only rank 0 writes."""
 
     def __init__(
         self,
@@ -62,12 +66,14 @@ class RunLog:
         self.writers = list(writers)
         self.plan = plan
         self.pictures = pictures
+        self.pace = Pace(at_once=True)
+        """Pace of step lines where no progress bar is shown; the first step has one."""
 
     def step(
         self,
         total_steps: int,
         losses: Mapping[str, float],
-        rates: Sequence[float],
+        rates: Mapping[str, float],
         weights: Mapping[str, float] | None = None,
     ) -> None:
         """Write the curves of a step.
@@ -75,15 +81,10 @@ class RunLog:
         Args:
             total_steps: completed steps of the run.
             losses: loss terms by name.
-            rates: learning rate of each group.
+            rates: learning rate of each parameter group, by `curve_names.group_names`.
             weights: factors of loss terms that change during the run, by name of the term.
         """
-        values = {f"Loss/{name}": value for name, value in losses.items()}
-        values["Loss/total"] = sum(losses.values())
-        for index, rate in enumerate(rates):
-            values[f"Lr/pg_{index}"] = rate
-        for name, weight in (weights or {}).items():
-            values[f"Weight/{name}"] = weight
+        values = step_scalars(losses, rates, weights or {})
         for writer in self.writers:
             writer.write_step(total_steps, values)
 
@@ -151,6 +152,7 @@ def open_run_log(
     writers: list[Writer] = [
         ConsoleWriter(),
         JsonLinesWriter(folder, first_epoch),
+        TableWriter(folder, first_epoch, settings.best_metric),
         PictureFolder(folder),
     ]
     summary_dir = Path(settings.summary_dir or folder / "summary")
@@ -278,6 +280,8 @@ def epoch_record(
     metrics: Mapping[str, Any],
     best: BestModel,
     highest_rate: float,
+    rates: Mapping[str, float],
+    class_names: Mapping[int, str],
     peak_memory_mb: float,
     model: torch.nn.Module,
 ) -> dict[str, Any]:
@@ -292,6 +296,8 @@ def epoch_record(
         metrics: results of the epoch's evaluation.
         best: best evaluation so far.
         highest_rate: largest learning rate of the last step.
+        rates: learning rate of each parameter group in the last step, by `curve_names.group_names`.
+        class_names: class names by the ids in `AP_of_class`.
         peak_memory_mb: peak memory of the device in MB; 0 on a CPU.
         model: model whose parameters are counted.
     """
@@ -315,6 +321,10 @@ def epoch_record(
         **train_losses,
         "test_coco_eval_bbox": coco,
         **plain(metrics),
+        "AP_by_class_name": by_class_name(
+            metrics.get("AP_of_class") or {}, class_names
+        ),
+        "learning_rates": dict(rates),
         "best_metric": best.metric,
         "best_score": best.score,
         "best_epoch": best.epoch,
@@ -326,6 +336,28 @@ def epoch_record(
         "n_parameters": sum(parameter.numel() for parameter in parameters),
         "n_trainable": sum(parameter.numel() for parameter in trainable),
     }
+
+
+def by_class_name(
+    values: Mapping[int, Any], names: Mapping[int, str]
+) -> dict[str, Any]:
+    """Return values by class name; the id is added to a name that several classes have.
+
+    Example:
+        >>> by_class_name({1: 0.5, 2: 0.25, 3: 0.0}, {1: "cat", 2: "dog", 3: "dog"})
+        {'cat': 0.5, 'dog': 0.25, 'dog (3)': 0.0}
+
+    Args:
+        values: values by class id.
+        names: class names by class id.
+    """
+    named: dict[str, Any] = {}
+    for number, value in values.items():
+        name = names.get(number, str(number))
+        if name in named:
+            name = f"{name} ({number})"
+        named[name] = value
+    return named
 
 
 def boxes_record(
@@ -354,15 +386,30 @@ def log_step(
     loss: float,
     rate: float,
     meter: EpochMeter,
+    memory: float,
 ) -> None:
-    """Log a line for a step, for terminals without a progress bar."""
-    left = meter.seconds / meter.steps * (plan.steps_per_epoch - progress.step)
+    """Log a line for a step, where no progress bar is shown.
+
+    Args:
+        progress: steps that are done.
+        plan: plan of the run.
+        loss: sum of the loss terms.
+        rate: largest learning rate.
+        meter: meter of the epoch, with at least one step.
+        memory: memory in use, in bytes: of the device, or of the process on a CPU.
+    """
+    seconds = max(meter.seconds, 1e-9)
+    done = progress.epoch * plan.steps_per_epoch + progress.step
+    left = seconds / max(meter.steps, 1) * (plan.steps - done)
     logger.info(
-        "epoch %d [%d/%d] loss %.3f  lr %.2e  %.0f s left in this epoch",
+        "epoch %d/%d  step %d/%d  loss %.3f  lr %.2e  %.1f images/s  left %s  memory %.1f GB",
         progress.epoch + 1,
+        plan.epochs,
         progress.step,
         plan.steps_per_epoch,
         loss,
         rate,
-        left,
+        meter.images / seconds,
+        format_seconds(left),
+        memory / 1e9,
     )

@@ -19,8 +19,10 @@ from ..core.contracts import (
 from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
 from ..runtime.log import logger
+from ..runtime.memory import resident_memory
 from ..runtime.watchdog import Watchdog
 from .building import Run
+from .curve_names import group_names
 from .det_engine import evaluate, seed_step, windows, with_progress
 from .epoch_meter import EpochMeter
 from .memory_trial import try_memory
@@ -160,7 +162,7 @@ def train_epoch(
         if losses is not None:
             images_of_rank = sum(len(images) for images, _ in window)
             meter.add(losses, images_of_rank * world_size(), waited)
-            if progress.step % run.settings.print_freq == 0 and is_main():
+            if is_main():
                 report_step(run, log, losses, meter, bar)
         if run.step.stopping:
             saver.save_and_stop()
@@ -191,17 +193,35 @@ def report_step(
     meter: EpochMeter,
     bar: Any,
 ) -> None:
-    """Write the curves of a step, and a log line without progress bar; synchronizes with the device."""
+    """Write the curves of a step every `print_freq` steps, and update the progress bar.
+
+    Without a progress bar, a line is logged instead, also when none was logged for some time. Other steps are
+    not reported, because reading their losses synchronizes with the device.
+    """
+    progress = run.state.progress
+    has_curves = progress.step % run.settings.print_freq == 0
+    has_line = bar.disable and (has_curves or log.pace.is_due())
+    if not (has_curves or has_line):
+        return
     values = {name: value.item() for name, value in losses.items()}
     total = sum(values.values())
-    rates = [group["lr"] for group in run.state.optimizer.param_groups]
-    weights = {}
-    if run.state.distillation:
-        weights["loss_distill"] = run.state.distillation.weight
-    log.step(run.state.progress.total_steps, values, rates, weights)
+    if has_curves:
+        weights = {}
+        if run.state.distillation:
+            weights["loss_distill"] = run.state.distillation.weight
+        log.step(progress.total_steps, values, group_rates(run), weights)
     bar.set_postfix(loss=f"{total:.2f}", lr=f"{run.rates.highest:.1e}")
-    if bar.disable:
-        log_step(run.state.progress, run.plan, total, run.rates.highest, meter)
+    if has_line:
+        log.pace.restart()
+        memory = memory_in_use(run.device)
+        log_step(progress, run.plan, total, run.rates.highest, meter, memory)
+
+
+def group_rates(run: Run) -> dict[str, float]:
+    """Return the learning rate of each parameter group, by a readable name."""
+    groups = run.state.optimizer.param_groups
+    names = group_names(run.state.model, groups)
+    return {name: group["lr"] for name, group in zip(names, groups)}
 
 
 def evaluate_run(run: Run, saver: Saver) -> dict[str, Any]:
@@ -261,6 +281,8 @@ def end_epoch(
             metrics=metrics,
             best=state.best,
             highest_rate=run.rates.highest,
+            rates=group_rates(run),
+            class_names=val_data.detection_names,
             peak_memory_mb=peak_memory_mb(run.device),
             model=state.model,
         )
@@ -273,3 +295,10 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type != "cuda":
         return 0.0
     return torch.cuda.max_memory_allocated(device) / 1e6
+
+
+def memory_in_use(device: torch.device) -> float:
+    """Return the peak memory of tensors on a device, or on a CPU the memory of this process, in bytes."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return float(resident_memory())

@@ -1,4 +1,4 @@
-"""Write the history of a run to the terminal, `log.txt`, TensorBoard and wandb."""
+"""Write the history of a run to the terminal, files, TensorBoard and wandb."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from ..core.paths import read_text
 from ..runtime.files import append_line, json_bytes, write_atomically
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
-from ..runtime.own_files import is_ours, write_picture
+from ..runtime.own_files import is_ours, write_picture, write_png
+from .curve_names import epoch_scalars
+from .curves import draw_curves
+from .results_table import Row, table_bytes, table_row
 
 LOG_FILE = "log.txt"
+TABLE_FILE = "results.csv"
+CURVES_FILE = "curves.png"
 PICTURES = "pictures"
 
 UNDEFINED = -1
@@ -104,6 +109,71 @@ class JsonLinesWriter:
         """Do nothing."""
 
 
+class TableWriter:
+    """Write `results.csv` and `curves.png` after every epoch, from all records of the run in `log.txt`."""
+
+    def __init__(
+        self, folder: Path, first_epoch: int, best_metric: str = "AP"
+    ) -> None:
+        """Read the epochs so far, and remove those from the table that a resumed run repeats.
+
+        Args:
+            folder: output folder.
+            first_epoch: next epoch, counted from 0; earlier ones are kept.
+            best_metric: metric whose best epoch is highlighted in the curves.
+        """
+        self.table = folder / TABLE_FILE
+        self.curves = folder / CURVES_FILE
+        self.best_metric = best_metric
+        self.rows = _rows_before(folder / LOG_FILE, first_epoch)
+        if self.rows:
+            self._write()
+
+    def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Do nothing: only epochs are written."""
+
+    def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """Add the row of an epoch, and write both files again."""
+        self.rows.append(table_row(record))
+        self._write()
+
+    def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
+        """Do nothing: pictures are not part of the table."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _write(self) -> None:
+        if _may_be_replaced(self.table):
+            content = table_bytes(self.rows)
+            write_atomically(self.table, lambda file: file.write(content))
+        if _may_be_replaced(self.curves):
+            write_png(self.curves, draw_curves(self.rows, self.best_metric))
+
+
+def _rows_before(log: Path, first_epoch: int) -> list[Row]:
+    """Return the rows of the epochs before `first_epoch` in `log.txt`; other lines are ignored."""
+    if not log.exists():
+        return []
+    rows: dict[int, Row] = {}
+    for line in read_text(log).splitlines():
+        epoch = _epoch_of(line)
+        if 0 <= epoch < first_epoch:
+            row = table_row(json.loads(line))
+            rows[row["epoch"]] = row
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Return whether a result can be written to `path`; log a warning if a foreign file is there."""
+    if os.path.lexists(path) and not is_ours(path):
+        logger.warning(
+            "%s was not written by this project and is not replaced", path
+        )
+        return False
+    return True
+
+
 class PictureFolder:
     """Write pictures as JPEG files to `pictures/`, for users without TensorBoard."""
 
@@ -120,10 +190,7 @@ class PictureFolder:
         """Write `NAME_epoch0001.jpg`, with epochs counted from 1."""
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}_epoch{epoch + 1:04}.jpg"
-        if os.path.lexists(path) and not is_ours(path):
-            logger.warning(
-                "%s was not written by this project and is not replaced", path
-            )
+        if not _may_be_replaced(path):
             return
         image = Image.fromarray(picture.permute(1, 2, 0).numpy())
         write_picture(path, image, quality=90)
@@ -146,26 +213,14 @@ class TensorBoardWriter:
             self._writer.add_scalar(name, value, step)
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Add the evaluation of an epoch."""
-        points: dict[str, float | None] = {}
-        for index, value in enumerate(record["test_coco_eval_bbox"]):
-            points[f"Test/coco_eval_bbox_{index}"] = value
-        for name in (
-            "AP",
-            "AP50",
-            "train_loss",
-            "images_per_second",
-            "data_wait",
-        ):
-            points[f"Epoch/{name}"] = record[name]
-        for name, value in points.items():
-            if value is not None and value != UNDEFINED:
-                self._writer.add_scalar(name, value, epoch)
+        """Add the evaluation of an epoch, at its number counted from 1."""
+        for name, value in epoch_scalars(record).items():
+            self._writer.add_scalar(name, value, epoch + 1)
         self._writer.flush()
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Add a picture."""
-        self._writer.add_image(f"Images/{name}", picture, epoch)
+        self._writer.add_image(f"images/{name}", picture, epoch + 1)
 
     def add_text(self, name: str, text: str) -> None:
         """Add a text such as the configuration."""
@@ -216,12 +271,8 @@ class WandbWriter:
         self._run.log(dict(scalars), step=step)
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Send the numbers of an epoch's record."""
-        values = {}
-        for key, value in record.items():
-            if isinstance(value, int | float):
-                values[f"epoch/{key}"] = value
-        self._run.log(values)
+        """Send the evaluation of an epoch and its number, counted from 1."""
+        self._run.log({"epoch/number": epoch + 1, **epoch_scalars(record)})
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Send a picture."""

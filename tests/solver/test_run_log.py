@@ -10,6 +10,7 @@ from src.solver.plan import Progress, TrainingPlan
 from src.solver.run_log import (
     RunLog,
     boxes_record,
+    by_class_name,
     epoch_record,
     horizon_warning,
     log_data,
@@ -64,10 +65,12 @@ def record(**changes) -> dict:
             "AP50": None,
             "F1": 0.7,
             "AR1": 0.3,
-            "AP_of_class": {"cat": 0.5},
+            "AP_of_class": {7: 0.5},
         },
         "best": BestModel("AP", 0.6, 1),
         "highest_rate": 1e-3,
+        "rates": {"backbone": 1e-4, "default": 1e-3},
+        "class_names": {7: "cat"},
         "peak_memory_mb": 512.0,
         "model": model,
     }
@@ -85,8 +88,10 @@ def test_the_record_of_an_epoch_has_losses_metrics_and_the_best_score():
     assert (made["AP"], made["AP50"], made["AP_of_class"]) == (
         0.5,
         None,
-        {"cat": 0.5},
+        {"7": 0.5},
     )
+    assert made["AP_by_class_name"] == {"cat": 0.5}
+    assert made["learning_rates"] == {"backbone": 1e-4, "default": 1e-3}
     assert made["test_coco_eval_bbox"] == [0.5, -1, 0.3]
     assert (made["best_metric"], made["best_score"], made["best_epoch"]) == (
         "AP",
@@ -110,29 +115,36 @@ def test_the_time_left_is_that_of_the_epochs_to_come():
     assert record(epoch=9, next_epoch=10)["seconds_left"] == 0.0
 
 
-def test_the_time_left_in_an_epoch_is_that_of_its_other_steps(caplog):
+def test_a_step_line_has_progress_speed_time_left_and_memory(caplog):
+    meter = meter_of(20.0, images=160)
     with caplog.at_level("INFO", "dfine"):
         log_step(
             Progress(epoch=3, step=10, total_steps=310),
             PLAN,
             2.5,
             1e-3,
-            meter_of(20.0),
+            meter,
+            memory=2.14e9,
         )
     assert caplog.messages == [
-        "epoch 4 [10/100] loss 2.500  lr 1.00e-03  180 s left in this epoch"
+        "epoch 4/10  step 10/100  loss 2.500  lr 1.00e-03  8.0 images/s  left 0:23:00  memory 2.1 GB"
     ]
 
 
-def test_a_step_is_written_with_each_loss_their_sum_and_each_rate():
+def test_a_step_is_written_with_each_loss_their_sums_and_each_rate():
     writer = Collecting()
-    RunLog([writer], PLAN).step(7, {"a": 1.0, "b": 2.0}, [1e-3, 1e-4])
+    losses = {"loss_vfl": 1.0, "loss_vfl_aux_0": 2.0, "loss_bbox": 0.5}
+    rates = {"backbone": 1e-4, "default": 1e-3}
+    RunLog([writer], PLAN).step(7, losses, rates)
     expected = {
-        "Loss/a": 1.0,
-        "Loss/b": 2.0,
-        "Loss/total": 3.0,
-        "Lr/pg_0": 1e-3,
-        "Lr/pg_1": 1e-4,
+        "loss/total": 3.5,
+        "loss/vfl": 3.0,
+        "loss/bbox": 0.5,
+        "loss_terms/vfl": 1.0,
+        "loss_terms/vfl_aux_0": 2.0,
+        "loss_terms/bbox": 0.5,
+        "lr/backbone": 1e-4,
+        "lr/default": 1e-3,
     }
     assert writer.steps == [(7, expected)]
 
@@ -140,9 +152,14 @@ def test_a_step_is_written_with_each_loss_their_sum_and_each_rate():
 def test_a_step_is_written_with_the_weight_of_a_term_that_changes():
     writer = Collecting()
     weights = {"loss_distill": 7.5}
-    RunLog([writer], PLAN).step(7, {"loss_distill": 1.0}, [1e-3], weights)
+    RunLog([writer], PLAN).step(7, {"loss_distill": 1.0}, {}, weights)
     (_, values) = writer.steps[0]
-    assert values["Weight/loss_distill"] == 7.5
+    assert values["loss_weight/distill"] == 7.5
+
+
+def test_classes_of_the_same_name_are_told_apart_by_their_ids():
+    values = by_class_name({1: 0.5, 2: None, 9: 0.25}, {1: "a", 2: "a"})
+    assert values == {"a": 0.5, "a (2)": None, "9": 0.25}
 
 
 def test_an_epoch_goes_to_every_writer_and_all_are_closed():

@@ -149,23 +149,55 @@ def test_distillation_knows_whether_the_epoch_is_of_the_final_stage(
     begin.assert_called_once_with(final_stage=is_final)
 
 
-@pytest.mark.parametrize(("disable", "lines"), [(True, 1), (False, 0)])
-def test_a_line_is_logged_where_no_progress_bar_is_seen(
-    run, caplog, disable, lines
+class SlowTensor:
+    """A loss whose reading is counted, because it waits for the device."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def item(self) -> float:
+        self.reads += 1
+        return 2.0
+
+
+@pytest.fixture
+def reported(run, caplog):
+    """Return a function that reports a step, and returns the curves, the lines and the reads of the loss."""
+
+    def report(step, *, is_terminal=False, is_due=False):
+        log = MagicMock()
+        log.pace.is_due.return_value = is_due
+        loss = SlowTensor()
+        run.state.progress.step = step
+        run.settings.print_freq = 10
+        run.plan = SimpleNamespace(epochs=4, steps_per_epoch=20, steps=80)
+        meter = SimpleNamespace(seconds=4.0, steps=2, images=16)
+        bar = MagicMock(disable=not is_terminal)
+        caplog.clear()
+        with caplog.at_level("INFO", "dfine"):
+            report_step(run, log, {"loss_a": loss}, meter, bar)
+        return log.step.call_count, len(caplog.messages), loss.reads
+
+    return report
+
+
+def test_curves_are_written_and_a_line_is_logged_every_print_freq_steps(
+    reported,
 ):
-    log, bar = MagicMock(), MagicMock(disable=disable)
-    run.state.progress.step = 2
-    meter = SimpleNamespace(seconds=4.0, steps=2)
-    with caplog.at_level("INFO", "dfine"):
-        report_step(
-            run,
-            log,
-            {"a": torch.tensor(1.0), "b": torch.tensor(2.0)},
-            meter,
-            bar,
-        )
-    assert log.step.call_args.args[1] == {"a": 1.0, "b": 2.0}
-    assert len(caplog.messages) == lines
+    assert reported(10) == (1, 1, 1)
+
+
+def test_a_terminal_shows_its_progress_bar_and_no_lines(reported):
+    assert reported(10, is_terminal=True) == (1, 0, 1)
+    assert reported(11, is_terminal=True, is_due=True) == (0, 0, 0)
+
+
+def test_a_line_is_logged_in_between_when_none_was_for_some_time(reported):
+    assert reported(11, is_due=True) == (0, 1, 1)
+
+
+def test_a_step_without_a_line_reads_nothing_from_the_device(reported):
+    assert reported(11) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import csv
+import errno
 import json
 import logging
 import os
@@ -8,10 +10,13 @@ import torch
 from PIL import Image
 
 from src.core import ConfigError
+from src.core.errors import ResourceError
+from src.runtime.own_files import is_ours
 from src.solver.writers import (
     ConsoleWriter,
     JsonLinesWriter,
     PictureFolder,
+    TableWriter,
     TensorBoardWriter,
     WandbWriter,
     format_seconds,
@@ -72,20 +77,119 @@ def test_a_resumed_run_keeps_the_history_and_drops_what_it_does_again(tmp_path):
     ]
 
 
+def record_of(epoch: int, **changes) -> dict:
+    return {
+        "epoch": epoch,
+        "stage": 1,
+        "train_loss": 3.0,
+        "train_loss_vfl": 1.0,
+        "train_loss_vfl_aux_0": 2.0,
+        "train_lr": 1e-3,
+        "learning_rates": {"backbone": 1e-4},
+        "AP": 0.25,
+        "AP50": None,
+        "best_metric": "AP",
+        **changes,
+    }
+
+
+def rows_in(folder) -> list[dict]:
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_epochs(folder, first, epochs, **changes) -> None:
+    """Write epochs as a run does: first to log.txt, then to the table."""
+    log = JsonLinesWriter(folder, first)
+    table = TableWriter(folder, first)
+    for epoch in epochs:
+        for writer in (log, table):
+            writer.write_epoch(epoch, record_of(epoch, **changes))
+
+
+def test_the_table_has_a_row_an_epoch_counted_from_one(tmp_path):
+    write_epochs(tmp_path, 0, [0, 1])
+    rows = rows_in(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert (rows[0]["loss"], rows[0]["loss_vfl"]) == ("3", "3")
+    assert (rows[0]["lr"], rows[0]["lr_backbone"]) == ("0.001", "0.0001")
+    assert (rows[0]["AP"], rows[0]["AP50"]) == ("0.25", "")
+
+
+def test_a_resumed_run_continues_its_table_without_repeating_an_epoch(tmp_path):
+    write_epochs(tmp_path, 0, [0, 1, 2])
+    write_epochs(tmp_path, 2, [2, 3], AP=0.5)
+    rows = rows_in(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["AP"] for row in rows] == ["0.25", "0.25", "0.5", "0.5"]
+
+
+def test_a_table_that_is_missing_when_a_run_is_resumed_is_written_again(
+    tmp_path,
+):
+    write_epochs(tmp_path, 0, [0, 1])
+    (tmp_path / "results.csv").unlink()
+    TableWriter(tmp_path, 2)
+    assert [row["epoch"] for row in rows_in(tmp_path)] == ["1", "2"]
+
+
+def test_curves_are_drawn_after_every_epoch(tmp_path):
+    write_epochs(tmp_path, 0, [0])
+    first = (tmp_path / "curves.png").read_bytes()
+    assert Image.open(tmp_path / "curves.png").size == (1280, 800)
+    write_epochs(tmp_path, 1, [1])
+    assert (tmp_path / "curves.png").read_bytes() != first
+
+
+def test_table_and_curves_are_recognized_as_results_of_this_project(tmp_path):
+    write_epochs(tmp_path, 0, [0])
+    assert is_ours(tmp_path / "results.csv")
+    assert is_ours(tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("name", ["results.csv", "curves.png"])
+def test_a_foreign_table_or_picture_is_not_replaced(tmp_path, name, caplog):
+    (tmp_path / name).write_text("mine")
+    write_epochs(tmp_path, 0, [0])
+    assert (tmp_path / name).read_text() == "mine"
+    assert f"{name} was not written by this project" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["results.csv", "curves.png"])
+def test_a_table_or_picture_that_cannot_be_written_keeps_its_old_content(
+    tmp_path, monkeypatch, name
+):
+    write_epochs(tmp_path, 0, [0])
+    before = (tmp_path / name).read_bytes()
+    replace = os.replace
+
+    def fail(source, target):
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(ResourceError, match="disk full"):
+        write_epochs(tmp_path, 1, [1])
+    assert (tmp_path / name).read_bytes() == before
+
+
 def test_tensorboard_gets_steps_and_epochs(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
     )
 
     writer = TensorBoardWriter(tmp_path)
-    writer.write_step(7, {"Loss/total": 3.0})
+    writer.write_step(7, {"loss/total": 3.0})
     writer.write_epoch(0, RECORD)
     writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("Loss/total")] == [
+    assert [(e.step, e.value) for e in events.Scalars("loss/total")] == [
         (7, 3.0)
     ]
-    assert events.Scalars("Test/coco_eval_bbox_0")[0].value == 0.5
+    scores = events.Scalars("AP/50-95")
+    assert [(e.step, e.value) for e in scores] == [(1, 0.5)]
+    assert "AP/50" not in events.Tags()["scalars"], "it is undefined"
 
 
 def test_missing_wandb_is_reported_before_training(monkeypatch, tmp_path):
@@ -131,10 +235,10 @@ def test_pictures_become_jpeg_files_and_go_to_tensorboard(tmp_path):
     shown = (
         EventAccumulator(str(tmp_path / "summary"))
         .Reload()
-        .Images("Images/training")
+        .Images("images/training")
     )
     assert [(event.step, event.width, event.height) for event in shown] == [
-        (4, 30, 20)
+        (5, 30, 20)
     ]
 
 
