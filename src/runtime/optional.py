@@ -24,6 +24,8 @@ ADVICE = {
     "onnxscript": f"the export needs onnxscript: {TOOLS}",
     "onnxsim": "--simplify needs onnxslim or onnxsim: pip install onnxslim",
     "openvino": "OpenVINO is not installed: pip install openvino",
+    "pandas": "to_dataframe() needs pandas: pip install pandas",
+    "supervision": "to_supervision() needs supervision: pip install supervision",
     "tensorrt": "TensorRT is not installed: pip install tensorrt (10.6 or later)",
     "wandb": "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
 }
