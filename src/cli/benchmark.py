@@ -1,10 +1,10 @@
 """Measure latency and throughput of a detector in several engines, relative to a plain ViT-S/16.
 
-    dfine benchmark -r best.pth
-    dfine benchmark -r best.pth -d cuda:0 --engines torch compile
+    dfine benchmark best.pth
+    dfine benchmark best.pth -d cuda:0 --engines torch compile
 
     # random weights
-    dfine benchmark -c configs/dfine/dfine_dinov3_s_coco.yml --engines torch onnx
+    dfine benchmark dfine_dinov3_s_coco --engines torch onnx
 
 The engines take turns, run by run, so that other load on the machine affects all of them alike.
 A run is one batch, from prepared images to detections on the host. The table has medians and
@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .common import (
-    CHECKPOINT_HELP,
     add_family_argument,
+    add_model_argument,
     parser_for,
     run,
+    use_model,
+    use_model_or_config,
     user_path,
 )
 
@@ -35,7 +37,7 @@ ENGINES = ("torch", "compile", "onnx", "openvino")
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
-    parser.add_argument("-r", "--resume", metavar="FILE", help=CHECKPOINT_HELP)
+    add_model_argument(parser)
     add_family_argument(parser)
     parser.add_argument(
         "-c",
@@ -92,7 +94,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
-    arguments = make_parser(prog).parse_args(argv)
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
+    use_model(parser, arguments, required=False)
     run(lambda: benchmark(arguments), arguments)
 
 
@@ -104,6 +108,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
     from ..runtime.distributed import pick_device
     from ..runtime.own_files import prepare_report, write_report
 
+    use_model_or_config(arguments)
     if arguments.json:
         prepare_report(arguments.json, "--json")
     if min(arguments.batch, arguments.repeats, arguments.threads) < 1:

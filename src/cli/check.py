@@ -1,6 +1,6 @@
 """Find all faults of a data set and its images in one pass; --fix writes fixed copies.
 
-    dfine check --data DATA
+    dfine check DATA
 
     dfine check --annotations train.json --images images/
 
@@ -31,6 +31,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
+    parser.add_argument(
+        "dataset",
+        nargs="?",
+        type=user_path,
+        metavar="DATA",
+        help="the same as --data",
+    )
     add_dataset_arguments(parser, split=False)
     parser.add_argument(
         "--annotations",
@@ -146,6 +153,9 @@ def parse_arguments(
         parser.error(
             "--workers and --queries must be at least 1, --show at least 0"
         )
+    if arguments.dataset and arguments.data:
+        parser.error("DATA and --data name two data sets")
+    arguments.data = arguments.data or arguments.dataset
     if arguments.data and (arguments.annotations or arguments.images):
         parser.error("pass --data, or --annotations and --images")
     if (
@@ -153,7 +163,7 @@ def parse_arguments(
         and not arguments.data
         and not (arguments.annotations and arguments.images)
     ):
-        parser.error("say --data; or say --annotations and --images, or -c")
+        parser.error("pass a data set, or --annotations and --images, or -c")
     return arguments
 
 

@@ -108,15 +108,71 @@ def fraction(text: str) -> float:
     return value
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `detector_from` needs."""
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint, as `-r` or by its position; `use_model` reads both."""
     parser.add_argument(
-        "-r",
-        "--resume",
-        required=True,
-        metavar="FILE",
-        help=CHECKPOINT_HELP,
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help=f"run folder, or {CHECKPOINT_HELP}",
     )
+    parser.add_argument(
+        "-r", "--resume", metavar="FILE", help="the same as MODEL"
+    )
+
+
+def use_model(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    *,
+    required: bool = True,
+) -> None:
+    """Set `arguments.resume` to the model, which is given in one of two ways.
+
+    Args:
+        parser: reports errors.
+        arguments: parsed arguments; changed.
+        required: end the command if no model is given.
+    """
+    given = arguments.model
+    if given is not None and arguments.resume is not None:
+        parser.error(f"{given} and -r {arguments.resume} name two models")
+    if given is not None:
+        arguments.resume = given
+    if required and arguments.resume is None:
+        parser.error("the following arguments are required: MODEL")
+
+
+def use_run_folder(arguments: argparse.Namespace) -> None:
+    """Replace a run folder in `arguments.resume` by its best checkpoint.
+
+    Raises:
+        CheckpointError: if the folder contains no checkpoint.
+    """
+    from ..detection.run_checkpoint import checkpoint_of
+
+    if arguments.resume is not None:
+        arguments.resume = str(checkpoint_of(arguments.resume))
+
+
+def use_model_or_config(arguments: argparse.Namespace) -> None:
+    """Resolve a model that may also be a configuration, which stands for random weights.
+
+    Raises:
+        CheckpointError: if a folder contains no checkpoint.
+    """
+    from ..core.package_configs import configs_by_name
+
+    name = arguments.resume or ""
+    is_config = name.endswith((".yml", ".yaml")) or name in configs_by_name()
+    if is_config and arguments.config is None:
+        arguments.config = name
+        arguments.resume = None
+    use_run_folder(arguments)
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `detector_from` needs besides the model."""
     parser.add_argument(
         "-c",
         "--config",
@@ -159,9 +215,18 @@ def add_family_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def detector_from(arguments: argparse.Namespace) -> Detector:
-    """Load the checkpoint that the arguments name."""
+    """Load the checkpoint, or the exported model, that the arguments name."""
     from ..inference import Detector
 
+    use_run_folder(arguments)
+    device = {} if arguments.device is None else {"device": arguments.device}
+    ending = Path(arguments.resume).suffix
+    if ending == ".onnx":
+        return Detector.from_onnx(arguments.resume, **device)
+    if ending == ".xml":
+        return Detector.from_openvino(arguments.resume, **device)
+    if ending == ".engine":
+        return Detector.from_tensorrt(arguments.resume, **device)
     return Detector.from_checkpoint(
         arguments.resume,
         device=arguments.device,
@@ -192,7 +257,11 @@ def add_labelled_images_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prediction_arguments(
-    parser: argparse.ArgumentParser, output: str, *, also: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    output: str,
+    *,
+    also: Sequence[str] = (),
+    required: bool = True,
 ) -> None:
     """Add what `predict_from` needs.
 
@@ -200,13 +269,14 @@ def add_prediction_arguments(
         parser: gets the arguments.
         output: default folder.
         also: further names of `--input`.
+        required: whether `--input` is the only way to name the input.
     """
     parser.add_argument(
         "-i",
         "--input",
         *also,
         dest="input",
-        required=True,
+        required=required,
         help="image, folder, video, address of a video stream (rtsp://...), or camera:N",
     )
     parser.add_argument(
@@ -277,6 +347,7 @@ def predict_from(
     job = open_job(
         arguments.input,
         user_path(arguments.output),
+        more=getattr(arguments, "more", ()),
         annotations=arguments.annotations and user_path(arguments.annotations),
         draw=not arguments.no_draw,
         frames=arguments.frames,

@@ -1,18 +1,26 @@
 """Convert a data set in YOLO or Pascal VOC layout to COCO: train.json and val.json.
 
-train.py --data reads these layouts without conversion.
+Training with --data reads these layouts without conversion. A checkpoint (.pth, .pt, .safetensors) is
+converted to this project's form, or with `--to transformers` to a folder for the package transformers.
 
     dfine convert data/mydata/data.yaml --output data/mydata_coco
     dfine convert data/VOC2012 --output data/voc_coco --difficult crowd
 
 Images are not copied. Without validation images, a fraction of the training images is split off;
 a COCO file is split in the same way. docs/data.md describes the layouts.
+
+    dfine convert best.pth --to transformers
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
+from . import convert_weights
 from .common import DATA_FORMATS, fraction, parser_for, run, user_path
+
+WEIGHT_ENDINGS = (".pth", ".pt", ".safetensors")
+"""Endings of checkpoints; any other input is a data set."""
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -85,6 +93,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(word.endswith(WEIGHT_ENDINGS) for word in words):
+        convert_weights.main(words, prog)
+        return
     arguments = make_parser(prog).parse_args(argv)
 
     def command() -> None:

@@ -1,13 +1,13 @@
 """Export a checkpoint to an ONNX file that contains its classes, threshold and preprocessing.
 
-    # writes output/demo/best.onnx and best.json, then compares predictions
-    dfine export -r output/demo/best.pth --check
+    # writes runs/train/best.onnx and best.json, then compares predictions
+    dfine export runs/train --check
 
     # a fixed batch
-    dfine export -r best.pth --batch 4 --output four.onnx
+    dfine export best.pth --batch 4 --output four.onnx
 
     # for runtimes that need opset 17
-    dfine export -r best.pth --batch 1 --exporter torchscript --opset 17
+    dfine export best.pth --batch 1 --exporter torchscript --opset 17
 
 With --check, the checkpoint and the exported file predict the same images. If a box differs by more
 than one pixel or a score by more than 0.01, the worst image is reported and the exit code is 8.
@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .common import (
-    CHECKPOINT_HELP,
     CONFIG_HELP,
     add_family_argument,
+    add_model_argument,
     parser_for,
     run,
+    use_model,
+    use_run_folder,
     user_path,
 )
 
@@ -30,13 +32,7 @@ from .common import (
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
-    parser.add_argument(
-        "-r",
-        "--resume",
-        required=True,
-        metavar="FILE",
-        help=CHECKPOINT_HELP,
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "-c",
         "--config",
@@ -111,7 +107,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
-    arguments = make_parser(prog).parse_args(argv)
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
+    use_model(parser, arguments)
 
     def command() -> None:
         from ..core.errors import ExportError
@@ -121,6 +119,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         from ..runtime.log import logger
         from ..runtime.optional import import_optional
 
+        use_run_folder(arguments)
         detector = Detector.from_checkpoint(
             arguments.resume,
             device="cpu",

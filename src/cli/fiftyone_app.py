@@ -12,18 +12,21 @@ import argparse
 from collections.abc import Sequence
 
 from .common import (
-    add_checkpoint_arguments,
+    add_detector_arguments,
     add_labelled_images_arguments,
+    add_model_argument,
     detector_from,
     parser_for,
     run,
+    use_model,
 )
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
-    add_checkpoint_arguments(parser)
+    add_model_argument(parser)
+    add_detector_arguments(parser)
     add_labelled_images_arguments(parser)
     parser.add_argument(
         "--name",
@@ -48,7 +51,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
-    arguments = make_parser(prog).parse_args(argv)
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
+    use_model(parser, arguments)
 
     def command() -> None:
         from ..inference.detector_evaluation import (

@@ -1,7 +1,7 @@
 """Count parameters by part and operations, and measure the memory of a forward pass.
 
-    dfine info -c configs/dfine/dfine_hgnetv2_l_coco.yml
-    dfine info -r best.pth [--batch 8] [-d cuda:0]
+    dfine info dfine_hgnetv2_l_coco
+    dfine info best.pth [--batch 8] [-d cuda:0]
 
 Pre-trained weights are not needed. Operations are counted on the deploy form with
 torch.utils.flop_counter: 2 for each multiply-add of convolutions, matrix products and attention,
@@ -17,10 +17,12 @@ os.environ.setdefault(
     "KINETO_LOG_LEVEL", "99"
 )  # the profiler would speak of every start, and of a missing GPU
 from .common import (
-    CHECKPOINT_HELP,
     add_family_argument,
+    add_model_argument,
     parser_for,
     run,
+    use_model,
+    use_model_or_config,
     user_path,
 )
 
@@ -31,12 +33,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration")
-    parser.add_argument(
-        "-r",
-        "--resume",
-        metavar="FILE",
-        help=CHECKPOINT_HELP,
-    )
+    add_model_argument(parser)
     add_family_argument(parser)
     parser.add_argument(
         "--input-size",
@@ -68,7 +65,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
-    arguments = make_parser(prog).parse_args(argv)
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
+    use_model(parser, arguments, required=False)
     run(lambda: report(arguments), arguments)
 
 
@@ -80,6 +79,7 @@ def report(arguments: argparse.Namespace) -> dict:
     from ..runtime.distributed import pick_device
     from ..runtime.own_files import prepare_report, write_report
 
+    use_model_or_config(arguments)
     if arguments.json:
         prepare_report(arguments.json, "--json")
     if arguments.batch < 1:

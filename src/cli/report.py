@@ -1,9 +1,9 @@
 """Write an HTML report about a checkpoint on labelled images.
 
     # on the validation data that the checkpoint names
-    dfine report -r output/demo/best.pth
+    dfine report runs/train
 
-    dfine report -r best.pth --images test/ --annotations test.json --output a.html
+    dfine report best.pth --images test/ --annotations test.json --output a.html
 
 The report has AP, curves, confusions, sizes, the threshold and the worst images. It is one page that
 needs no network and no other file.
@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .common import (
-    add_checkpoint_arguments,
+    add_detector_arguments,
     add_labelled_images_arguments,
+    add_model_argument,
     detector_from,
     parser_for,
     run,
+    use_model,
+    use_run_folder,
     user_path,
 )
 
@@ -26,7 +29,8 @@ from .common import (
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
-    add_checkpoint_arguments(parser)
+    add_model_argument(parser)
+    add_detector_arguments(parser)
     add_labelled_images_arguments(parser)
     parser.add_argument(
         "--output",
@@ -49,7 +53,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
-    arguments = make_parser(prog).parse_args(argv)
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
+    use_model(parser, arguments)
 
     def command() -> None:
         from ..core.errors import ConfigError
@@ -61,6 +67,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         from ..runtime.files import prepare_output_dir
         from ..runtime.own_files import refuse_foreign
 
+        use_run_folder(arguments)
         path = arguments.output or Path(arguments.resume).parent / "report.html"
         if path.suffix != ".html":
             raise ConfigError(

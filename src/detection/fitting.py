@@ -13,7 +13,7 @@ from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
 from ..runtime.log import logger
 from .lora_weights import is_lora_factor
-from .model_table import titles_of
+from .model_table import ROOT, titles_of
 from .published.signatures import architecture_of
 from .weight_file import WeightFile, class_count, refuse_non_finite
 
@@ -38,7 +38,7 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
     if ours is not None:
         file.require_class_head()
         refuse_other_model(file, own)
-        warn_of_other_scale(file, own)
+        weights = with_published_scale(file, weights, own)
     if theirs != ours and None not in (theirs, ours):
         raise CheckpointError(
             f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its "
@@ -71,25 +71,54 @@ def refuse_other_model(file: WeightFile, own: Mapping[str, Tensor]) -> None:
     )
 
 
-def warn_of_other_scale(file: WeightFile, own: Mapping[str, Tensor]) -> None:
-    """Warn if a file has another `reg_scale` than the configuration; that of the file is loaded.
+def with_published_scale(
+    file: WeightFile, weights: dict[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return weights with the `reg_scale` that counts, after a warning if file and configuration differ.
+
+    The scale is a constant of an architecture, which is never trained. For a published model, the
+    configuration decides; for a file of this project, the file.
 
     Args:
-        file: weights to load.
+        file: source of the weights.
+        weights: weights to load.
         own: state dict of the model.
     """
-    key = "decoder.reg_scale"
-    if key not in file.weights or key not in own:
-        return
-    theirs = file.weights[key].flatten().tolist()
-    ours = own[key].flatten().tolist()
-    if theirs != ours:
+    different = []
+    for key in _SCALES:
+        theirs = weights.get(key)
+        ours = own.get(key)
+        if theirs is None or ours is None or theirs.shape != ours.shape:
+            continue  # `describe_misfits` reports other shapes
+        if not torch.equal(theirs.double(), ours.double()):
+            different.append(key)
+    if not different:
+        return weights
+    in_file = float(weights[different[0]].flatten()[0])
+    configured = float(own[different[0]].flatten()[0])
+    found = file.recognized
+    if found is None or file.config_text is not None:
         logger.warning(
-            "%s has reg_scale %s, the configuration has %s; the value of the file is used",
+            "%s has reg_scale %g, the configuration has %g; the value of the file is used",
             file.path,
-            ", ".join(f"{value:g}" for value in theirs),
-            ", ".join(f"{value:g}" for value in ours),
+            in_file,
+            configured,
         )
+        return weights
+    logger.warning(
+        "%s has reg_scale %g, the configuration of %s has %g, which is used; if the file was trained with "
+        "%g, give the configuration of its training with -c",
+        file.path,
+        in_file,
+        found.entry.title,
+        configured,
+        in_file,
+    )
+    return weights | {key: own[key] for key in different}
+
+
+_SCALES = ("decoder.reg_scale", "decoder.decoder.reg_scale")
+"""Keys of the scale of distances, which share memory."""
 
 
 def refuse_factors(file: WeightFile, own: Mapping[str, Tensor]) -> None:
@@ -208,6 +237,8 @@ def describe_loading(
         parts.append(
             f"{filled} filled in (tables, shared parameters, batch counts)"
         )
+    if Path(config).is_relative_to(ROOT):
+        config = Path(config).relative_to(ROOT)
     return (
         f"{file.path}: {title} ({file.layout} layout, {file.num_classes} classes, {config}): "
         f"{', '.join(parts)}"

@@ -99,6 +99,10 @@ def require_recognized(file: WeightFile) -> Recognized:
         CheckpointError: with a description of the file, if it is not recognized.
     """
     found = file.recognized
+    if found is None and file.num_classes is None:
+        raise CheckpointError(
+            f"{file.path} is not a detector's checkpoint: {file.describe_unknown()}"
+        )
     if found is None:
         raise CheckpointError(
             f"{file.path} contains no configuration, and its tensors are not those of a published model: "

@@ -171,21 +171,35 @@ def find_weights(name: str, folder: Path = WEIGHTS_FOLDER) -> Path:
             f"{name} is not a model of configs/models.yml{hint}"
         )
     entry = table[name]
-    usual = [f"{name}{suffix}" for suffix in (".pth", ".pt", ".safetensors")]
-    candidates = [folder / file for file in [*entry.files, *usual]]
-    for path in candidates:
-        if path.is_file():
-            _check_digest(path, entry)
-            return path
+    path = weights_file(entry, folder)
+    if path is not None:
+        _check_digest(path, entry)
+        return path
+    wanted = _candidates(entry, folder)[0]
     if entry.source is None:
         raise CheckpointError(
-            f"{candidates[0]} does not exist; there are no published weights for {name}, so train it first, "
+            f"{wanted} does not exist; there are no published weights for {name}, so train it first, "
             "or give the path of your own file"
         )
     raise CheckpointError(
-        f"{candidates[0]} does not exist, which is where {name} is looked for; get the file of {entry.title} "
+        f"{wanted} does not exist, which is where {name} is looked for; get the file of {entry.title} "
         f"from {entry.source} and put it there"
     )
+
+
+def weights_file(entry: Entry, folder: Path = WEIGHTS_FOLDER) -> Path | None:
+    """Return the file of a model in a folder, whose digest is not checked, or None."""
+    for path in _candidates(entry, folder):
+        if path.is_file():
+            return path
+    return None
+
+
+def _candidates(entry: Entry, folder: Path) -> list[Path]:
+    """Return the paths under which the file of a model is looked for."""
+    endings = (".pth", ".pt", ".safetensors")
+    usual = [f"{entry.name}{ending}" for ending in endings]
+    return [folder / file for file in [*entry.files, *usual]]
 
 
 def _check_digest(path: Path, entry: Entry) -> None:

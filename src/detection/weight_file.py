@@ -73,8 +73,23 @@ class WeightFile:
                 return None  # reported when the configuration is used
             return decoder_activation(settings)
         if self.layout == TRANSFORMERS:
-            return _activation_in(self.path.with_name("config.json"))
+            return self._activation_of_transformers()
         return None
+
+    def _activation_of_transformers(self) -> str | None:
+        """Return the activation in the `config.json` beside a file of transformers, or None.
+
+        Raises:
+            CheckpointError: for SiLU, which transformers has only in the feed-forward parts.
+        """
+        activation = _activation_in(self.path.with_name("config.json"))
+        if activation not in (None, "relu"):
+            raise CheckpointError(
+                f"{self.path}: the config.json beside it sets decoder_activation_function to '{activation}', "
+                "which transformers uses in the feed-forward parts but not in the heads; no model here has "
+                "this mixture, expected relu"
+            )
+        return activation
 
     @property
     def _noted_family(self) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core.errors import ConfigError, DataError
+from ..core.fault_lists import listed
 from ..data.dataset.coco_images import CocoImages, load_coco_images
 from ..data.dataset.decoding import ImageError
 from ..runtime.own_files import (
@@ -31,7 +34,7 @@ class ImageJob:
 
     def __init__(
         self,
-        source: Path,
+        sources: Sequence[Path],
         folder: Path,
         annotations: Path | None,
         draw: bool,
@@ -40,9 +43,9 @@ class ImageJob:
         """List the images and check the paths of all results."""
         self.folder = folder
         self.draw = draw
-        self.root = source.parent if source.is_file() else source
+        sources, self.root = _with_common_folder(sources)
         if annotations is None:
-            ids, files = _numbered_images(source, self.root, folder)
+            ids, files = _numbered_images(sources, self.root, folder)
         else:
             ids, files = _listed_images(
                 self.root, load_coco_images(annotations)
@@ -118,26 +121,44 @@ class ImageJob:
         return [{**entry, "file_name": name} for entry in entries]
 
 
+def _with_common_folder(
+    sources: Sequence[Path],
+) -> tuple[Sequence[Path], Path]:
+    """Return the sources, and the deepest folder that contains all of them; names of images start there."""
+
+    def folder_of(source: Path) -> Path:
+        return source.parent if source.is_file() else source
+
+    folders = {folder_of(source) for source in sources}
+    if len(folders) == 1:
+        return sources, folders.pop()
+    sources = [source.absolute() for source in sources]
+    folders = {folder_of(source) for source in sources}
+    return sources, Path(os.path.commonpath(folders))
+
+
 def _numbered_images(
-    source: Path, root: Path, output: Path
+    sources: Sequence[Path], root: Path, output: Path
 ) -> tuple[dict[Path, int], list[Readable]]:
     """Return image files with numbers from 1, and the list of images to read.
 
     Pictures that an earlier job wrote into `output` are left out.
     """
     own = output.resolve()
-    includes_all = source.is_file() or own == root.resolve()
     found = []
-    for file in image_files(source):
-        if (
-            includes_all
-            or own not in file.resolve().parents
-            or not is_ours(file)
-        ):
-            found.append(file)
+    for source in sources:
+        includes_all = source.is_file() or own == root.resolve()
+        for file in image_files(source):
+            if (
+                includes_all
+                or own not in file.resolve().parents
+                or not is_ours(file)
+            ):
+                found.append(file)
+    found = list(dict.fromkeys(found))
     if not found:
         raise DataError(
-            f"{source} has no image files except those in {output}, which are earlier results"
+            f"{listed(sources)} has no image files except those in {output}, which are earlier results"
         )
     ids = {file: number for number, file in enumerate(found, start=1)}
     return ids, list(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import ConfigError
@@ -59,6 +60,7 @@ def open_job(
     source: str,
     output: Path,
     *,
+    more: Sequence[str] = (),
     annotations: Path | None = None,
     draw: bool = True,
     frames: int | None = None,
@@ -68,6 +70,7 @@ def open_job(
     Args:
         source: an image, a folder, a video, the address of a video stream, or `camera:N`.
         output: folder for the results.
+        more: further images and folders.
         annotations: COCO file that selects images in the folder `source` and provides their ids; it needs no
             boxes. Without it, images are numbered from 1 in the order of their names, and frames in theirs.
         draw: write pictures, or a video.
@@ -86,13 +89,23 @@ def open_job(
     if frames is not None and frames < 1:
         raise ConfigError(f"--frames is {frames}, expected at least 1")
     opened = open_source(source)
+    others = [open_source(other) for other in more]
+    for other in (opened, *others) if others else ():
+        if other.is_video:
+            raise ConfigError(
+                f"{other.place} is not an image or a folder of images; predict it in a command of its own"
+            )
     if opened.is_video:
         if annotations is not None:
             raise ConfigError(
                 "--annotations selects image files; it cannot be used with a video"
             )
         return VideoJob(opened, prepare_output_dir(output), draw, frames)
-    assert isinstance(opened.place, Path)  # streams and cameras are videos
+    places = [Path(str(each.place)) for each in (opened, *others)]
+    if annotations is not None and others:
+        raise ConfigError(
+            "--annotations selects images of one folder; it cannot be used with several inputs"
+        )
     return ImageJob(
-        opened.place, prepare_output_dir(output), annotations, draw, frames
+        places, prepare_output_dir(output), annotations, draw, frames
     )

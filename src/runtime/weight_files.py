@@ -158,7 +158,8 @@ def read_tensor_file(path: str | Path) -> Any:
                 f"{path} is a TorchScript archive or a tar file, which may contain code; it was not loaded"
             ) from None
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or not a torch file: {first_line(error)}"
+            f"{path} ({path.stat().st_size} bytes) is damaged or not a torch file: "
+            f"{first_line(error).partition('. ')[0]}"
         ) from None
     _refuse_tensors_without_data(path, content)
     has_mark = isinstance(content, dict) and content.pop(MARK, None) == WRITER

@@ -20,7 +20,7 @@ from ..detection.fitting import (
     describe_misfits,
     refuse_factors,
     refuse_other_model,
-    warn_of_other_scale,
+    with_published_scale,
 )
 from ..detection.weight_file import WeightFile, class_count
 from ..runtime.log import logger
@@ -59,7 +59,7 @@ def load_for_tuning(
     file.require_class_head()
     assert theirs is not None
     refuse_other_model(file, own)
-    warn_of_other_scale(file, own)
+    weights = with_published_scale(file, weights, own)
     their_names = _names_to_match(file, ours, class_names or ())
     mapping = map_classes(theirs, ours, their_names, class_names)
     layers = list(filter(_CLASS_LAYERS.match, own))

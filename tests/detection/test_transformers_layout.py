@@ -24,6 +24,7 @@ from src.detection.transformers_layout import (
 from src.detection.weight_file import read_weights
 from src.runtime.finite import COMPUTED_KEYS
 from src.runtime.weight_files import read_tensor_file
+from tests.fixtures.golden import coco_config
 from tests.fixtures.small_dfine import SMALL, filled
 from tests.golden import filler
 
@@ -330,3 +331,13 @@ def test_a_folder_with_files_is_not_written_to(tmp_path):
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(ConfigError, match="would be replaced"):
             check_new_folder(path)
+
+
+def test_silu_beside_a_file_of_transformers_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights, _ = to_transformers(coco_config("n").model.state_dict())
+    save_file({k: v.contiguous().clone() for k, v in weights.items()}, path)
+    settings = {"decoder_activation_function": "silu"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="sets decoder_activation_functi"):
+        _ = read_weights(path).recognized

@@ -38,3 +38,19 @@ def test_a_published_file_gives_the_official_outputs(name, tmp_path):
     assert distance_of_queries(outputs, official) < 2e-5
     ours = np.sort(found[2][0].numpy())
     assert np.abs(ours - np.sort(official["post_scores"])).max() < 1e-4
+
+
+def test_the_scale_of_a_published_model_is_that_of_its_configuration(
+    tmp_path, caplog
+):
+    path = write_published(tmp_path, "deimv2_atto")
+    content = torch.load(path, weights_only=True)
+    for key in ("decoder.reg_scale", "decoder.decoder.reg_scale"):
+        content["ema"]["module"][key] = torch.tensor([8])
+    torch.save(content, path)
+    with caplog.at_level("WARNING", "dfine"):
+        detector = Detector.from_checkpoint(path, device="cpu")
+    assert detector.engine.model.decoder.reg_scale == 4
+    assert "has reg_scale 8, the configuration of DEIMv2-Atto has 4" in (
+        caplog.text
+    )

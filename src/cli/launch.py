@@ -1,0 +1,121 @@
+"""Start the trainer for `dfine train`, `resume` and `val`: in this process, or one process for each GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+"""Signals that are passed on to the processes of a run."""
+
+DFINE_GPUS = "DFINE_GPUS"
+"""Environment variable in which the processes of `--gpus N` find N, for the command that resumes the run."""
+
+
+def add_gpus_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--gpus`."""
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of GPUs; starts one process for each; with -d cpu: number of processes",
+    )
+
+
+def run_trainer(
+    make_arguments: Callable[[], list[str]], arguments: argparse.Namespace
+) -> None:
+    """Run the trainer with the arguments that a function returns, and end the process with its exit code.
+
+    Args:
+        make_arguments: returns arguments of `train.py`; its errors are reported as those of a command.
+        arguments: parsed arguments, with `gpus` and `debug`.
+    """
+    from ..runtime.log import set_up_logging
+    from ..runtime.process import run_command
+
+    words: list[str] = []
+
+    def prepare() -> None:
+        set_up_logging(speaks=True, debug=arguments.debug)
+        _check_number(arguments.gpus)
+        words.extend(make_arguments())
+
+    try:
+        run_command(prepare, debug=arguments.debug)
+    except SystemExit as end:
+        if end.code:
+            raise
+    if arguments.gpus > 1:
+        sys.exit(run_processes(words, arguments.gpus))
+    from . import trainer
+
+    trainer.main(words)
+
+
+def _check_number(gpus: int) -> None:
+    from ..core.errors import ConfigError
+
+    if gpus < 1:
+        raise ConfigError(f"--gpus is {gpus}, expected at least 1")
+
+
+def run_processes(words: Sequence[str], number: int) -> int:
+    """Run the trainer in several processes with torchrun, and return its exit code.
+
+    Signals are passed on: the processes save their state and end, as a single one does.
+
+    Args:
+        words: arguments of `train.py`.
+        number: number of processes.
+    """
+    command = [*torchrun_command(number), *words]
+    environment = {**os.environ, DFINE_GPUS: str(number)}
+    # in a session of its own: Ctrl-C of a terminal reaches the processes once, from here
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def pass_on(number: int, frame: object) -> None:
+        process.send_signal(number)
+
+    for name in STOP_SIGNALS:
+        signal.signal(getattr(signal, name), pass_on)
+    code = process.wait()
+    return _code_in_status(words) or (128 - code if code < 0 else code)
+
+
+def torchrun_command(number: int) -> list[str]:
+    """Return the command that starts the trainer in several processes, without its arguments."""
+    package = __name__.partition(".")[0]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={number}",
+    ]
+    script = Path(__file__).resolve().parents[2] / "train.py"
+    if package == "src" and script.is_file():
+        # as a file: a folder `src` in the current one would be found first
+        return [*launcher, str(script)]
+    return [*launcher, "-m", f"{package}.cli.trainer"]
+
+
+def _code_in_status(words: Sequence[str]) -> int | None:
+    """Return the exit code that the run has reported; torchrun ends with 1 for any error."""
+    from ..core.paths import read_text
+    from ..runtime.process import STATUS_FILE
+
+    folder = words[words.index("--output-dir") + 1]
+    try:
+        status = json.loads(read_text(Path(folder) / STATUS_FILE))
+        code = status["exit_code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return code if isinstance(code, int) else None

@@ -1,0 +1,71 @@
+"""Evaluate a detector on labelled images.
+
+    # on the validation data of the run
+    dfine val runs/train
+
+    # on other data, or with a published detector
+    dfine val runs/train --data DIR
+    dfine val dfine_l_coco --data DIR
+
+The metrics are COCO's. The best checkpoint of the run is evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .common import (
+    CHECKPOINT_HELP,
+    add_dataset_arguments,
+    add_family_argument,
+    parser_for,
+)
+from .launch import run_trainer
+from .train import add_run_arguments, data_arguments, run_arguments
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of this command; `prog` is its name in the help."""
+    parser = parser_for(__doc__, prog)
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"run folder, or {CHECKPOINT_HELP}"
+    )
+    add_dataset_arguments(parser, split=False)
+    add_family_argument(parser)
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="folder for eval.pth; default: the run folder, or runs/val",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command with these arguments, or with those of the process."""
+    arguments = make_parser(prog).parse_args(argv)
+    run_trainer(lambda: trainer_arguments(arguments), arguments)
+
+
+def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
+    """Return the arguments of `train.py` that evaluate the detector.
+
+    Raises:
+        CheckpointError: if a folder contains no checkpoint.
+    """
+    from ..detection.run_checkpoint import checkpoint_of
+    from ..solver.run_folder import choose_folder
+
+    checkpoint = checkpoint_of(arguments.model)
+    words = ["-r", str(checkpoint), "--test-only"]
+    words += data_arguments(arguments)
+    if arguments.family is not None:
+        words += ["--family", arguments.family]
+    folder = arguments.output_dir
+    if folder is None:
+        is_own_run = arguments.data is None and Path(arguments.model).is_dir()
+        folder = arguments.model if is_own_run else choose_folder("val")
+    words += ["--output-dir", str(folder)]
+    return words + run_arguments(arguments)
