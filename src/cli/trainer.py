@@ -40,6 +40,7 @@ FLAGS = (
     "test_only",
     "family",
     "override",
+    "overwrite",
     "strict",
 )
 """Flags with the name of a setting, which they override."""
@@ -108,6 +109,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="accepted for compatibility with Apex: O1 and O2 mean --use-amp, O0 means float32",
     )
     parser.add_argument("--output-dir", help="folder for checkpoints and logs")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=None,
+        help="start a new run in the folder of another one, whose results are moved to earlier/ in it",
+    )
     parser.add_argument(
         "--summary-dir",
         help="folder for TensorBoard; default: summary/ in the output folder",
@@ -199,6 +206,8 @@ class _Run:
             warn_of_unheard_signal,
         )
         from ..solver import DetSolver
+        from ..solver.output_folder import refuse_another_run
+        from .after_training import finish
 
         is_first = int(os.environ.get("RANK", 0)) == 0
         set_up_logging(speaks=is_first, debug=self.arguments.debug)
@@ -207,6 +216,7 @@ class _Run:
         warn_of_unheard_signal()
         cfg = configuration_of_run(self.arguments, overrides)
         folder = Path(cfg.settings.output_dir)
+        refuse_another_run(cfg.settings)  # before its status is replaced
         if is_first:
             self.status_dir = folder
             report_running(folder)
@@ -223,6 +233,7 @@ class _Run:
         else:
             with stop.listening():
                 solver.fit()
+            finish(cfg, str(device))
 
 
 def settings_of_run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -58,6 +58,10 @@ class RunSettings:
     seed: int | None = None
     device: str | None = None
     output_dir: str = "./output"
+    overwrite: bool = False
+    """Start a new run in the folder of another one, whose results are moved to `earlier/`."""
+    report: bool = True
+    """Write `report.html` about the best checkpoint at the end of a run."""
     summary_dir: str | None = None
     resume: str | None = None
     family: str | None = None

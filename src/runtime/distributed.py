@@ -72,8 +72,22 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Return the number of processes that train together."""
-    return dist.get_world_size() if is_distributed() else 1
+    """Return the number of ranks; 1 without a group and within `without_other_ranks`."""
+    return dist.get_world_size() if is_distributed() and not _is_alone else 1
+
+
+_is_alone = False
+
+
+@contextmanager
+def without_other_ranks() -> Iterator[None]:
+    """Compute on this rank alone in the body, in which nothing is exchanged with the others."""
+    global _is_alone
+    _is_alone = True
+    try:
+        yield
+    finally:
+        _is_alone = False
 
 
 def is_main() -> bool:

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..core.errors import ConfigError
 from ..runtime.log import logger
 from ..runtime.own_files import is_ours
 from .checkpoint import BEST, LAST, NUMBERED, PREVIOUS, SET_ASIDE
 from .numerics import BAD_BATCH
-from .writers import LOG_FILE, PICTURES
+from .writers import CURVES_FILE, LOG_FILE, PICTURES, TABLE_FILE
 
 EARLIER = "earlier"
 """Folder of earlier runs; each is in a subfolder numbered from 1."""
@@ -22,6 +23,9 @@ CONFIG = "config.yml"
 EVALUATION = "eval.json"
 """Result file of `--test-only`."""
 
+REPORT = "report.html"
+"""Page about the best checkpoint, written at the end of a run."""
+
 _RESULTS = (
     BEST,
     LAST,
@@ -29,6 +33,9 @@ _RESULTS = (
     f"{SET_ASIDE}*.pth",
     f"{NUMBERED}/epoch*.pth",
     LOG_FILE,
+    TABLE_FILE,
+    CURVES_FILE,
+    REPORT,
     CONFIG,
     EVALUATION,
     BAD_BATCH,
@@ -56,18 +63,9 @@ def set_aside_earlier_run(
     Returns:
         The new folder; None if nothing was moved.
     """
-    stay = [
-        path for path in inputs if path is not None and os.path.exists(path)
-    ]
-    results: list[Path] = []
-    for path in _results(folder):
-        if not any(path.samefile(other) for other in stay):
-            results.append(path)
-    worth_keeping = []
-    for path in results:
-        if path.suffix == ".pth" or path.name == LOG_FILE:
-            worth_keeping.append(path)
-    if not any(path.stat().st_size for path in worth_keeping):
+    results = _results_to_move(folder, inputs)
+    worth_keeping = _worth_keeping(results)
+    if not worth_keeping:
         return None
     number = 1
     while os.path.lexists(folder / EARLIER / str(number)):
@@ -86,6 +84,47 @@ def set_aside_earlier_run(
         target,
     )
     return target
+
+
+def refuse_earlier_run(folder: Path, inputs: Sequence[str | None] = ()) -> None:
+    """Check that a new run does not start in the folder of another run.
+
+    Args:
+        folder: output folder; it may be missing.
+        inputs: as for `set_aside_earlier_run`.
+
+    Raises:
+        ConfigError: if the folder holds a checkpoint or a finished epoch of another run.
+    """
+    found = _worth_keeping(_results_to_move(folder, inputs))
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(
+            f"{folder} holds another run ({names}), which a new run would replace; resume it with -r auto, "
+            f"choose another --output-dir, or pass --overwrite, which moves its results to "
+            f"{folder / EARLIER}"
+        )
+
+
+def _results_to_move(folder: Path, inputs: Sequence[str | None]) -> list[Path]:
+    """Return the results of an earlier run, without the files that the new run starts from."""
+    stay = [
+        path for path in inputs if path is not None and os.path.exists(path)
+    ]
+    results: list[Path] = []
+    for path in _results(folder):
+        if not any(path.samefile(other) for other in stay):
+            results.append(path)
+    return results
+
+
+def _worth_keeping(results: Sequence[Path]) -> list[Path]:
+    """Return the checkpoints and the log, or nothing if all of them are empty."""
+    kept = []
+    for path in results:
+        if path.suffix == ".pth" or path.name == LOG_FILE:
+            kept.append(path)
+    return kept if any(path.stat().st_size for path in kept) else []
 
 
 def _results(folder: Path) -> Iterator[Path]:

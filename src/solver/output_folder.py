@@ -12,10 +12,10 @@ from ..runtime.distributed import is_main, world_size
 from ..runtime.files import locked, prepare_output_dir
 from ..runtime.own_files import is_ours, refuse_foreign, refuse_replacing_inputs
 from .checkpoint import BEST, LAST, NUMBERED, PREVIOUS, CheckpointFolder
-from .earlier_runs import CONFIG, EARLIER, EVALUATION
+from .earlier_runs import CONFIG, EARLIER, EVALUATION, refuse_earlier_run
 from .numerics import BAD_BATCH
-from .start_weights import resumes_in
-from .writers import LOG_FILE, PICTURES
+from .start_weights import AUTO, resumes_in
+from .writers import CURVES_FILE, LOG_FILE, PICTURES, TABLE_FILE
 
 ADVICE = "move it away or choose another --output-dir"
 
@@ -28,8 +28,8 @@ def claimed(settings: RunSettings) -> Iterator[CheckpointFolder]:
     """Lock the output folder for a training run, and yield its checkpoints.
 
     Raises:
-        ConfigError: if another run has locked it, or if this run would replace files that are not results of
-            this project.
+        ConfigError: if another run has locked it or left results there, or if this run would replace files
+            that are not results of this project.
     """
     folder = Path(settings.output_dir)
     checkpoints = CheckpointFolder(folder)
@@ -41,8 +41,29 @@ def claimed(settings: RunSettings) -> Iterator[CheckpointFolder]:
         if resumes_in(folder, settings.resume):
             checkpoints.set_damaged_best_aside()
         _refuse_replacing(folder, settings)
+        refuse_another_run(settings)
         checkpoints.clean_up()
         yield checkpoints
+
+
+def refuse_another_run(settings: RunSettings) -> None:
+    """Check that a new run does not start in the folder of another run, unless `overwrite` is set.
+
+    With `-r auto` a run starts again by itself, perhaps before its first checkpoint, so results of an earlier
+    start are moved and not refused.
+
+    Raises:
+        ConfigError: if the folder holds another run.
+    """
+    folder = Path(settings.output_dir)
+    resume = settings.resume
+    if settings.overwrite or settings.test_only:
+        return
+    if resume == AUTO or resumes_in(folder, resume):
+        return
+    if resume is not None and not Path(resume).expanduser().exists():
+        return  # a misspelled file is reported when it is read
+    refuse_earlier_run(folder, [settings.tuning, resume])
 
 
 def prepare_for_evaluation(folder: Path) -> None:
@@ -85,7 +106,8 @@ def _refuse_replacing(folder: Path, settings: RunSettings) -> None:
 
 def _other_results(folder: Path) -> list[Path]:
     """Return the files that a run writes in addition to checkpoints."""
-    names = [CONFIG, LOG_FILE, BAD_BATCH, *HEADERS.values()]
+    names = [CONFIG, LOG_FILE, TABLE_FILE, CURVES_FILE]
+    names += [BAD_BATCH, *HEADERS.values()]
     names += [f"stacks.rank{number}.txt" for number in range(world_size())]
     return [folder / name for name in names]
 

@@ -39,6 +39,8 @@ FREE = frozenset(
         "rank_timeout",
         "memory_trial",
         "override",
+        "overwrite",
+        "report",
         "strict",
         "compile",
     }

@@ -61,7 +61,7 @@ def _own(file: WeightFile, overrides: dict[str, Any]) -> YAMLConfig | None:
 
 def _from_text(path: Path, text: str, overrides: dict[str, Any]) -> YAMLConfig:
     """Return the configuration of the run that wrote a file."""
-    once = {"override": False, "test_only": False}
+    once = {"override": False, "overwrite": False, "test_only": False}
     try:
         cfg = YAMLConfig.from_run(
             text, f"the configuration in {path}", **(once | overrides)

@@ -4,6 +4,7 @@ import hashlib
 
 import msgspec
 import pytest
+from tools.common import FAMILIES
 
 from src.core.errors import CheckpointError
 from src.detection import model_table
@@ -18,7 +19,6 @@ from src.detection.model_table import (
 )
 from src.detection.weight_file import read_weights
 from tests.fixtures.published import write_published
-from tools.common import FAMILIES
 
 
 @pytest.mark.parametrize("entry", read_table().values(), ids=read_table())

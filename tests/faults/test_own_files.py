@@ -189,6 +189,16 @@ def test_temporary_files_of_others_stay_and_our_own_leftovers_go(
     assert not leftover.exists() and linked.is_symlink()
 
 
+def test_a_new_run_in_the_folder_of_another_one_is_refused(config, folder):
+    assert train_here("-c", config, "--seed=1").code == 0
+    before = contents(folder)
+    ended = refused(
+        "-c", config, "--seed=2", text="holds another run (best.pth"
+    )
+    assert "--overwrite, which moves its results to" in ended.err
+    assert contents(folder) == before, "its status is unchanged, too"
+
+
 def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(
     config, folder
 ):
@@ -200,7 +210,7 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(
         if name in names
     }
     assert set(before) == names
-    ended = train_here("-c", config, "--seed=2")
+    ended = train_here("-c", config, "--seed=2", "--overwrite")
     assert (
         ended.code == 0
         and "contains an earlier run, which this run does not resume"
@@ -283,7 +293,10 @@ def test_a_file_that_a_new_run_starts_from_stays_where_it_is(
     assert train_here("-c", config, "--seed=1").code == 0
     kept = folder / "best.other_data.pth"
     (folder / "best.pth").rename(kept)
-    assert train_here("-c", config, "--seed=1", "-t", kept).code == 0
+    assert (
+        train_here("-c", config, "--seed=1", "--overwrite", "-t", kept).code
+        == 0
+    )
     assert kept.exists() and (folder / "earlier/1/last.pth").exists()
 
 
@@ -292,7 +305,7 @@ def test_an_export_of_an_earlier_run_does_not_stay_beside_a_new_best_pth(
 ):
     assert train_here("-c", config, "--seed=1").code == 0
     (folder / "best.onnx").write_bytes(b"\x08\x08\n\x05dfine")
-    assert train_here("-c", config, "--seed=1").code == 0
+    assert train_here("-c", config, "--seed=1", "--overwrite").code == 0
     assert (folder / "earlier/1/best.onnx").exists() and not (
         folder / "best.onnx"
     ).exists()

@@ -154,6 +154,8 @@ def test_a_state_under_another_name_is_not_the_run_of_its_folder(
     (tmp_path / "other").mkdir()
     shutil.copy(folder / "last.pth", folder / "other.pth")
     ended = resume(config, folder, "-r", folder / "other.pth")
+    assert ended.code == 2 and "holds another run" in ended.err
+    ended = resume(config, folder, "--overwrite", "-r", folder / "other.pth")
     assert (
         ended.code == 0
         and (folder / "earlier/1/best.pth").exists()

@@ -5,7 +5,11 @@ import pytest
 from src.core.errors import ConfigError
 from src.core.yaml_config import RunSettings
 from src.solver.checkpoint import CheckpointFolder
-from src.solver.output_folder import claimed, prepare_for_evaluation
+from src.solver.output_folder import (
+    claimed,
+    prepare_for_evaluation,
+    refuse_another_run,
+)
 from tests.fixtures.states import small_state
 
 
@@ -26,7 +30,16 @@ def test_a_folder_is_made_and_held_by_one_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["best.pth", "last.pth", "log.txt", "config.yml", "images.val.npz"]
+    "name",
+    [
+        "best.pth",
+        "last.pth",
+        "log.txt",
+        "results.csv",
+        "curves.png",
+        "config.yml",
+        "images.val.npz",
+    ],
 )
 def test_a_foreign_file_under_the_name_of_a_result_is_refused_and_unchanged(
     tmp_path, name
@@ -47,15 +60,38 @@ def test_a_file_where_a_folder_of_results_goes_is_refused(tmp_path, name):
         pass
 
 
-def test_a_run_of_this_project_may_be_resumed_or_followed_by_another(tmp_path):
+def test_a_run_of_this_project_may_be_resumed_or_overwritten(tmp_path):
     CheckpointFolder(tmp_path).save_last(small_state())
     for settings in (
-        {},
+        {"overwrite": True},
         {"resume": "auto"},
         {"resume": str(tmp_path / "last.pth")},
     ):
         with claim(tmp_path, **settings) as checkpoints:
             assert (checkpoints.folder / "last.pth").exists()
+
+
+def test_another_run_in_the_folder_of_a_run_is_refused(tmp_path):
+    CheckpointFolder(tmp_path).save_last(small_state())
+    (tmp_path / "other").mkdir()
+    CheckpointFolder(tmp_path / "other").save_last(small_state())
+    for settings in ({}, {"resume": str(tmp_path / "other/last.pth")}):
+        with (
+            pytest.raises(ConfigError, match="holds another run"),
+            claim(tmp_path, **settings),
+        ):
+            pass
+    refuse_another_run(RunSettings(output_dir=str(tmp_path), test_only=True))
+
+
+def test_a_run_that_starts_again_before_its_first_checkpoint_is_not_refused(
+    tmp_path,
+):
+    (tmp_path / "log.txt").write_text(
+        '{"epoch": 0, "stage": 1, "best_metric": "AP"}\n'
+    )
+    with claim(tmp_path, resume="auto"):
+        pass
 
 
 def test_start_weights_under_the_name_of_a_result_are_not_replaced(tmp_path):
