@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 from itertools import count
@@ -125,3 +126,53 @@ def test_the_command_that_a_stop_prints_resumes_the_run(
         ended.err
     )
     assert [record["epoch"] for record in read_log(output)] == [0, 1]
+
+
+def test_folder_in_another_layout_trains_resumes_and_is_evaluated(
+    tiny_data, tmp_path
+):
+    """The images of the tiny data as YOLO without a part for validation."""
+    folder = tmp_path / "data"
+    write_yolo_copy(tiny_data, folder)
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1)
+    command = ("-c", config, "--data", folder)
+    ended = train_here(*command)
+    assert ended.code == 0, ended.err
+    assert f"{folder} is read as YOLO (labels/*.txt)" in ended.out
+    assert "of 24 were set aside" in ended.out
+    last = tmp_path / "run/last.pth"
+    longer = train_here(*command, "-r", last, "-u", "epochs=2", "--override")
+    assert longer.code == 0, longer.err
+    assert "changed data" not in longer.out
+    assert [record["epoch"] for record in read_log(tmp_path / "run")] == [0, 1]
+    best = tmp_path / "run/best.pth"
+    output = tmp_path / "val"
+    evaluated = train_here(
+        *command, "--test-only", "-r", best, "--output-dir", output
+    )
+    assert evaluated.code == 0, evaluated.err
+    assert (output / "eval.json").is_file()
+
+
+def write_yolo_copy(data, folder) -> None:
+    """Write the training images of a COCO data set as YOLO, with links instead of copies."""
+    content = json.loads((data.folder / "train.json").read_text())
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    names = [category["name"] for category in content["categories"]]
+    ids = [category["id"] for category in content["categories"]]
+    (folder / "classes.txt").write_text("\n".join(names))
+    for image in content["images"]:
+        source = data.folder / "images" / image["file_name"]
+        (folder / "images" / image["file_name"]).hardlink_to(source)
+        lines = []
+        for box in content["annotations"]:
+            if box["image_id"] == image["id"]:
+                x, y, w, h = box["bbox"]
+                cx = (x + w / 2) / image["width"]
+                cy = (y + h / 2) / image["height"]
+                size = f"{w / image['width']} {h / image['height']}"
+                number = ids.index(box["category_id"])
+                lines.append(f"{number} {cx} {cy} {size}\n")
+        stem = image["file_name"].rpartition(".")[0]
+        (folder / f"labels/{stem}.txt").write_text("".join(lines))

@@ -53,7 +53,7 @@ FORMATS = tuple(_FINDERS)
 FULL_NAMES = {"coco": "COCO", "yolo": "YOLO", "voc": "Pascal VOC"}
 
 DEPTH = 2
-"""Number of levels of subfolders in which a data set is looked for if the folder itself is none."""
+"""Number of levels of subfolders in which a data set is looked for if the folder itself is not one."""
 
 LOSSES = ("clipped", "dropped", "left out", "swapped")
 """Ends of notes about labels or images that are changed or not used."""
@@ -276,7 +276,7 @@ def _ambiguous(
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Return the subfolders that are no links, so that no loop is followed."""
+    """Return the subfolders that are not links, so that no loop is followed."""
     try:
         folders = Entries(folder).folders
     except DataError:
@@ -396,7 +396,7 @@ def _split_coco(
 
 
 class _Converted(NamedTuple):
-    """What a conversion writes into the state of the cache."""
+    """Facts about converted labels that the state of the cache keeps."""
 
     images: Path
     class_names: list[str]

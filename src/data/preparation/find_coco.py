@@ -65,7 +65,7 @@ class CocoLayout:
     root: Path
     files: dict[str, Path]
     unused: tuple[Path, ...] = ()
-    """COCO files that are not used, since their names tell of no part."""
+    """COCO files that are not used: their names contain no part."""
 
     def where(self) -> str:
         """Return the place of the labels for a message."""

@@ -17,7 +17,7 @@ _WORDS_OF_VAL = ("val", "valid", "validation", "minival", "dev", "eval")
 
 
 def part_of(name: str) -> str | None:
-    """Return "train", "val" or "test" if a word in a file or folder name says so, otherwise None.
+    """Return "train", "val" or "test" if a word in a file or folder name stands for it, otherwise None.
 
     Example:
         >>> part_of("instances_val2017.json")

@@ -139,7 +139,7 @@ def test_duplicate_images_stay_together(tmp_path, data_format):
     (root / "images").mkdir(parents=True)
     content = coco_content("")
     for number, name in enumerate(names):
-        # each picture is there twice
+        # two files for each picture
         pixels = np.full((48, 64, 3), number // 2 * 20, np.uint8)
         Image.fromarray(pixels).save(root / f"images/{name}.png")
         if data_format == "yolo":
