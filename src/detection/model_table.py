@@ -9,13 +9,16 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..core.errors import CheckpointError
-from ..core.package_configs import package_config
+from ..core.package_configs import configs_folder
 from ..core.paths import close_names, read_text
 from ..core.schemas import checked
 from ..core.yaml_text import parse_yaml
 from ..runtime.weight_files import file_sha256
 
-TABLE = package_config("configs/models.yml")
+ROOT = configs_folder().parent
+"""Folder from which the table names configurations: the repository, or the installed package."""
+
+TABLE = ROOT / "configs/models.yml"
 WEIGHTS_FOLDER = Path("weights")
 """Folder in which files are looked for by the name of their model."""
 

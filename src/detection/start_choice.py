@@ -31,7 +31,7 @@ SCRATCH = {
 
 
 class StartChoice(NamedTuple):
-    """What a training starts from."""
+    """Start of a training."""
 
     config: Path | None
     """Configuration file; None takes the configuration in the file of `weights`."""
@@ -131,7 +131,7 @@ def _from_detector(entry: Entry, config: Path | None = None) -> StartChoice:
 
 
 class _Backbone(NamedTuple):
-    """What a configuration says about the start weights of its backbone."""
+    """Start weights of the backbone of a configuration."""
 
     name: str
     is_pretrained: bool
@@ -153,7 +153,7 @@ def _backbone_of(config: Path) -> _Backbone:
 def _from_backbone(
     config: Path, entries: list[Entry], folder: Path
 ) -> StartChoice:
-    """Return the start from a pre-trained backbone, or from random weights if the configuration says so.
+    """Return the start from a pre-trained backbone, or from random weights if it has no weights.
 
     Raises:
         CheckpointError: if the DINOv3 file of the configuration does not exist, or the configuration is one
