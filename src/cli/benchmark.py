@@ -193,7 +193,7 @@ def open_detector(arguments, device: str):
     engine = TorchEngine(
         cfg.model.deploy(), cfg.postprocessor.deploy(), torch.device(device)
     )
-    return Detector(
+    return Detector.from_parts(
         engine, preprocessing, named_classes(None, cfg.yaml_cfg["num_classes"])
     )
 

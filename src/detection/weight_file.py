@@ -17,7 +17,11 @@ from ..core.schemas import checked, shown
 from ..core.yaml_config import YAMLConfig
 from ..core.yaml_text import parse_yaml
 from ..runtime.finite import first_non_finite
-from ..runtime.weight_files import checked_path, read_tensor_file
+from ..runtime.weight_files import (
+    checked_path,
+    read_tensor_file,
+    refuse_address,
+)
 from .class_names import named_classes
 from .model_table import find_weights, is_model_name
 from .notes import ADVICE, checked_notes
@@ -188,8 +192,8 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
     The tensors get the keys of this project's models, whatever the layout of the file.
 
     Args:
-        path: path of the file, or the name of a model of `configs/models.yml`, whose file is looked for in
-            `weights/`.
+        path: path of the file; a run folder, whose `best.pth` is used if it has one, else its `last.pth`; or
+            the name of a model of `configs/models.yml`, whose file is looked for in `weights/`.
         family: family of the model, such as "deim", where the tensors fit several; None lets the file decide.
 
     Raises:
@@ -205,7 +209,7 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
     if is_model_name(path):
         model = str(path)
         path = find_weights(model)
-    path = checked_path(path)
+    path = checked_path(file_in_folder(path))
     content = read_tensor_file(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
@@ -228,6 +232,28 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
         total=len(weights),
         family=family,
         model=model,
+    )
+
+
+FILES_IN_FOLDER = ("best.pth", "last.pth", "model.safetensors")
+"""Files that stand for their folder, in this order; the last one is that of transformers."""
+
+
+def file_in_folder(path: str | Path) -> str | Path:
+    """Return the checkpoint in a run folder; a path that is not a folder is returned unchanged.
+
+    Raises:
+        CheckpointError: if the folder has no checkpoint.
+    """
+    folder = Path(refuse_address(path)).expanduser()
+    if not folder.is_dir():
+        return path
+    for name in FILES_IN_FOLDER:
+        if (folder / name).exists():
+            return folder / name
+    raise CheckpointError(
+        f"{path} is a folder without a checkpoint; expected a file, or a folder with one of "
+        f"{', '.join(FILES_IN_FOLDER)}"
     )
 
 

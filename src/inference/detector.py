@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.decoding import ImageError
 from ..data.dataset.picture import is_bit_depth
-from ..detection.fitting import describe_loading, load_strictly
-from ..detection.model_config import model_config, refuse_other_family
 from ..detection.thresholds import drawing_threshold
-from ..detection.weight_file import WeightFile, read_weights
-from ..runtime.distributed import pick_device
+from ..detection.weight_file import WeightFile
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.forks import prepare_torch_after_fork
-from ..runtime.log import logger
 from .engines import Engine, TorchEngine, batch_image_names
 from .exported_engines import (
     ExportedEngine,
@@ -34,11 +29,18 @@ from .exported_engines import (
     OpenVinoEngine,
     TensorRtEngine,
 )
-from .metadata import Metadata, metadata_for
+from .inputs import as_images
+from .opening import (
+    EXPORTED,
+    DetectorParts,
+    checkpoint_parts,
+    exported_parts,
+    weights_parts,
+)
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
 from .preprocessing import Preprocessing
-from .reading import LabelledFile, Readable, ReadImage, batches, read_ahead
+from .reading import Readable, ReadImage, batches, read_ahead
 from .tiling import Tiling, predict_tiled
 
 Errors: TypeAlias = Literal["raise", "skip"]
@@ -59,19 +61,116 @@ class ImagePrediction(NamedTuple):
 
 
 class Detector:
-    """Detect objects in images with any engine.
+    """Detect objects in images with a checkpoint or an exported model.
 
     Example:
-        >>> from src.inference import Detector
-        >>> detector = Detector.from_checkpoint("best.pth", device="cpu")
-        >>> found = detector.predict("image.jpg")
-        >>> for box, score, name in zip(found.boxes, found.scores, found.names):
-        ...     print(name, box.round().astype(int).tolist(), f"{score:.1f}")
+        >>> from src import Detector
+        >>> detector = Detector("best.pth", device="cpu")
+        >>> for box, score, label, name in detector.predict("image.jpg"):
+        ...     print(name, [round(value) for value in box], f"{score:.1f}")
         ring [31, 15, 59, 43] 0.8
+        >>> detector.names
+        {0: 'disc', 1: 'square', 2: 'triangle', 3: 'ring'}
     """
 
     def __init__(
         self,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        config: str | Path | None = None,
+        input_size: Sequence[int] | None = None,
+        use_amp: bool = False,
+        bit_depth: int | None = None,
+        family: str | None = None,
+    ) -> None:
+        """Open a checkpoint, a run folder, a published model or an exported model.
+
+        Args:
+            path: `best.pth`, `last.pth` or a published file; a run folder, whose `best.pth` is used if it has
+                one, else its `last.pth`; the name of a model of `configs/models.yml`; or an exported file,
+                which the end of its name shows: `.onnx` (ONNX Runtime), `.xml` (OpenVINO), `.engine`
+                (TensorRT).
+            device: cpu, cuda or cuda:N; None uses CUDA if available.
+            config: as for `from_checkpoint`, only for checkpoints.
+            input_size: as for `from_checkpoint`, only for checkpoints.
+            use_amp: as for `from_checkpoint`, only for checkpoints.
+            bit_depth: as for `from_checkpoint`, only for checkpoints.
+            family: as for `from_checkpoint`, only for checkpoints.
+
+        Raises:
+            CheckpointError: as for `from_checkpoint` and `from_onnx`.
+            ConfigError: as for `from_checkpoint`, or if an argument is not used by an exported model.
+        """
+        if not isinstance(path, str | Path):
+            raise ConfigError(
+                f"Detector() was given a {type(path).__name__}, expected the path of a file; "
+                "Detector.from_parts() combines an engine, preprocessing and classes"
+            )
+        open_engine = EXPORTED.get(Path(path).suffix.lower())
+        if open_engine is None:
+            parts = checkpoint_parts(
+                path,
+                device=device,
+                config=config,
+                input_size=input_size,
+                use_amp=use_amp,
+                bit_depth=bit_depth,
+                family=family,
+            )
+        else:
+            given = {
+                "config": config,
+                "input_size": input_size,
+                "use_amp": use_amp or None,
+                "bit_depth": bit_depth,
+                "family": family,
+            }
+            _refuse_given(path, given)
+            parts = exported_parts(open_engine(path, device), path)
+        self._use(parts)
+
+    def _use(self, parts: DetectorParts) -> None:
+        """Store the parts of a detector.
+
+        Raises:
+            ConfigError: if the bit depth is out of range.
+            CheckpointError: if the threshold is.
+        """
+        if not is_bit_depth(parts.bit_depth):
+            raise ConfigError(
+                f"bit_depth is {parts.bit_depth}, expected 8 to 16"
+            )
+        self.bit_depth = parts.bit_depth
+        self.engine = parts.engine
+        self.preprocessing = parts.preprocessing
+        self.classes = list(parts.classes)
+        self.meta = parts.meta or {}
+        self.cfg = parts.cfg
+        threshold = parts.threshold
+        if threshold is not None:
+            threshold = _checked_threshold(threshold)
+        self.threshold = drawing_threshold(threshold)
+        self._process = os.getpid()
+        self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
+        self._names = np.array(
+            [entry["name"] for entry in self.classes], object
+        )
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Name of the class of each label."""
+        return dict(enumerate(self._names.tolist()))
+
+    @classmethod
+    def _of(cls, parts: DetectorParts) -> Detector:
+        detector = cls.__new__(cls)
+        detector._use(parts)
+        return detector
+
+    @classmethod
+    def from_parts(
+        cls,
         engine: Engine,
         preprocessing: Preprocessing,
         classes: Sequence[dict[str, Any]],
@@ -79,8 +178,8 @@ class Detector:
         meta: dict[str, Any] | None = None,
         cfg: YAMLConfig | None = None,
         bit_depth: int | None = None,
-    ) -> None:
-        """Combine the parts of a detector. `from_checkpoint` and its siblings create detectors from files.
+    ) -> Detector:
+        """Combine the parts of a detector, for example with an engine of your own.
 
         Args:
             engine: engine that computes detections from preprocessed images.
@@ -93,23 +192,17 @@ class Detector:
 
         Raises:
             ConfigError: if the bit depth is out of range.
+
+        Example:
+            >>> first = Detector("best.pth", device="cpu")
+            >>> second = Detector.from_parts(first.engine, first.preprocessing, first.classes)
+            >>> second.threshold
+            0.4
         """
-        if not is_bit_depth(bit_depth):
-            raise ConfigError(f"bit_depth is {bit_depth}, expected 8 to 16")
-        self.bit_depth = bit_depth
-        self.engine = engine
-        self.preprocessing = preprocessing
-        self.classes = list(classes)
-        self.meta = meta or {}
-        self.cfg = cfg
-        if threshold is not None:
-            threshold = _checked_threshold(threshold)
-        self.threshold = drawing_threshold(threshold)
-        self._process = os.getpid()
-        self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
-        self._names = np.array(
-            [entry["name"] for entry in self.classes], object
+        parts = DetectorParts(
+            engine, preprocessing, classes, threshold, meta, cfg, bit_depth
         )
+        return cls._of(parts)
 
     @classmethod
     def from_checkpoint(
@@ -144,18 +237,16 @@ class Detector:
             ConfigError: if the device does not exist, the family is unknown, or the model cannot use the
                 input size.
         """
-        prepare_torch_after_fork()
-        file = read_weights(path, family)
-        picked = pick_device(device)
-        cfg = model_config(file, config)
-        return cls.from_weights(
-            file,
-            cfg,
-            picked,
+        parts = checkpoint_parts(
+            path,
+            device=device,
+            config=config,
             input_size=input_size,
             use_amp=use_amp,
             bit_depth=bit_depth,
+            family=family,
         )
+        return cls._of(parts)
 
     @classmethod
     def from_weights(
@@ -183,59 +274,15 @@ class Detector:
                 transforms that cannot be used.
             ConfigError: if the model cannot use the input size.
         """
-        prepare_torch_after_fork()
-        file.prepare(cfg)
-        try:
-            preprocessing = Preprocessing.from_config(cfg)
-        except ConfigError as error:
-            if not cfg.is_from_checkpoint:
-                raise
-            raise CheckpointError(f"{file.path}: {error}") from None
-        noted = file.input_size if cfg.is_from_checkpoint else None
-        if noted is not None and noted != preprocessing.input_size:
-            raise CheckpointError(
-                f"{file.path}: meta.input_size is {list(noted)}, but the configuration in the file resizes "
-                f"images to {list(preprocessing.input_size)} (height, width); use another copy of the file"
-            )
-        if (
-            input_size is not None
-            and tuple(input_size) != preprocessing.input_size
-        ):
-            logger.warning(
-                "input size %d x %d instead of %d x %d (height x width), which the model was trained for: "
-                "accuracy may differ",
-                *input_size,
-                *preprocessing.input_size,
-            )
-            preprocessing = preprocessing.resized(input_size)
-        cfg.set(
-            "eval_spatial_size",
-            list(preprocessing.input_size),
-            "the input size",
-        )
-        refuse_other_family(file, cfg)
-        model = cfg.model
-        load_strictly(model, file)
-        if file.config_text is None:
-            logger.info("%s", describe_loading(file, model, cfg.path))
-        postprocessor = cfg.postprocessor.deploy()
-        engine = TorchEngine(
-            model.deploy(), postprocessor, device, use_amp=use_amp
-        )
-        notes = {
-            key: value for key, value in file.meta.items() if key != "config"
-        }
-        notes["file"] = str(file.path)
-        classes = file.named_classes
-        return cls(
-            engine,
-            preprocessing,
-            classes,
-            file.threshold,
-            notes,
+        parts = weights_parts(
+            file,
             cfg,
-            file.bit_depth if bit_depth is None else bit_depth,
+            device,
+            input_size=input_size,
+            use_amp=use_amp,
+            bit_depth=bit_depth,
         )
+        return cls._of(parts)
 
     @classmethod
     def from_onnx(
@@ -252,7 +299,9 @@ class Detector:
         Raises:
             CheckpointError: if neither the file nor NAME.json beside it has the classes and preprocessing.
         """
-        return cls._from_export(OnnxEngine(path, device, threads=threads), path)
+        return cls._of(
+            exported_parts(OnnxEngine(path, device, threads=threads), path)
+        )
 
     @classmethod
     def from_openvino(
@@ -266,8 +315,8 @@ class Detector:
 
         Arguments and errors are those of `OpenVinoEngine` and `from_onnx`.
         """
-        return cls._from_export(
-            OpenVinoEngine(path, device, threads=threads), path
+        return cls._of(
+            exported_parts(OpenVinoEngine(path, device, threads=threads), path)
         )
 
     @classmethod
@@ -278,27 +327,33 @@ class Detector:
 
         Arguments and errors are those of `TensorRtEngine` and `from_onnx`.
         """
-        return cls._from_export(TensorRtEngine(path, device), path)
+        return cls._of(exported_parts(TensorRtEngine(path, device), path))
 
-    @classmethod
-    def _from_export(cls, engine: ExportedEngine, path: str | Path) -> Detector:
-        metadata = metadata_for(Path(path), engine.metadata)
-        preprocessing = _exported_preprocessing(metadata, engine, path)
-        classes = [dict(entry) for entry in metadata.classes]
-        notes = {
-            "file": str(path),
-            "licences": metadata.licences,
-            "commit": metadata.commit,
-            "checkpoint": metadata.checkpoint,
-        }
-        return cls(
-            engine,
-            preprocessing,
-            classes,
-            metadata.threshold,
-            notes,
-            bit_depth=metadata.bit_depth,
-        )
+    @overload
+    def predict(
+        self,
+        images: Readable | Iterable[Readable],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        nms: float | None = None,
+        tiling: Tiling | None = None,
+        errors: Errors = "raise",
+        stream: Literal[False] = False,
+    ) -> Prediction | list[Prediction]: ...
+
+    @overload
+    def predict(
+        self,
+        images: Readable | Iterable[Readable],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        nms: float | None = None,
+        tiling: Tiling | None = None,
+        errors: Errors = "raise",
+        stream: Literal[True],
+    ) -> Iterator[Prediction]: ...
 
     def predict(
         self,
@@ -309,25 +364,30 @@ class Detector:
         nms: float | None = None,
         tiling: Tiling | None = None,
         errors: Errors = "raise",
-    ) -> Prediction | list[Prediction]:
+        stream: bool = False,
+    ) -> Prediction | list[Prediction] | Iterator[Prediction]:
         """Detect objects.
 
         Args:
-            images: one image, or several as an iterable or a 4-dimensional array or tensor.
+            images: one image; several as an iterable, a generator, or a 4-dimensional array or tensor; or the
+                path of a folder or a video. URLs are refused: download the files first.
             threshold: as in `PredictionSettings`.
             batch_size: as in `PredictionSettings`.
             nms: as in `PredictionSettings`.
             tiling: as in `PredictionSettings`.
             errors: "raise" raises the first error; "skip" gives an image that cannot be read, is not an
                 image, or for which the model gives NaN an empty prediction with `Prediction.error`.
+            stream: return a generator, which computes each batch when it is needed. Long videos, folders and
+                generators then need little memory. `Detector.stream` also yields the images.
 
         Returns:
-            The prediction for a single image, or a list with the prediction for each image, in order.
+            The prediction for a single image, or a list with the prediction for each image or frame, in
+            order. With `stream`, a generator of predictions in both cases.
 
         Raises:
-            DataError: if an image cannot be read.
-            ConfigError: if an object is not an image, or if the process was forked from the one that created
-                this detector and its engine does not survive that.
+            DataError: if an image cannot be read, a folder has no images, or a video is truncated.
+            ConfigError: if an object is not an image, or is a URL; if the process was forked from the one
+                that created this detector and its engine does not survive that.
             NumericsError: if the model gives NaN or infinity.
 
         Example:
@@ -338,16 +398,23 @@ class Detector:
             >>> found = detector.predict(["missing.jpg", "image.jpg"], errors="skip")
             >>> [prediction.error for prediction in found]
             ['image missing.jpg cannot be read: No such file or directory', None]
+            >>> for prediction in detector.predict("images", stream=True):
+            ...     print(Path(prediction.source).name, len(prediction))
+            ...     break
+            val_00000.jpg 1
         """
         settings = PredictionSettings(threshold, batch_size, nms, tiling)
-        several, is_single = _as_several(images)
-        stream = self.stream(several, settings, errors=errors)
-        found = list(map(attrgetter("prediction"), stream))  # keeps no image
-        return found[0] if is_single else found
+        inputs = as_images(images, skip_errors=errors == "skip")
+        seen = self.stream(inputs.images, settings, errors=errors)
+        found = map(attrgetter("prediction"), seen)  # keeps no image
+        if stream:
+            return found
+        predictions = list(found)
+        return predictions[0] if inputs.is_single else predictions
 
     def stream(
         self,
-        images: Iterable[Readable],
+        images: Readable | Iterable[Readable],
         settings: PredictionSettings = DEFAULT_SETTINGS,
         *,
         errors: Errors = "raise",
@@ -358,7 +425,7 @@ class Detector:
         An error is raised after the predictions for the images before it.
 
         Args:
-            images: any number of images. An error of the iterable itself is raised whatever `errors` is.
+            images: as for `predict`. An error of an iterable itself is raised whatever `errors` is.
             settings: settings of the prediction.
             errors: as for `predict`. The image of an image that cannot be read has no pixels.
             unreadable: list to which the errors of unreadable images are appended; these images are left out.
@@ -375,6 +442,7 @@ class Detector:
             val_00000.jpg [3, 64, 64]
             val_00001.jpg [3, 64, 64]
         """
+        inputs = as_images(images, skip_errors=errors == "skip")
         size = self.engine.batch_size or settings.batch_size
         if size < 1:
             raise ConfigError(f"batch_size is {size}, expected at least 1")
@@ -396,7 +464,7 @@ class Detector:
             predict = partial(_tiled, settings.tiling, predict, size)
             size = 1
         read = _usable(
-            read_ahead(images, ahead=2 * size, bit_depth=self.bit_depth),
+            read_ahead(inputs.images, ahead=2 * size, bit_depth=self.bit_depth),
             errors,
             unreadable,
         )
@@ -468,31 +536,18 @@ class Detector:
             )
 
 
-def _exported_preprocessing(
-    metadata: Metadata, engine: ExportedEngine, path: str | Path
-) -> Preprocessing:
-    """Return the preprocessing of an exported model, after comparing its size with that of the graph.
+def _refuse_given(path: str | Path, given: dict[str, Any]) -> None:
+    """Raise for arguments that an exported model does not use.
 
     Raises:
-        CheckpointError: if a transform cannot be built, or the sizes differ.
+        ConfigError: with the name of the first argument that was given.
     """
-    try:
-        preprocessing = Preprocessing(metadata.preprocessing)
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{path}: metadata.preprocessing cannot be used: {error}; export the model again"
-        ) from None
-    sizes = {
-        "metadata.input_size": tuple(metadata.input_size),
-        "the graph": engine.input_size,
-    }
-    for name, size in sizes.items():
-        if size is not None and size != preprocessing.input_size:
-            raise CheckpointError(
-                f"{path}: metadata.preprocessing resizes images to {preprocessing.input_size} (height, "
-                f"width), but {name} has {size}; export the model again"
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is only used with checkpoints, but {path} is an exported model, which has fixed "
+                "settings; leave it out"
             )
-    return preprocessing
 
 
 def _usable(
@@ -565,32 +620,6 @@ def _listed_files(sources: Iterable[str | None]) -> str:
     if len(files) > MAX_LISTED_FILES:
         more = f" and {len(files) - MAX_LISTED_FILES} more"
     return f"; files of the batch: {', '.join(files[:MAX_LISTED_FILES])}{more}"
-
-
-def _as_several(
-    images: Readable | Iterable[Readable],
-) -> tuple[Iterable[Readable], bool]:
-    """Return an iterable of images, and whether a single image was given."""
-    if isinstance(images, (np.ndarray, Tensor)):
-        is_single = images.ndim < 4
-    else:
-        # an object that is not an image and not a collection of images is refused as a single image
-        kinds = (
-            str,
-            Path,
-            Image.Image,
-            LabelledFile,
-            bytes,
-            bytearray,
-            Mapping,
-        )
-        is_single = isinstance(images, kinds) or not isinstance(
-            images, Iterable
-        )
-    if is_single:
-        return [cast("Readable", images)], True
-    # iterating over an array or tensor gives its images
-    return cast("Iterable[Readable]", images), False
 
 
 def _checked_threshold(value: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -291,6 +292,8 @@ def _read(
     return ReadImage(pixels, source, decoded)
 
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
 _WARNED: set[tuple[Path, ImageFlag]] = set()
 """Folders and flags that a warning was logged about."""
 
@@ -333,8 +336,12 @@ def read_image(
 
     Raises:
         ImageError: if a file cannot be read.
-        ConfigError: if it is not an image, or an array with a wrong shape or type.
+        ConfigError: if it is a URL, is not an image, or is an array with a wrong shape or type.
     """
+    if isinstance(image, str) and _URL.match(image):
+        raise ConfigError(
+            f"{image} is a URL; download the file first, and give its local path"
+        )
     if isinstance(image, LabelledFile | str | Path):
         pixels = _read_file(image, before_decoding, bit_depth)
         return pixels, _source_of(image)

@@ -38,6 +38,7 @@ COMPLETE = (
 
 WITHOUT_EXAMPLE = {
     "src.inference.export.export_onnx": "needs onnxscript, which is optional",
+    "src.inference.opening.exported_parts": "needs an exported file and its runtime, which are optional",
     "src.inference.fiftyone_export.fiftyone_samples": "needs FiftyOne, which is optional",
     "src.inference.fiftyone_export.to_fiftyone": "needs FiftyOne, which is optional",
 }

@@ -64,7 +64,7 @@ def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
         """Compare with an engine that fails at a size; return the sizes of the batches it was given."""
         engine = FailsAt(detector.engine, size)
         settings = detector.preprocessing, detector.classes, detector.threshold
-        exported = Detector(engine, *settings, {"file": "best.onnx"})
+        exported = Detector.from_parts(engine, *settings, {"file": "best.onnx"})
         check_agreement(detector, exported, val_images[:count], [""] * count)
         return engine.sizes
 
@@ -155,7 +155,7 @@ def test_images_for_the_check_come_from_a_folder_or_the_validation_data_or_are_s
     assert [image.shape for image in drawn] == [(64, 64, 3)] * 3 and names[
         2
     ] == "synthetic image 3"
-    own = Detector(
+    own = Detector.from_parts(
         detector.engine,
         detector.preprocessing,
         detector.classes,

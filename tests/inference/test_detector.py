@@ -414,7 +414,7 @@ def test_bad_images_cost_only_their_own_predictions(
 def test_a_single_bad_image_gives_a_prediction_with_its_error(
     detector, bad_images
 ):
-    del bad_images["list"]  # several images
+    del bad_images["list"], bad_images["folder"]  # several images
     del bad_images["array of five dimensions"]
     for kind, bad in bad_images.items():
         found = detector.predict(bad, errors="skip")
@@ -469,7 +469,7 @@ class Diverging:
 def test_nan_for_an_image_costs_only_its_own_prediction(
     detector, val_images, tiling
 ):
-    diverging = Detector(
+    diverging = Detector.from_parts(
         Diverging(detector.engine), detector.preprocessing, detector.classes
     )
     dark = np.zeros((50, 60, 3), np.uint8)
@@ -572,7 +572,7 @@ def test_bit_depth_applies_to_paths_and_images_and_is_checked(
     grey = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
     Image.fromarray(grey).save(tmp_path / "a.png")
     eight_bits = np.round(grey * (255 / 4095)).astype(np.uint8)
-    deep = Detector(
+    deep = Detector.from_parts(
         detector.engine,
         detector.preprocessing,
         detector.classes,
@@ -585,7 +585,9 @@ def test_bit_depth_applies_to_paths_and_images_and_is_checked(
     drawn = np.asarray(one.select(one.scores > 2).draw())
     assert drawn[-1, -1].tolist() == [255, 255, 255]
     with pytest.raises(ConfigError, match="bit_depth is 40, expected 8 to 16"):
-        Detector(detector.engine, detector.preprocessing, [], bit_depth=40)
+        Detector.from_parts(
+            detector.engine, detector.preprocessing, [], bit_depth=40
+        )
 
 
 def test_doubtful_properties_of_files_are_logged_once_for_each_folder(

@@ -120,7 +120,7 @@ def test_other_names_and_engines_are_refused(detector, tmp_path):
         export_onnx(detector, tmp_path / "a.engine")
     with pytest.raises(ConfigError, match="only a detector from a checkpoint"):
         export_onnx(
-            Detector(
+            Detector.from_parts(
                 lambda images, sizes: None,
                 detector.preprocessing,
                 detector.classes,
@@ -213,7 +213,7 @@ def test_bit_depth_is_carried_by_metadata_that_older_readers_refuse(
 ):
     plain = Metadata.from_json(exported.with_suffix(".json").read_text(), "a")
     assert (plain.bit_depth, plain.format) == (None, 1)
-    deep = Detector(
+    deep = Detector.from_parts(
         detector.engine,
         detector.preprocessing,
         detector.classes,
@@ -256,7 +256,7 @@ def test_an_hgnetv2_detector_is_exported_too(tmp_path):
         },
     )
     model = cfg.model
-    detector = Detector(
+    detector = Detector.from_parts(
         TorchEngine(
             model.deploy(), cfg.postprocessor.deploy(), torch.device("cpu")
         ),

@@ -74,7 +74,9 @@ class Exported(ExportedEngine):
 
 def test_exported_model_of_the_parent_is_refused(monkeypatch):
     loaded = Detector.from_checkpoint(TRAINED, device="cpu")
-    detector = Detector(Exported(), loaded.preprocessing, loaded.classes)
+    detector = Detector.from_parts(
+        Exported(), loaded.preprocessing, loaded.classes
+    )
     parent = os.getpid()
     monkeypatch.setattr("src.inference.detector.os.getpid", lambda: parent + 1)
     with pytest.raises(
