@@ -250,6 +250,14 @@ def test_class_number_beyond_the_names_is_a_fault(tmp_path):
     assert "class 2 is not among the 2 names" in refused(tmp_path)
 
 
+def test_settings_with_train_and_val_but_no_names_do_not_describe_data(
+    tmp_path,
+):
+    voc_labelimg(tmp_path)
+    (tmp_path / "hyper.yaml").write_text("train: {lr: 1}\nval: {every: 2}\n")
+    assert find_dataset(tmp_path).data_format == "voc"
+
+
 # ---- what is clipped, dropped and left out ----
 
 

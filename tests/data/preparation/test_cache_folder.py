@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from src.core.errors import ConfigError
 from src.data.preparation import any_dataset
 from src.data.preparation.any_dataset import find_dataset
+from src.data.preparation.cache_folder import held
 from tests.fixtures.golden import ROOT
 from tests.fixtures.label_formats import write_images, yolo_lines
 from tests.fixtures.layouts import (
@@ -204,3 +206,19 @@ def test_of_several_ranks_one_converts_and_the_others_wait(tmp_path):
     answers = [rank.communicate()[0].strip() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
     assert sorted(answers) == [b"False", b"True", b"True"]
+
+
+def test_lock_is_held_by_one_at_a_time(tmp_path):
+    entered = []
+
+    def enter():
+        with held(tmp_path):
+            entered.append(True)
+
+    with held(tmp_path):
+        other = threading.Thread(target=enter)
+        other.start()
+        other.join(0.2)
+        assert entered == []
+    other.join(10)
+    assert entered == [True]
