@@ -98,7 +98,6 @@ RUN: Mapping[str, list[str]] = {
     "dfine check DATA": [],
     "dfine predict runs/train image.jpg": ["-d", "cpu"],
     "dfine predict runs/train images/": ["-d", "cpu"],
-    "dfine export runs/train": [],
     "dfine demo": SHORT_DEMO,
     "python tools/dataset/check.py --data DATA": [],
     "python tools/dataset/check.py --annotations DATA/train.json --images DATA/images "
@@ -112,7 +111,7 @@ RUN: Mapping[str, list[str]] = {
     "python tools/visualization/report.py -r best.pth --images images/ "
     "--annotations annotations.json --output report.html": ["-d", "cpu"],
     "python reference/convert_weight.py last.pth": [],
-    "python tools/benchmark/get_info.py -r best.pth": [],
+    "dfine info best.pth": [],
 }
 """Documented commands that are run, with the arguments that are added to make them short."""
 
@@ -451,8 +450,6 @@ def test_the_documented_training_writes_what_the_documents_promise(run_folder):
 
 @pytest.mark.parametrize("command", [name for name in RUN if name != TRAINING])
 def test_a_documented_command_runs(command, folder, run_folder):
-    if "export" in command:
-        pytest.importorskip("onnxscript")
     shutil.rmtree(folder / "COCO", ignore_errors=True)
     run_documented(command, folder)
 
