@@ -26,10 +26,22 @@ def finish(cfg: YAMLConfig, device: str | None = None) -> None:
     folder = Path(cfg.settings.output_dir)
     if not is_main() or not (folder / BEST).is_file():
         return
-    if cfg.settings.report:
+    if cfg.settings.report and not _is_up_to_date(folder):
         with without_other_ranks():
             _report(folder, device)
     log_next_commands(cfg, folder)
+
+
+def _is_up_to_date(folder: Path) -> bool:
+    """Return whether the report is not older than the best checkpoint, as after a run that was complete."""
+    from ..inference.run_report import REPORT
+    from ..runtime.own_files import is_ours
+    from ..solver.checkpoint import BEST
+
+    report = folder / REPORT
+    if not is_ours(report):
+        return False
+    return report.stat().st_mtime >= (folder / BEST).stat().st_mtime
 
 
 def _report(folder: Path, device: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Train a small detector on synthetic shapes, evaluate it and look at its errors: minutes on a CPU.
+"""Train a small detector on synthetic shapes, and write a report about its errors: minutes on a CPU.
 
     dfine demo
 
@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import report, trainer
+from . import trainer
 from .common import parser_for, user_path
 
 CONFIG = "dfine_dinov3_demo"
@@ -76,9 +76,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if arguments.size < 32 or arguments.size % 32:
         parser.error(f"--size is {arguments.size}, expected a multiple of 32")
     folder = _prepare(arguments)
-    _run(trainer.main, _training(folder, arguments))
-    device = [] if arguments.device is None else ["-d", arguments.device]
-    report.main([str(folder), *device])
+    trainer.main(_training(folder, arguments))
 
 
 def _prepare(arguments: argparse.Namespace) -> Path:
@@ -104,7 +102,11 @@ def _prepare(arguments: argparse.Namespace) -> Path:
 
     set_up_logging(speaks=True, debug=arguments.debug)
     end_in_order()
-    _run(lambda: run_command(command, debug=arguments.debug))
+    try:
+        run_command(command, debug=arguments.debug)
+    except SystemExit as end:
+        if end.code:
+            raise
     return folders[0]
 
 
@@ -134,12 +136,3 @@ def _shorter(epochs: int) -> list[str]:
         f"lr_scheduler.milestones=[{max(1, epochs * 9 // 12)}]",
         f"train_dataloader.collate_fn.stop_epoch={max(1, epochs * 11 // 12)}",
     ]
-
-
-def _run(command, *arguments: object) -> None:
-    """Run a command that ends with `sys.exit`, and return if it has succeeded."""
-    try:
-        command(*arguments)
-    except SystemExit as end:
-        if end.code:
-            raise

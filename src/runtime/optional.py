@@ -8,8 +8,14 @@ from types import ModuleType
 
 from ..core.errors import ConfigError
 
-TOOLS = "pip install -r tools/requirements.txt"
-"""Command that installs the packages that only some tools need."""
+IS_IN_TREE = __name__.startswith("src.")
+
+TOOLS = (
+    "pip install -r tools/requirements.txt"
+    if IS_IN_TREE
+    else 'pip install "dfine-dinov3[tools]"'
+)
+"""Command that installs the packages that only some tools need, in the source tree and otherwise."""
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 """Disables the telemetry of ONNX Runtime 1.32 and later, which otherwise reports its usage to Microsoft. It

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import __version__
 from ..core.contracts import Licensed
 from ..detection.weight_file import WeightFile
 
@@ -48,15 +49,15 @@ def provenance(
 
 
 def code_version(root: Path = ROOT) -> str:
-    """Return the git commit, with "+changes" if files are modified; "unknown" outside a checkout."""
+    """Return the git commit, with "+changes" if files are modified; the version outside a checkout."""
     try:
         top = _git(root, "rev-parse", "--show-toplevel")
         if Path(top).resolve() != root.resolve():
-            return "unknown"
+            return f"version {__version__}"
         commit = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return f"version {__version__}"
     return f"{commit}+changes" if changes else commit
 
 

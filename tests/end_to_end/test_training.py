@@ -1,6 +1,9 @@
 """Training and evaluation as users start them."""
 
+import csv
 import json
+import re
+import shlex
 
 import pytest
 import yaml
@@ -9,6 +12,7 @@ from src.inference import Detector
 from src.runtime.files import LOCK
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
+from tests.fixtures.tiny import ROOT
 from tests.fixtures.trained_tiny import TRAINED
 
 
@@ -17,7 +21,11 @@ def trained(tiny_data, tmp_path_factory):
     """A finished run of two epochs, the second one clean, on one rank, from weights that find objects."""
     folder = tmp_path_factory.mktemp("trained")
     config = write_tiny_config(
-        folder, tiny_data, pictures=True, optimizer={"lr": 2e-4}
+        folder,
+        tiny_data,
+        pictures=True,
+        report=True,
+        optimizer={"lr": 2e-4},
     )
     result = run_python("train.py", "-c", config, "-t", TRAINED, "--seed=1")
     assert result.returncode == 0, result.stderr + result.stdout
@@ -33,6 +41,9 @@ def test_a_run_leaves_what_its_users_need(trained):
         "best.pth",
         "last.pth",
         "log.txt",
+        "results.csv",
+        "curves.png",
+        "report.html",
         "config.yml",
         "summary",
         "run_status.json",
@@ -78,6 +89,59 @@ def test_the_terminal_has_one_line_an_epoch(trained):
         )
         == 2
     )
+
+
+def test_the_first_step_has_a_line_with_progress_speed_and_memory(trained):
+    lines = [line for line in trained[2].splitlines() if "  step " in line]
+    assert re.search(
+        r"epoch 1/2  step 1/\d+  loss \d+\.\d+  lr \S+  [\d.]+ images/s  left \d:\d\d:\d\d  memory [\d.]+ GB",
+        lines[0],
+    )
+
+
+def test_the_table_agrees_with_the_log(trained):
+    with open(trained[1] / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = read_log(trained[1])
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row, record in zip(rows, records):
+        assert float(row["AP"]) == pytest.approx(record["AP"], rel=1e-4)
+        kinds = ("vfl", "bbox", "giou", "fgl", "ddf")
+        losses = [float(row[f"loss_{kind}"]) for kind in kinds]
+        assert sum(losses) == pytest.approx(float(row["loss"]), rel=1e-4)
+        assert float(row["lr_default"]) > 0
+
+
+def test_the_log_has_the_ap_of_each_class_by_name(trained):
+    record = read_log(trained[1])[0]
+    by_name = record["AP_by_class_name"]
+    assert list(by_name) == ["disc", "square", "triangle", "ring"]
+    assert list(by_name.values()) == list(record["AP_of_class"].values())
+
+
+def test_the_commands_that_are_printed_at_the_end_work_when_they_are_copied(
+    trained, tmp_path
+):
+    lines = trained[2].splitlines()
+    commands = {}
+    for line in lines[-3:]:
+        _, title, command = line.split(maxsplit=2)
+        commands[title] = shlex.split(command)
+    assert list(commands) == ["evaluate", "predict", "export"]
+    for title in ("evaluate", "predict"):
+        _, *words = commands[title]
+        if title == "predict":
+            words += ["--output", str(tmp_path)]
+        result = run_python(*words, OMP_NUM_THREADS="1")
+        assert result.returncode == 0, result.stderr
+    assert (trained[1] / "eval.json").exists()
+    assert (tmp_path / "predictions.json").exists()
+    assert (ROOT / commands["export"][1]).is_file()
+
+
+def test_the_report_shows_the_best_checkpoint_on_the_validation_data(trained):
+    page = (trained[1] / "report.html").read_text()
+    assert "best.pth" in page and "triangle" in page
 
 
 def test_the_stage_switch_is_logged(trained):

@@ -157,7 +157,7 @@ def test_a_threshold_above_all_scores_gives_a_report_without_detections(
     text = write_report(
         evaluation, detector, tmp_path / "report.html", threshold=1
     ).read_text()
-    assert "At this threshold nothing is detected, and 0.0 %" in text
+    assert "No detection reaches this threshold." in text
 
 
 def test_without_a_choice_the_threshold_is_that_of_predictions(
