@@ -36,6 +36,8 @@ class _OtherName(MetaPathFinder, Loader):
         if top != self.other:
             return None
         if not below:
+            if self.other == IN_TREE and self._is_of_a_user():
+                return None
             return ModuleSpec(fullname, self, is_package=True)
         if sys.modules.get(self.other) is not sys.modules[self.own]:
             return None  # another package has this name
@@ -44,6 +46,13 @@ class _OtherName(MetaPathFinder, Loader):
             return None
         is_package = found.submodule_search_locations is not None
         return ModuleSpec(fullname, self, is_package=is_package)
+
+    def _is_of_a_user(self) -> bool:
+        """Return whether the other name is that of a package of a user."""
+        for finder in sys.meta_path:
+            if finder is not self and finder.find_spec(self.other, None):
+                return True
+        return False
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module under its own name; the import system will change its `__spec__`."""
@@ -71,8 +80,5 @@ def import_under_both_names() -> None:
         return
     if any(isinstance(finder, _OtherName) for finder in sys.meta_path):
         return
-    finder = _OtherName(own, other)
-    if other == INSTALLED:
-        sys.meta_path.insert(0, finder)
-    else:
-        sys.meta_path.append(finder)
+    # first, because the usual finders would find the submodules once more, as other modules
+    sys.meta_path.insert(0, _OtherName(own, other))

@@ -14,9 +14,6 @@ from pathlib import Path
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 """Signals that are passed on to the processes of a run."""
 
-DFINE_GPUS = "DFINE_GPUS"
-"""Environment variable in which the processes of `--gpus N` find N, for the command that resumes the run."""
-
 
 def add_gpus_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--gpus`."""
@@ -76,6 +73,8 @@ def run_processes(words: Sequence[str], number: int) -> int:
         words: arguments of `train.py`.
         number: number of processes.
     """
+    from ..solver.next_commands import DFINE_GPUS
+
     command = [*torchrun_command(number), *words]
     environment = {**os.environ, DFINE_GPUS: str(number)}
     # in a session of its own: Ctrl-C of a terminal reaches the processes once, from here

@@ -37,7 +37,7 @@ def import_file(path: Path, origin: str) -> None:
     loaded_from = getattr(sys.modules.get(name), "__file__", None)
     if _imported.get(name) == path or loaded_from == str(path):
         return
-    is_taken = name in sys.modules or importlib.util.find_spec(name) is not None
+    is_taken = name in sys.modules or _is_elsewhere(name, path)
     if is_taken and name not in _imported:
         raise ConfigError(
             f"{origin}: __import__ names {path}, but another module is called {name}; rename the file"
@@ -62,3 +62,11 @@ def import_file(path: Path, origin: str) -> None:
             f"{origin}: {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     _imported[name] = path
+
+
+def _is_elsewhere(name: str, path: Path) -> bool:
+    """Return whether `import name` would import another file; the folder of the file may be in `sys.path`."""
+    found = importlib.util.find_spec(name)
+    if found is None:
+        return False
+    return found.origin is None or Path(found.origin).resolve() != path

@@ -84,6 +84,19 @@ def _is_of_environment(name: str, executable: str) -> bool:
     return found is not None and Path(found).parent == Path(executable).parent
 
 
+DFINE_GPUS = "DFINE_GPUS"
+"""Environment variable in which the processes of `dfine train --gpus N` find N."""
+
+
+def is_command(script: str) -> bool:
+    """Return whether a program, the first argument of a process, is `dfine` or `python -m dfine_dinov3`."""
+    path = Path(script)
+    if path.name in PROGRAMS:
+        return True
+    package = Path(__file__).resolve().parents[1]
+    return path.name == "__main__.py" and path.resolve().parent == package
+
+
 def python_command(executable: str) -> str:
     """Return the shortest name that starts an interpreter."""
     for name in ("python", "python3"):

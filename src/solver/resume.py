@@ -17,6 +17,7 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.schemas import shown
 from ..core.yaml_text import dotted, parse_yaml
 from ..runtime.log import logger
+from .next_commands import DFINE_GPUS, PROGRAMS, is_command, running_program
 
 FREE = frozenset(
     {
@@ -126,13 +127,24 @@ def _saved_settings(text: str) -> dict[str, Any]:
 
 
 def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
-    """Return the command that resumes a run, quoted for a shell: the command that started it, with `-r auto`.
+    """Return the command that resumes a run, quoted for a shell, so that it works when it is copied.
+
+    For `train.py` it is the command that started the run, with `-r auto`.
 
     Args:
         last: file to resume from, for programs other than `train.py`.
         arguments: command line; None takes that of this process.
     """
     script, *arguments = sys.argv if arguments is None else arguments
+    gpus = os.environ.get(DFINE_GPUS)
+    if gpus is not None:  # started by `dfine train --gpus N`
+        resume = [PROGRAMS[0], "resume", str(last.parent), "--gpus", gpus]
+        return f"resume with: {shlex.join(resume)}"
+    program = running_program([script])
+    if Path(program[0]).name in PROGRAMS and is_command(script):
+        return (
+            f"resume with: {shlex.join([*program, 'resume', str(last.parent)])}"
+        )
     if Path(script).name != "train.py":
         return f"resume with -r {shlex.quote(str(last))}"
     kept: list[str] = []
@@ -149,9 +161,10 @@ def resume_hint(last: Path, arguments: Sequence[str] | None = None) -> str:
         if flag in kept:
             at = min(at, kept.index(flag))
     command = shlex.join([script, *kept[:at], "-r", "auto", *kept[at:]])
+    python = shlex.quote(program[0])
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return f"resume with the same torchrun command and: {command}"
-    return f"resume with: python {command}"
+    return f"resume with: {python} {command}"
 
 
 def _differences(

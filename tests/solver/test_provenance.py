@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from src import __version__
 from src.detection.weight_file import WeightFile
 from src.solver.provenance import code_version, provenance
 
@@ -76,4 +77,4 @@ def test_the_commit_is_recorded_and_modified_files_are_marked(tmp_path):
 
 
 def test_outside_of_a_checkout_the_version_is_unknown(tmp_path):
-    assert code_version(tmp_path) == "unknown"
+    assert code_version(tmp_path) == f"version {__version__}"

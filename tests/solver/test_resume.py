@@ -1,13 +1,23 @@
 """Resuming a run: changed settings and the command to resume."""
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from src.core.errors import CheckpointError
+from src.solver import resume
 from src.solver.resume import check_same_run, resume_hint
 
 LAST = Path("out put/last.pth")
+
+
+@pytest.fixture(autouse=True)
+def python_is_on_the_path(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,41 @@ def test_under_torchrun_its_own_arguments_stay(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert resume_hint(LAST, ["train.py", "-c", "a.yml"]) == (
         "resume with the same torchrun command and: train.py -c a.yml -r auto"
+    )
+
+
+def test_dfine_resumes_the_folder_of_the_run(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(os.path, "samefile", lambda *_: True)
+    monkeypatch.setattr(os.path, "exists", lambda _: True)
+    arguments = ["/usr/bin/dfine", "train", "--data", "my data"]
+    assert resume_hint(LAST, arguments) == "resume with: dfine resume 'out put'"
+
+
+def test_python_m_is_dfine_too(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    package = Path(resume.__file__).parents[1]
+    assert (
+        resume_hint(LAST, [str(package / "__main__.py"), "demo"])
+        == "resume with: dfine resume 'out put'"
+    )
+
+
+def test_several_processes_of_dfine_are_started_again(monkeypatch):
+    monkeypatch.setenv("DFINE_GPUS", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert (
+        resume_hint(LAST, ["train.py", "-c", "a.yml"])
+        == "resume with: dfine resume 'out put' --gpus 2"
+    )
+
+
+def test_another_interpreter_is_named(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(sys, "executable", "/my env/bin/python")
+    assert (
+        resume_hint(LAST, ["train.py", "-c", "a.yml"])
+        == "resume with: '/my env/bin/python' train.py -c a.yml -r auto"
     )
 
 
