@@ -124,7 +124,7 @@ def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
     """
     from ..detection.start_choice import choose_start
     from ..runtime.log import logger
-    from ..solver.run_folder import choose_folder
+    from ..solver.run_folder import choose_folder, has_own_folder
 
     start = choose_start(arguments.model)
     logger.info("%s", start.reason)
@@ -135,10 +135,11 @@ def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
         words += ["-t", start.weights]
     words += data_arguments(arguments)
     folder = arguments.output_dir
-    if folder is None:
+    if folder is None and not has_own_folder(start.config, arguments.update):
         folder = choose_folder(arguments.name or DEFAULT_NAME)
         logger.info("results will be in %s", folder)
-    words += ["--output-dir", str(folder)]
+    if folder is not None:
+        words += ["--output-dir", str(folder)]
     for flag in ("use_amp", "strict", "overwrite"):
         if getattr(arguments, flag):
             words.append("--" + flag.replace("_", "-"))

@@ -211,8 +211,11 @@ class _Plot:
         self.right = corner[0] + PANEL[0] - RIGHT
         self.bottom = corner[1] + PANEL[1] - BOTTOM
         self.title_at = (self.left, corner[1] + 12)
-        values = [value for curve in panel.curves for value in curve.values]
-        known = [float(value) for value in values if self._is_drawn(value)]
+        known = []
+        for curve in panel.curves:
+            for value in curve.values:
+                if value is not None and self._is_drawn(value):
+                    known.append(value)
         self.y_ticks: list[float] = []
         if known:
             ticks = log_ticks if panel.logarithmic else nice_ticks

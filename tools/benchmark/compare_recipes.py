@@ -97,11 +97,15 @@ def train(config: str, seed: int, folder: Path, updates: list[str]) -> dict:
             f"--seed={seed}",
             "--output-dir",
             str(folder),
+            "--overwrite",  # a run that was interrupted starts again
+            "-u",
+            "report=False",
+            *updates,
         ]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with open(folder / "stdout.txt", "w", encoding="utf-8") as output:
             ended = subprocess.run(
-                [*command, *(["-u", *updates] if updates else [])],
+                command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 check=False,
