@@ -11,17 +11,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .inference import Detector
+    from .api import evaluate, export, train
+    from .inference import Detector, Prediction
 
 __version__ = "0.1.0"
 
-_PLACES = {"Detector": "inference"}
+_PLACES = {
+    "Detector": "inference",
+    "Prediction": "inference",
+    "evaluate": "api",
+    "export": "api",
+    "train": "api",
+}
 """Modules of the names that this package exports."""
 
 _PACKAGES = ("core", "data", "inference", "nn", "optim", "solver", "zoo")
 """Packages that can be used as attributes without an import of their own."""
 
-__all__ = ["Detector", "__version__"]
+__all__ = [
+    "Detector",
+    "Prediction",
+    "__version__",
+    "evaluate",
+    "export",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -112,12 +112,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     use_model(parser, arguments)
 
     def command() -> None:
-        from ..core.errors import ExportError
         from ..inference import Detector
-        from ..inference.agreement import check_agreement, images_for_check
-        from ..inference.export import DISAGREES, UNCHECKED, export_onnx
-        from ..runtime.log import logger
-        from ..runtime.optional import import_optional
+        from ..inference.agreement import images_for_check
+        from ..inference.checked_export import export_checked_onnx
+        from ..inference.export import export_onnx
 
         use_run_folder(arguments)
         detector = Detector.from_checkpoint(
@@ -128,42 +126,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             bit_depth=arguments.bit_depth,
             family=arguments.family,
         )
-        images = (
-            images_for_check(detector, arguments.images, arguments.count)
-            if arguments.check
-            else None
-        )
-        if arguments.check:
-            import_optional(
-                "onnxruntime"
-            )  # after all arguments are checked, before anything is written
-        path = export_onnx(
-            detector,
-            arguments.output or Path(arguments.resume).with_suffix(".onnx"),
-            batch_size=arguments.batch,
-            opset=arguments.opset,
-            exporter=arguments.exporter,
-            simplify=arguments.simplify,
-        )
-        if images is None:
+        path = arguments.output or Path(arguments.resume).with_suffix(".onnx")
+        options = {
+            "batch_size": arguments.batch,
+            "opset": arguments.opset,
+            "exporter": arguments.exporter,
+            "simplify": arguments.simplify,
+        }
+        if not arguments.check:
+            export_onnx(detector, path, **options)
             return
-        try:
-            check_agreement(
-                detector, Detector.from_onnx(path, device="cpu"), *images
-            )
-        except ExportError as error:
-            kept = path.replace(path.with_suffix(DISAGREES))
-            path.with_suffix(".json").unlink()
-            raise ExportError(
-                f"{error}; the file is kept as {kept} to look into, not to use"
-            ) from None
-        except BaseException:
-            path.replace(path.with_suffix(UNCHECKED))
-            path.with_suffix(".json").unlink()
-            logger.warning(
-                "the check did not end; the file is kept as %s",
-                path.with_suffix(UNCHECKED),
-            )
-            raise
+        images = images_for_check(detector, arguments.images, arguments.count)
+        export_checked_onnx(detector, path, images, **options)
 
     run(command, arguments)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..core.package_configs import configs_folder
 from ..runtime.finite import COMPUTED_KEYS
 from ..runtime.log import logger
 from .lora_weights import is_lora_factor
-from .model_table import ROOT, titles_of
+from .model_table import titles_of
 from .published.signatures import architecture_of
 from .weight_file import WeightFile, class_count, refuse_non_finite
 
@@ -237,8 +238,9 @@ def describe_loading(
         parts.append(
             f"{filled} filled in (tables, shared parameters, batch counts)"
         )
-    if Path(config).is_relative_to(ROOT):
-        config = Path(config).relative_to(ROOT)
+    root = configs_folder().parent
+    if Path(config).is_relative_to(root):
+        config = Path(config).relative_to(root)
     return (
         f"{file.path}: {title} ({file.layout} layout, {file.num_classes} classes, {config}): "
         f"{', '.join(parts)}"

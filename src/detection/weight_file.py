@@ -28,6 +28,7 @@ from .notes import ADVICE, checked_notes
 from .published.foreign import describe_foreign, describe_unknown_detector
 from .published.layouts import DFINE, TRANSFORMERS, Converted, convert
 from .published.recognition import FAMILIES, Recognized, recognize
+from .run_checkpoint import checkpoint_of
 from .transformers_folder import classes_beside
 
 
@@ -209,7 +210,7 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
     if is_model_name(path):
         model = str(path)
         path = find_weights(model)
-    path = checked_path(file_in_folder(path))
+    path = checked_path(checkpoint_of(refuse_address(path)))
     content = read_tensor_file(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
@@ -232,28 +233,6 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
         total=len(weights),
         family=family,
         model=model,
-    )
-
-
-FILES_IN_FOLDER = ("best.pth", "last.pth", "model.safetensors")
-"""Files that stand for their folder, in this order; the last one is that of transformers."""
-
-
-def file_in_folder(path: str | Path) -> str | Path:
-    """Return the checkpoint in a run folder; a path that is not a folder is returned unchanged.
-
-    Raises:
-        CheckpointError: if the folder has no checkpoint.
-    """
-    folder = Path(refuse_address(path)).expanduser()
-    if not folder.is_dir():
-        return path
-    for name in FILES_IN_FOLDER:
-        if (folder / name).exists():
-            return folder / name
-    raise CheckpointError(
-        f"{path} is a folder without a checkpoint; expected a file, or a folder with one of "
-        f"{', '.join(FILES_IN_FOLDER)}"
     )
 
 

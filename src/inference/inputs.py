@@ -1,4 +1,4 @@
-"""What a user passes to a detector, as an iterable of images: one image, several, a folder or a video."""
+"""Inputs of a detector as an iterable of images: one image, several, a folder or a video."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
 def as_images(
     given: Readable | Iterable[Readable], *, skip_errors: bool = False
 ) -> Inputs:
-    """Return what a user passes to `Detector.predict` as images.
+    """Return the argument of `Detector.predict` as images.
 
     The images of a folder are those in and below it, by name. A video gives its frames.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 logger = logging.getLogger("dfine")
 
@@ -63,6 +64,34 @@ def set_up_logging(*, speaks: bool, debug: bool = False) -> None:
         logger.setLevel(logging.ERROR)
     else:
         logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@contextmanager
+def shown_in_terminal(*, speaks: bool = True) -> Iterator[None]:
+    """Show messages on standard output while the body runs, for programs that use this package as a library.
+
+    Nothing is changed if the program has configured logging itself. All changes are undone at the end.
+
+    Args:
+        speaks: as for `set_up_logging`.
+    """
+    if logger.hasHandlers():
+        yield
+        return
+    handler = _Terminal(sys.stdout)
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    )
+    handler.addFilter(_OneLine())
+    level = logger.level
+    logger.addHandler(handler)
+    if level == logging.NOTSET:
+        logger.setLevel(logging.INFO if speaks else logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def printable(text: str) -> str:

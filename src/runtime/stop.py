@@ -23,6 +23,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.reason: str | None = None
+        """Reason other than a signal (`ask`)."""
         self._process = os.getpid()
 
     @contextmanager
@@ -40,17 +42,21 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """True if a signal was received."""
-        return self.signal is not None
+        """True if a signal was received or the program has asked."""
+        return self.signal is not None or self.reason is not None
+
+    def ask(self, reason: str) -> None:
+        """Request the end of the run without a signal; only the first reason is kept."""
+        self.reason = self.reason or reason
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: record the first one; end child processes, and the run at a second signal."""
         is_child = os.getpid() != self._process
         # a launcher may send SIGHUP several times
-        is_repeated = self.asked and number != signal.SIGHUP
+        is_repeated = self.signal is not None and number != signal.SIGHUP
         if is_child or is_repeated:
             os._exit(128 + number)
-        if self.asked:
+        if self.signal is not None:
             return
         self.signal = signal.Signals(number)
         text = f"{self.signal.name}: finishing this step, then saving; a second signal ends the run at once\n"

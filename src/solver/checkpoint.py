@@ -34,6 +34,11 @@ NUMBERED = "checkpoints"
 SAVE_ATTEMPTS = 3
 
 
+def numbered_name(epoch: int) -> str:
+    """Return the path of the numbered checkpoint of an epoch, which counts from 0, in the folder of a run."""
+    return f"{NUMBERED}/epoch{epoch + 1:04}.pth"
+
+
 class CheckpointFolder:
     """Manage the checkpoints of one run; only rank 0 writes."""
 
@@ -67,7 +72,7 @@ class CheckpointFolder:
     def save_numbered(self, epoch: int, state: dict[str, Any]) -> None:
         """Write `checkpoints/epoch0012.pth`, epochs from 1; retry at the next save if the disk is full."""
         (self.folder / NUMBERED).mkdir(exist_ok=True)
-        self._save_or_keep(f"{NUMBERED}/epoch{epoch + 1:04}.pth", state)
+        self._save_or_keep(numbered_name(epoch), state)
 
     def set_best_aside(self) -> None:
         """Rename `best.pth`, which the next evaluation would otherwise replace regardless of the score."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import Preempted
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import barrier, is_main
 from ..runtime.files import write_json
@@ -16,6 +17,7 @@ from ..runtime.own_files import marked_json
 from ..runtime.stop import StopRequest
 from ..runtime.watchdog import Watchdog
 from .building import Run, build_model, build_run, choose_seed
+from .callbacks import Callbacks
 from .checkpoint import CheckpointFolder
 from .det_engine import evaluate
 from .earlier_runs import EVALUATION, set_aside_earlier_run
@@ -43,6 +45,7 @@ class DetSolver:
         cfg: YAMLConfig,
         device: torch.device,
         stop: StopRequest | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Store the arguments; `fit` and `val` build the parts they need.
 
@@ -50,20 +53,34 @@ class DetSolver:
             cfg: configuration of the run.
             device: device of this rank.
             stop: request that a signal sets to end the run; None disables it.
+            callbacks: functions that `fit` calls; they must use the same stop request.
         """
         self.cfg = cfg
         self.settings = cfg.settings
         self.device = device
         self.stop = stop or StopRequest()
+        self.callbacks = callbacks or Callbacks(stop=self.stop)
         self.output_dir = Path(cfg.settings.output_dir)
 
     def fit(self) -> None:
         """Train the model, evaluate it after every epoch, and save the best weights and the training state.
 
+        An error in a callback is raised after the state was saved.
+
         Raises:
             RunError: with an exit code, if the run cannot be built, diverges, runs out of memory or disk
                 space, or was asked to stop.
         """
+        stopped = None
+        try:
+            self._fit()
+        except Preempted as error:
+            stopped = error
+        self.callbacks.raise_failure()
+        if stopped is not None:
+            raise stopped
+
+    def _fit(self) -> None:
         with ExitStack() as stack:
             checkpoints = stack.enter_context(claimed(self.settings))
             run = build_run(
@@ -88,6 +105,7 @@ class DetSolver:
                 run.plan,
                 self.settings,
                 self.stop,
+                self.callbacks,
             )
             log_run(run)
             rehearse(run)
@@ -145,5 +163,9 @@ class DetSolver:
             set_aside_earlier_run(self.output_dir, inputs)
         first_epoch = run.state.progress.epoch
         return open_run_log(
-            self.cfg, run.plan, first_epoch, run.facts.config_text
+            self.cfg,
+            run.plan,
+            first_epoch,
+            run.facts.config_text,
+            self.callbacks,
         )

@@ -16,6 +16,7 @@ from ..runtime.distributed import is_main
 from ..runtime.files import write_atomically
 from ..runtime.log import logger
 from ..runtime.own_files import YAML_HEADER
+from .callbacks import Callbacks
 from .curve_names import step_scalars
 from .earlier_runs import CONFIG
 from .epoch_meter import EpochMeter
@@ -55,6 +56,7 @@ class RunLog:
         plan: TrainingPlan,
         *,
         pictures: bool = True,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Store the arguments.
 
@@ -62,10 +64,12 @@ class RunLog:
             writers: destinations; empty on ranks other than 0.
             plan: plan of the run.
             pictures: whether pictures are drawn in some epochs.
+            callbacks: callbacks of the user; None calls nothing.
         """
         self.writers = list(writers)
         self.plan = plan
         self.pictures = pictures
+        self.callbacks = callbacks or Callbacks()
         self.pace = Pace(at_once=True)
         """Pace of step lines where no progress bar is shown; the first step has one."""
 
@@ -133,7 +137,11 @@ class RunLog:
 
 
 def open_run_log(
-    cfg: YAMLConfig, plan: TrainingPlan, first_epoch: int, config_text: str
+    cfg: YAMLConfig,
+    plan: TrainingPlan,
+    first_epoch: int,
+    config_text: str,
+    callbacks: Callbacks | None = None,
 ) -> RunLog:
     """Write `config.yml` and open all writers of a run; ranks other than 0 get no writers.
 
@@ -142,6 +150,7 @@ def open_run_log(
         plan: plan of the run.
         first_epoch: next epoch; lines of `log.txt` from this epoch on are removed.
         config_text: configuration as YAML, with lengths as the user wrote them.
+        callbacks: callbacks of the user, which only the main rank calls.
     """
     if not is_main():
         return RunLog([], plan)
@@ -164,7 +173,9 @@ def open_run_log(
         writers.append(
             WandbWriter(project, settings.exp_name, cfg.yaml_cfg, folder)
         )
-    return RunLog(writers, plan, pictures=settings.pictures)
+    return RunLog(
+        writers, plan, pictures=settings.pictures, callbacks=callbacks
+    )
 
 
 def log_plan(plan: TrainingPlan, horizon: float | None) -> None:

@@ -10,7 +10,8 @@ from ..core.errors import Preempted, ResourceError
 from ..core.yaml_config import RunSettings
 from ..runtime.distributed import barrier, broadcast_object, is_main
 from ..runtime.stop import StopRequest
-from .checkpoint import LAST, CheckpointFolder
+from .callbacks import Callbacks, SaveEvent
+from .checkpoint import BEST, LAST, CheckpointFolder, numbered_name
 from .plan import TrainingPlan
 from .resume import resume_hint
 from .run_state import RunFacts, RunState, inference_checkpoint
@@ -27,6 +28,7 @@ class Saver:
         plan: TrainingPlan,
         settings: RunSettings,
         stop: StopRequest,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Store the arguments; nothing is written yet."""
         self.checkpoints = checkpoints
@@ -35,12 +37,25 @@ class Saver:
         self.plan = plan
         self.settings = settings
         self.stop = stop
+        self.callbacks = callbacks or Callbacks()
         self._saved_at = time.monotonic()
 
     def save_last(self) -> bool:
         """Write `last.pth` and return whether this succeeded."""
         self._saved_at = time.monotonic()
-        return self.checkpoints.save_last(self.state.state_dict(self.facts))
+        saved = self.checkpoints.save_last(self.state.state_dict(self.facts))
+        if saved:
+            progress = self.state.progress
+            # an epoch that is over has moved on to the next one
+            epoch = progress.epoch + (progress.step > 0)
+            self._report(LAST, epoch)
+        return saved
+
+    def _report(self, name: str, epoch: int) -> None:
+        """Call `on_save` for a checkpoint of an epoch, from 1."""
+        if self.callbacks.has("on_save"):
+            path = self.checkpoints.folder / name
+            self.callbacks.call("on_save", SaveEvent(path, epoch))
 
     def save_if_due(self) -> None:
         """Write `last.pth` within an epoch, at the configured interval; `keep` writes it after the epoch."""
@@ -76,8 +91,10 @@ class Saver:
                 )
                 if improved:
                     self.checkpoints.save_best(content)
+                    self._report(BEST, epoch + 1)
                 if is_numbered:
                     self.checkpoints.save_numbered(epoch, content)
+                    self._report(numbered_name(epoch), epoch + 1)
             self.save_last()
         barrier()
 
@@ -103,8 +120,8 @@ class Saver:
     def _stopped(self, *, saved: bool) -> Preempted | ResourceError:
         """Return the exception that ends a stopped run."""
         signal = self.stop.signal
-        name = "a signal to another rank"
-        if self.stop.asked and signal is not None:
+        name = self.stop.reason or "a signal to another rank"
+        if signal is not None:
             name = signal.name
         progress = self.state.progress
         where = (

@@ -22,6 +22,7 @@ from ..runtime.log import logger
 from ..runtime.memory import resident_memory
 from ..runtime.watchdog import Watchdog
 from .building import Run
+from .callbacks import EpochEvent, EvaluationEvent, StepEvent
 from .curve_names import group_names
 from .det_engine import evaluate, seed_step, windows, with_progress
 from .epoch_meter import EpochMeter
@@ -29,6 +30,7 @@ from .memory_trial import try_memory
 from .nothing_found import explain_nothing_found
 from .numerics import ADVICE_FOR_A_RUN
 from .phases import log_trainable_parameters
+from .results_table import table_row
 from .run_log import (
     RunLog,
     boxes_record,
@@ -37,6 +39,7 @@ from .run_log import (
     log_plan,
     log_step,
 )
+from .run_state import plain
 from .saving import Saver
 
 
@@ -164,6 +167,7 @@ def train_epoch(
             meter.add(losses, images_of_rank * world_size(), waited)
             if is_main():
                 report_step(run, log, losses, meter, bar)
+                call_on_step(run, log, losses)
         if run.step.stopping:
             saver.save_and_stop()
         saver.save_if_due()
@@ -217,6 +221,22 @@ def report_step(
         log_step(progress, run.plan, total, run.rates.highest, meter, memory)
 
 
+def call_on_step(run: Run, log: RunLog, losses: dict[str, Tensor]) -> None:
+    """Call the user's `on_step`, which reads the losses if it needs them."""
+    if not log.callbacks.has("on_step"):
+        return
+    progress = run.state.progress
+    event = StepEvent(
+        epoch=progress.epoch + 1,
+        step=progress.step,
+        steps_per_epoch=run.plan.steps_per_epoch,
+        total_steps=progress.total_steps,
+        learning_rate=run.rates.highest,
+        tensors=losses,
+    )
+    log.callbacks.call("on_step", event)
+
+
 def group_rates(run: Run) -> dict[str, float]:
     """Return the learning rate of each parameter group, by a readable name."""
     groups = run.state.optimizer.param_groups
@@ -254,6 +274,9 @@ def end_epoch(
     """Log and save an epoch. The log comes first: a run that is killed in between repeats both."""
     state = run.state
     state.meter = None
+    if is_main():
+        evaluation = EvaluationEvent(epoch + 1, plain(metrics))
+        log.callbacks.call("on_evaluation", evaluation)
     losses = meter.means()
     explain_nothing_found(
         state, losses.get("loss", 0.0), metrics, run.data.evaluator
@@ -286,8 +309,14 @@ def end_epoch(
             peak_memory_mb=peak_memory_mb(run.device),
             model=state.model,
         )
-        log.epoch(record | boxes_record(epoch, *boxes) | distillation)
+        record |= boxes_record(epoch, *boxes) | distillation
+        log.epoch(record)
     saver.keep(epoch, metrics, improved=improved)
+    if is_main() and log.callbacks.has("on_epoch"):
+        ended = EpochEvent(
+            epoch + 1, run.plan.epochs, table_row(record), is_best=improved
+        )
+        log.callbacks.call("on_epoch", ended)
 
 
 def peak_memory_mb(device: torch.device) -> float:

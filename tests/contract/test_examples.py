@@ -26,6 +26,7 @@ PACKAGES = (
     "src/core",
     "src/inference",
     "src/data/transforms",
+    "src/api.py",
 )
 
 COMPLETE = (
@@ -33,11 +34,13 @@ COMPLETE = (
     "src/core/registry.py",
     "src/inference",
     "src/data/transforms",
+    "src/api.py",
 )
 """Packages and modules in which every public function and every exported class has an example."""
 
 WITHOUT_EXAMPLE = {
     "src.inference.export.export_onnx": "needs onnxscript, which is optional",
+    "src.inference.checked_export.export_checked_onnx": "needs onnxscript, which is optional",
     "src.inference.opening.exported_parts": "needs an exported file and its runtime, which are optional",
     "src.inference.fiftyone_export.fiftyone_samples": "needs FiftyOne, which is optional",
     "src.inference.fiftyone_export.to_fiftyone": "needs FiftyOne, which is optional",

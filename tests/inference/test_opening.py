@@ -1,4 +1,4 @@
-"""What `Detector(...)` opens: checkpoints, run folders, published models and exported models."""
+"""`Detector(...)` opens checkpoints, run folders, published models and exported models."""
 
 import shutil
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_run_folder_stands_for_its_best_checkpoint(run_folder):
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(
-        CheckpointError, match="folder without a checkpoint; .*best.pth"
+        CheckpointError, match="contains neither best.pth nor last.pth"
     ):
         Detector(tmp_path)
 

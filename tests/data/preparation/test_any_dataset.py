@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tools.common import DATA_FORMATS
 
 from src.core.errors import ConfigError, DataError
 from src.data.dataset.coco_format import load_coco
@@ -37,7 +38,6 @@ from tests.fixtures.layouts import (
     yolo_folders_without_yaml,
     yolo_roboflow,
 )
-from tools.common import DATA_FORMATS
 
 
 def objects(annotations: Path, images: Path) -> dict[str, list]:
