@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .common import (
     add_family_argument,
@@ -210,7 +211,7 @@ def build_works(detector, images, device, arguments) -> dict:
 
     sizes = torch.tensor([[images.shape[3], images.shape[2]]] * len(images))
     vit = bare_vit(images.shape[-2:]).to(device)
-    engines = {}
+    engines: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if {"onnx", "openvino"} & set(arguments.engines):
             file = export_onnx(detector, Path(folder) / "model.onnx")
@@ -222,9 +223,8 @@ def build_works(detector, images, device, arguments) -> dict:
             if name == "torch":
                 engines["torch"] = TorchEngine(*own, device)
             elif name == "compile":
-                engines["torch.compile"] = TorchEngine(
-                    torch.compile(copy.deepcopy(own[0])), own[1], device
-                )
+                compiled: Any = torch.compile(copy.deepcopy(own[0]))
+                engines["torch.compile"] = TorchEngine(compiled, own[1], device)
             elif name == "onnx":
                 engine = OnnxEngine(
                     file, str(device), threads=arguments.threads
@@ -268,7 +268,9 @@ def interleave(
     for work in works.values():
         for _ in range(max(1, warmup)):
             work()
-    seconds = {name: ([], []) for name in works}
+    seconds: dict[str, tuple[list[float], list[float]]] = {
+        name: ([], []) for name in works
+    }
     for _ in range(repeats):
         for name, work in works.items():
             cpu = time.process_time()

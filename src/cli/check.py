@@ -18,6 +18,7 @@ docs/data.md lists the kinds.
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from .common import add_dataset_arguments, parser_for, run, user_path
 
@@ -193,7 +194,7 @@ def check_data(arguments: argparse.Namespace) -> None:
     if arguments.report:
         report.write(arguments.report)
     if arguments.fix:
-        report = None  # frees memory before the copies are checked
+        del report  # frees memory before the copies are checked
         prepare_output_dir(arguments.fix)
         for data, copy in zip(data_sets, copies):
             counts = fix(data, copy.annotations, images)
@@ -235,9 +236,9 @@ def selected_data(arguments: argparse.Namespace, found):
         if arguments.val_annotations:
             val_images = arguments.val_images or arguments.images
             data_sets.append(DataSet(arguments.val_annotations, val_images))
-    changes = {}
+    changes: dict[str, Any] = {}
     if arguments.boxes or arguments.units:
-        order = arguments.boxes or "xywh"
+        order: Any = arguments.boxes or "xywh"
         changes["box_format"] = BoxFormat(order, arguments.units or "pixels")
     if arguments.bit_depth is not None:
         changes["bit_depth"] = arguments.bit_depth

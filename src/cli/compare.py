@@ -8,6 +8,7 @@ python tools/visualization/compare.py -c configs/dfine/demo/dfine_dinov3_demo.ym
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .common import CHECKPOINT_HELP, add_family_argument
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         )
         device = pick_device(arguments.device)
         file = read_weights(arguments.resume, arguments.family)
-        dataset = cfg.val_dataloader.dataset
+        dataset: Any = cfg.val_dataloader.dataset
         detector = Detector.from_weights(file, cfg, device)
         output = (
             Path(arguments.output)

@@ -152,12 +152,13 @@ def open_trial(arguments):
 
     from ..core import YAMLConfig
     from ..core.config_file import parse_overrides
+    from ..core.package_configs import find_config
     from ..runtime.checks import Finding, run_check
     from ..runtime.distributed import hide_gpus, pick_device
     from ..solver.building import amp_dtype_of_run
     from ..solver.step_checks import Trial
 
-    path = arguments.config or SMALL_CONFIG
+    path = find_config(arguments.config or SMALL_CONFIG)
     overrides = parse_overrides(arguments.update)
     for name in ("device", "use_amp"):
         value = getattr(arguments, name)

@@ -94,10 +94,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
             np.sort([timed(detector.engine, device, *pair) for pair in inputs])
             * 1000
         )
-        low, median, high, fastest = (
-            *np.quantile(times, (0.1, 0.5, 0.9)),
-            times[: max(1, len(times) // 10)].mean(),
-        )
+        low, median, high = np.quantile(times, (0.1, 0.5, 0.9)).tolist()
+        fastest = float(times[: max(1, len(times) // 10)].mean())
         print(
             f"| {path.name} | {'-' if arguments.busy else f'{median:.3f}'} | {low:.3f} | "
             f"{high:.3f} | {fastest:.3f} |",
