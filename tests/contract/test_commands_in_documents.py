@@ -69,6 +69,9 @@ OURS = ("train.py", "tools/", "reference/", "tests/")
 FOLDERS = ("configs/", "docs/", "reference/", "src/", "tests/", "tools/")
 """Folders of the repository: a path that begins with one of them must exist."""
 
+DEFAULT_CONFIG = "configs/dfine/custom/dfine_dinov3_s_custom.yml"
+"""Configuration of `dfine train`, with which its settings of `-u` are compared."""
+
 SHELL = {"export", "cd", "."}
 """Parts of the shell."""
 
@@ -297,6 +300,8 @@ def missing_files(words: tuple[str, ...]) -> list[str]:
 def check_settings(arguments: argparse.Namespace | None) -> None:
     """Check the settings of `-u` with the configuration of `-c`, as the command itself does."""
     config = getattr(arguments, "config", None)
+    if hasattr(arguments, "model") and hasattr(arguments, "epochs"):
+        config = DEFAULT_CONFIG  # `dfine train`
     if not isinstance(config, str) or not (ROOT / config).is_file():
         return
     updates = []
@@ -510,12 +515,10 @@ def test_a_command_with_a_wrong_argument_is_noticed(words):
 
 
 def test_a_setting_that_does_not_exist_is_noticed():
-    words = (
-        "train.py",
-        "-c",
-        "configs/dfine/dfine_dinov3_s_coco.yml",
-        "-u",
-        "no_such_setting=1",
-    )
-    with pytest.raises(ConfigError, match="no_such_setting"):
-        check_settings(parse(words))
+    config = "configs/dfine/dfine_dinov3_s_coco.yml"
+    for words in (
+        ("train.py", "-c", config, "-u", "no_such_setting=1"),
+        ("dfine", "train", "--data", "DATA", "-u", "no_such_setting=1"),
+    ):
+        with pytest.raises(ConfigError, match="no_such_setting"):
+            check_settings(parse(words))
