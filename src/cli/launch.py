@@ -111,6 +111,8 @@ def _code_in_status(words: Sequence[str]) -> int | None:
     from ..core.paths import read_text
     from ..runtime.process import STATUS_FILE
 
+    if "--output-dir" not in words:
+        return None
     folder = words[words.index("--output-dir") + 1]
     try:
         status = json.loads(read_text(Path(folder) / STATUS_FILE))

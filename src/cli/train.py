@@ -111,7 +111,9 @@ def _has_data(arguments: argparse.Namespace) -> bool:
     """Return whether the data may come from elsewhere: -u, or a configuration or run that names its own."""
     if any("dataloader" in item for item in arguments.update):
         return True
-    model = arguments.model or ""
+    model = arguments.model
+    if model is None:
+        return False
     return model.endswith((".yml", ".yaml", ".pth")) or Path(model).is_dir()
 
 

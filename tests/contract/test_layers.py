@@ -39,6 +39,18 @@ ALLOWED = {
         "inference",
         "api",
     ),
+    "api": (
+        "core",
+        "ops",
+        "runtime",
+        "detection",
+        "nn",
+        "zoo",
+        "data",
+        "optim",
+        "solver",
+        "inference",
+    ),
     "two_names": (),
     "__main__": ("cli",),
 }

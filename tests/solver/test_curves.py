@@ -79,11 +79,17 @@ def test_an_undefined_value_interrupts_its_line(value):
     assert not has_line(draw_curves(nothing), 2, 0)
 
 
-def test_the_best_epoch_of_the_chosen_metric_is_highlighted():
+@pytest.mark.parametrize(("metric", "best"), [("AP", 1), ("AP50", 2)])
+def test_the_best_epoch_of_the_chosen_metric_has_a_vertical_line(metric, best):
     rows = [row(1, AP=0.5, AP50=0.1), row(2, AP=0.1, AP50=0.5)]
-    by_ap = np.asarray(draw_curves(rows, "AP"))
-    by_ap50 = np.asarray(draw_curves(rows, "AP50"))
-    assert (by_ap != by_ap50).any()
+    pixels = np.asarray(draw_curves(rows, metric)).astype(int)
+    plot = pixels[
+        PANEL[1] + TOP : 2 * PANEL[1] - BOTTOM, LEFT : PANEL[0] - RIGHT
+    ]
+    is_dark = plot.sum(2) < 3 * 0x60
+    columns = np.flatnonzero(is_dark.mean(0) > 0.8)
+    assert len(columns) in (1, 2)
+    assert (columns < plot.shape[1] / 2).all() == (best == 1)
 
 
 def test_a_rate_of_zero_is_left_out_of_the_logarithmic_axis():

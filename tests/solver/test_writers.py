@@ -133,6 +133,12 @@ def test_a_table_that_is_missing_when_a_run_is_resumed_is_written_again(
     assert [row["epoch"] for row in rows_in(tmp_path)] == ["1", "2"]
 
 
+def test_epochs_that_a_resumed_run_repeats_are_not_in_its_table(tmp_path):
+    write_epochs(tmp_path, 0, [0, 1, 2])
+    TableWriter(tmp_path, 1)
+    assert [row["epoch"] for row in rows_in(tmp_path)] == ["1"]
+
+
 def test_curves_are_drawn_after_every_epoch(tmp_path):
     write_epochs(tmp_path, 0, [0])
     first = (tmp_path / "curves.png").read_bytes()

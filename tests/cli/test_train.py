@@ -1,0 +1,133 @@
+"""`dfine train`, `resume` and `val` become the arguments of `train.py`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src.cli import resume, train, val
+from src.core import CheckpointError
+from src.detection import start_choice
+
+CONFIG = Path("small.yml")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty current folder; nothing has to be available to start from."""
+    monkeypatch.chdir(tmp_path)
+    start = start_choice.StartChoice(CONFIG, None, "chosen by a test")
+    monkeypatch.setattr(start_choice, "choose_start", lambda _: start)
+    return tmp_path
+
+
+def words_of(command, *arguments: str) -> list[str]:
+    return command.trainer_arguments(
+        command.make_parser().parse_args(arguments)
+    )
+
+
+def refused(command, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        command.main(arguments, prog="dfine train")
+    return end.value.code
+
+
+def test_short_flags_are_settings_which_u_overrides():
+    words = words_of(
+        train,
+        *("--data", "d", "--epochs", "3", "--batch", "4", "--imgsz", "320"),
+        *("--output-dir", "here", "-d", "cpu", "--debug"),
+        *("-u", "epochs=9", "num_workers=0"),
+    )
+    assert words[words.index("-u") + 1 :] == [
+        "epochs=3",
+        "train_dataloader.total_batch_size=4",
+        "val_dataloader.total_batch_size=4",
+        "eval_spatial_size=[320, 320]",
+        "epochs=9",
+        "num_workers=0",
+    ]
+    assert words[words.index("-d") + 1] == "cpu"
+    assert "--debug" in words
+
+
+def test_flags_of_the_data_are_handed_on():
+    words = words_of(
+        train,
+        *("--data", "my data", "--data-format", "voc", "--val-fraction", "0.3"),
+        *("--output-dir", "here", "--follow-links", "--strict"),
+    )
+    assert words[words.index("--data") + 1] == "my data"
+    assert words[words.index("--data-format") + 1] == "voc"
+    assert {"--val-fraction=0.3", "--follow-links", "--strict"} <= set(words)
+
+
+def test_without_data_one_sentence_says_what_is_missing(capsys):
+    assert refused(train) == 2
+    assert "--data is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--epochs", "--batch", "--imgsz"])
+def test_lengths_below_one_are_refused(flag, capsys):
+    assert refused(train, "--data", "d", flag, "0") == 2
+    assert f"{flag} is 0, expected at least 1" in capsys.readouterr().err
+
+
+def test_a_number_of_gpus_below_one_is_refused(capsys):
+    assert refused(train, "--data", "d", "--gpus", "0") == 2
+    assert "--gpus is 0" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_enough_to_resume(here):
+    run = here / "runs/my run"
+    run.mkdir(parents=True)
+    (run / "last.pth").write_bytes(b"state")
+    words = words_of(resume, "runs/my run")
+    assert words[:2] == ["-r", "runs/my run/last.pth"]
+    assert words[words.index("--output-dir") + 1] == "runs/my run"
+    assert "--override" in words_of(resume, "runs/my run", "--override")
+
+
+def test_a_run_that_does_not_exist_is_named_with_a_similar_one(here):
+    (here / "runs/train2").mkdir(parents=True)
+    (here / "runs/train2/last.pth").write_bytes(b"state")
+    with pytest.raises(
+        CheckpointError,
+        match="^runs/trian2 does not exist, so there is no run to resume; did you mean 'runs/train2'",
+    ):
+        words_of(resume, "runs/trian2")
+
+
+def test_val_evaluates_the_best_checkpoint_into_the_run(here):
+    run = here / "runs/mine"
+    run.mkdir(parents=True)
+    (run / "best.pth").write_bytes(b"weights")
+    (run / "last.pth").write_bytes(b"state")
+    words = words_of(val, "runs/mine")
+    assert words[:3] == ["-r", "runs/mine/best.pth", "--test-only"]
+    assert words[words.index("--output-dir") + 1] == "runs/mine"
+
+
+def test_val_on_other_data_does_not_replace_the_evaluation_of_the_run(here):
+    run = here / "runs/mine"
+    run.mkdir(parents=True)
+    (run / "best.pth").write_bytes(b"weights")
+    words = words_of(val, "runs/mine", "--data", "d")
+    assert words[words.index("--output-dir") + 1] == "runs/val"
+    assert words[words.index("--data") + 1] == "d"
+
+
+def test_val_takes_the_name_of_a_published_detector():
+    words = words_of(val, "dfine_l_coco", "--family", "dfine")
+    assert words[:2] == ["-r", "dfine_l_coco"]
+    assert words[words.index("--family") + 1] == "dfine"
+
+
+def test_the_code_of_a_run_of_several_processes_is_the_one_it_reported(here):
+    from src.cli.launch import _code_in_status
+
+    (here / "run_status.json").write_text(json.dumps({"exit_code": 3}))
+    assert _code_in_status(["--output-dir", str(here)]) == 3
+    assert _code_in_status(["--output-dir", str(here / "none")]) is None
+    assert _code_in_status([]) is None
