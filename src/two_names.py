@@ -49,10 +49,8 @@ class _OtherName(MetaPathFinder, Loader):
 
     def _is_of_a_user(self) -> bool:
         """Return whether the other name is that of a package of a user."""
-        for finder in sys.meta_path:
-            if finder is not self and finder.find_spec(self.other, None):
-                return True
-        return False
+        others = [finder for finder in sys.meta_path if finder is not self]
+        return any(finder.find_spec(self.other, None) for finder in others)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module under its own name; the import system will change its `__spec__`."""
