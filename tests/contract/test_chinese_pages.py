@@ -10,11 +10,18 @@ ROOT = Path(__file__).parents[2]
 
 PAGES = {
     "README_cn.md": "README.md",
+    "docs/README_cn.md": "docs/README.md",
     "docs/data_cn.md": "docs/data.md",
     "docs/deployment_cn.md": "docs/deployment.md",
     "docs/gpu_cn.md": "docs/gpu.md",
     "docs/models_cn.md": "docs/models.md",
     "docs/training_cn.md": "docs/training.md",
+    "docs/evaluate_cn.md": "docs/evaluate.md",
+    "docs/improve_cn.md": "docs/improve.md",
+    "docs/moving_cn.md": "docs/moving.md",
+    "docs/start_cn.md": "docs/start.md",
+    "docs/troubleshooting_cn.md": "docs/troubleshooting.md",
+    "docs/watch_cn.md": "docs/watch.md",
 }
 """Chinese pages with the English pages that they translate."""
 

@@ -117,6 +117,23 @@ def test_every_decision_is_linked_from_the_architecture():
         assert f"decisions/{decision.name}" in linked
 
 
+@pytest.mark.parametrize("suffix", ["", "_cn"])
+def test_every_page_is_linked_from_the_index_of_the_documents(suffix):
+    index = ROOT / f"docs/README{suffix}.md"
+    linked = set(links_of(index.read_text(encoding="utf-8")))
+    for page in (ROOT / "docs").glob("*.md"):
+        other = page.stem.endswith("_cn") != (suffix == "_cn")
+        if not other and page != index:
+            assert page.name in linked
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_cn.md"])
+def test_the_readme_fits_on_one_screen(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert len(text) <= 5000
+    assert len(text.splitlines()) <= 80
+
+
 @pytest.mark.parametrize(
     ("heading", "anchor"),
     [

@@ -151,6 +151,15 @@ def test_a_threshold_may_be_chosen(evaluation, detector, tmp_path):
     ).read_text(encoding="utf-8")
 
 
+def test_a_threshold_above_all_scores_gives_a_report_without_detections(
+    evaluation, detector, tmp_path
+):
+    text = write_report(
+        evaluation, detector, tmp_path / "report.html", threshold=1
+    ).read_text()
+    assert "No detection reaches this threshold." in text
+
+
 def test_without_a_choice_the_threshold_is_that_of_predictions(
     evaluation, detector, tmp_path
 ):
