@@ -151,6 +151,15 @@ def test_a_threshold_may_be_chosen(evaluation, detector, tmp_path):
     ).read_text(encoding="utf-8")
 
 
+def test_a_detector_that_finds_nothing_gets_a_report(
+    evaluation, detector, tmp_path
+):
+    text = write_report(
+        evaluation, detector, tmp_path / "report.html", threshold=1.0, worst=0
+    ).read_text(encoding="utf-8")
+    assert "No detection reaches this threshold." in text
+
+
 def test_without_a_choice_the_threshold_is_that_of_predictions(
     evaluation, detector, tmp_path
 ):
