@@ -30,7 +30,7 @@ from .core.errors import (
     ResourceError,
     RunError,
 )
-from .core.paths import did_you_mean_file, user_path
+from .core.paths import did_you_mean_file, read_text, user_path
 from .data.preparation.any_dataset import find_dataset
 from .data.preparation.run_dataset import merged, with_dataset
 from .detection.run_checkpoint import BEST, LAST
@@ -45,6 +45,7 @@ from .inference.detector_evaluation import (
 from .inference.export import export_onnx
 from .inference.run_report import write_run_report
 from .runtime.distributed import (
+    barrier,
     broadcast_object,
     explain_lost_rank,
     is_distributed,
@@ -157,8 +158,8 @@ def train(
     Example:
         >>> def show(event):
         ...     print("epoch", event.epoch, "of", event.epochs)
-        >>> calls = {"on_epoch": show}
-        >>> result = train("annotations.json", "best.pth", epochs=1, device="cpu", callbacks=calls)
+        >>> short = {"epochs": 1, "batch_size": 2, "device": "cpu"}
+        >>> result = train("annotations.json", "best.pth", **short, callbacks={"on_epoch": show})
         epoch 1 of 1
         >>> result.best.as_posix(), len(result.history)
         ('runs/train/best.pth', 1)
@@ -208,6 +209,7 @@ def train(
         result = _result(place)
         if cfg.settings.report and result.best is not None and is_main():
             _write_report(place, str(picked))
+        barrier()
         return result
 
 
@@ -256,14 +258,9 @@ def evaluate(
             for line in [*found.remarks, *found.warnings]:
                 logger.info("%s", line)
             images, annotations = found.val_images, found.val_ann
-        detector = model
-        if not isinstance(detector, Detector):
-            detector = Detector(
-                detector,
-                device=device,
-                input_size=_height_and_width(input_size),
-                use_amp=use_amp,
-            )
+        detector = _opened(
+            model, device, _height_and_width(input_size), use_amp
+        )
         dataset = open_labelled_images(detector, images, annotations)
         evaluation = evaluate_detector(detector, dataset, batch_size=batch_size)
         return plain(evaluation.metrics)
@@ -323,6 +320,34 @@ def export(
             return export_onnx(detector, path, **options)
         images = images_for_check(detector, None, IMAGES_TO_COMPARE)
         return export_checked_onnx(detector, path, images, **options)
+
+
+def _opened(
+    model: str | Path | Detector,
+    device: str | None,
+    input_size: list[int] | None,
+    use_amp: bool,
+) -> Detector:
+    """Return a detector as it is, or open it.
+
+    Raises:
+        ConfigError: if the arguments for opening are given together with a detector.
+    """
+    if not isinstance(model, Detector):
+        return Detector(
+            model, device=device, input_size=input_size, use_amp=use_amp
+        )
+    given = {
+        "device": device,
+        "input_size": input_size,
+        "use_amp": use_amp or None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is only used to open a file, but a Detector was given; pass {name} to Detector()"
+            )
+    return model
 
 
 def _refuse_with_resume(given: Mapping[str, Any]) -> None:
@@ -511,7 +536,7 @@ def _result(folder: Path) -> TrainResult:
     records: list[dict[str, Any]] = []
     log = folder / LOG_FILE
     if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = read_text(log).splitlines()
         records = [json.loads(line) for line in lines]
     history = [table_row(record) for record in records]
     best = folder / BEST

@@ -18,7 +18,7 @@ import src
 from src import Detector, evaluate, export, train
 from src.core import CheckpointError, ConfigError, DataError
 from src.core.errors import ResourceError
-from src.runtime.log import logger
+from src.runtime.log import logger, shown_in_terminal
 from tests.fixtures.tiny import ROOT
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -252,11 +252,11 @@ def test_without_data_there_is_one_sentence():
         train(model="s")
 
 
-def test_a_full_disk_is_an_error_of_this_package(start, monkeypatch):
-    def full(*given, **named):
+def test_too_little_memory_is_an_error_of_this_package(start, monkeypatch):
+    def exhausted(*given, **named):
         raise MemoryError
 
-    monkeypatch.setattr("src.api.DetSolver.fit", full)
+    monkeypatch.setattr("src.api.DetSolver.fit", exhausted)
     with pytest.raises(ResourceError, match="out of memory"):
         start()
 
@@ -286,25 +286,22 @@ def test_another_thread_can_train(start):
     assert results[0].best.is_file()
 
 
-def test_messages_are_shown_only_if_the_program_has_no_logging(capsys):
-    text = "import src; from src import export\ntry: export('x', 'y')\nexcept Exception as e: print(type(e).__name__)"
-    del text
-    from src.runtime.log import shown_in_terminal
-
-    root = logging.getLogger()
-    handlers, own = root.handlers[:], logger.handlers[:]
-    try:
-        root.handlers[:] = logger.handlers[:] = []
-        with shown_in_terminal():
-            logger.info("shown")
-        logger.info("not shown")
-        root.handlers[:] = [logging.NullHandler()]
-        with shown_in_terminal():
-            logger.info("handled by the program")
-    finally:
-        root.handlers[:], logger.handlers[:] = handlers, own
+def test_messages_are_shown_only_if_the_program_has_no_logging(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logger, "handlers", [])
+    with shown_in_terminal():
+        logger.info("shown")
+    logger.info("not shown")
+    monkeypatch.setattr(
+        logging.getLogger(), "handlers", [logging.NullHandler()]
+    )
+    with shown_in_terminal():
+        logger.info("handled by the program")
     out = capsys.readouterr().out
-    assert out.endswith("shown\n") and out.count("\n") == 1
+    assert out.endswith(" shown\n")
+    assert out.count("\n") == 1
 
 
 def test_an_evaluation_needs_only_a_detector(tiny_data, detector):
