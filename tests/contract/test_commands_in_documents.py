@@ -1,7 +1,8 @@
 """Commands in the documents work.
 
 All ```bash blocks of README.md, CONTRIBUTING.md, weights/README.md and the pages in docs/ are collected, and
-so are commands of `dfine` in the text and in tables. The Chinese pages have the same blocks (test_chinese_pages.py).
+so are commands of `dfine` in the text and in tables. The Chinese pages have the same blocks
+(test_chinese_pages.py).
 
 - Every command of this project is parsed by its real parser: `dfine`, `train.py`, and the scripts in tools/,
   reference/ and tests/. Files of the repository that it names must exist. Settings of `-u` are compared with
