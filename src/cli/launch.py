@@ -86,7 +86,13 @@ def run_processes(words: Sequence[str], number: int) -> int:
     for name in STOP_SIGNALS:
         signal.signal(getattr(signal, name), pass_on)
     code = process.wait()
-    return _code_in_status(words) or (128 - code if code < 0 else code)
+    code = 128 - code if code < 0 else code
+    reported = _reported(words)
+    if not code or reported is None:
+        return code
+    # once more, because torchrun writes pages after it
+    sys.stderr.write(f"error[{reported[0]}]: {reported[1]}\n")
+    return reported[0]
 
 
 def torchrun_command(number: int) -> list[str]:
@@ -106,8 +112,8 @@ def torchrun_command(number: int) -> list[str]:
     return [*launcher, "-m", f"{package}.cli.trainer"]
 
 
-def _code_in_status(words: Sequence[str]) -> int | None:
-    """Return the exit code that the run has reported; torchrun ends with 1 for any error."""
+def _reported(words: Sequence[str]) -> tuple[int, str] | None:
+    """Return exit code and message of a failed run, which torchrun does not pass on; None if none is known."""
     from ..core.paths import read_text
     from ..runtime.process import STATUS_FILE
 
@@ -116,7 +122,9 @@ def _code_in_status(words: Sequence[str]) -> int | None:
     folder = words[words.index("--output-dir") + 1]
     try:
         status = json.loads(read_text(Path(folder) / STATUS_FILE))
-        code = status["exit_code"]
+        code, message = status["exit_code"], status["message"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return code if isinstance(code, int) else None
+    if isinstance(code, int) and code:
+        return code, str(message)
+    return None

@@ -1,11 +1,13 @@
 """`dfine train`, `resume` and `val` become the arguments of `train.py`."""
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from src.cli import resume, train, val
+from src.cli import launch, resume, train, val
 from src.core import CheckpointError
 from src.detection import start_choice
 
@@ -125,9 +127,44 @@ def test_val_takes_the_name_of_a_published_detector():
 
 
 def test_the_code_of_a_run_of_several_processes_is_the_one_it_reported(here):
-    from src.cli.launch import _code_in_status
+    status = here / "run_status.json"
+    words = ["--output-dir", str(here)]
+    status.write_text(json.dumps({"exit_code": 3, "message": "no labels"}))
+    assert launch._reported(words) == (3, "no labels")
+    for other in ('{"exit_code": null, "message": "running"}', "[]", "{"):
+        status.write_text(other)
+        assert launch._reported(words) is None
+    assert launch._reported(["--output-dir", str(here / "none")]) is None
+    assert launch._reported([]) is None
 
-    (here / "run_status.json").write_text(json.dumps({"exit_code": 3}))
-    assert _code_in_status(["--output-dir", str(here)]) == 3
-    assert _code_in_status(["--output-dir", str(here / "none")]) is None
-    assert _code_in_status([]) is None
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_several_processes_get_the_arguments_and_end_with_the_code(
+    here, monkeypatch, capfd, code
+):
+    script = here / "run.py"
+    script.write_text(
+        "import os, sys\nfrom pathlib import Path\n"
+        "Path('got.txt').write_text(' '.join(sys.argv[1:]) + os.environ['DFINE_GPUS'])\n"
+        'Path(\'run_status.json\').write_text(\'{"exit_code": 3, "message": "no labels"}\')\n'
+        f"sys.exit({code and 1})"
+    )
+    monkeypatch.setattr(
+        launch, "torchrun_command", lambda _: [sys.executable, str(script)]
+    )
+    before = {
+        name: signal.getsignal(name)
+        for name in (
+            signal.SIGINT,
+            signal.SIGTERM,
+            signal.SIGHUP,
+            signal.SIGUSR1,
+        )
+    }
+    try:
+        assert launch.run_processes(["--output-dir", "."], 2) == code
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    assert (here / "got.txt").read_text() == "--output-dir .2"
+    assert ("error[3]: no labels" in capfd.readouterr().err) == bool(code)
