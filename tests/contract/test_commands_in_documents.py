@@ -1,7 +1,8 @@
 """Commands in the documents work.
 
-All ```bash blocks of README.md and of the pages in docs/ are collected, and so are commands of `dfine` in the
-text and in tables. The Chinese pages have the same blocks (test_chinese_pages.py).
+All ```bash blocks of README.md, CONTRIBUTING.md, weights/README.md and the pages in docs/ are collected, and
+so are commands of `dfine` in the text and in tables. The Chinese pages have the same blocks
+(test_chinese_pages.py).
 
 - Every command of this project is parsed by its real parser: `dfine`, `train.py`, and the scripts in tools/,
   reference/ and tests/. Files of the repository that it names must exist. Settings of `-u` are compared with
@@ -47,9 +48,11 @@ REASONS = {"GPU", "network", "several machines"}
 
 PAGES = [
     "README.md",
+    "CONTRIBUTING.md",
+    "weights/README.md",
     *sorted(
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "docs").glob("*.md")
+        for path in (ROOT / "docs").rglob("*.md")
         if not path.stem.endswith("_cn")
     ),
 ]
@@ -345,7 +348,8 @@ def test_no_mark_stands_without_a_block():
         marked = [
             block for block in blocks_of(page, read(page)) if block.reason
         ]
-        assert read(page).count("<!-- not run:") == len(marked), page
+        marks = re.findall(r"^ *<!-- not run:", read(page), re.MULTILINE)
+        assert len(marks) == len(marked), page
 
 
 def test_a_block_with_other_programs_says_why_it_is_not_run():
