@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+import sys
 from itertools import count
 
 import pytest
 
 from src.runtime.stop import StopRequest
+from src.solver.next_commands import python_command
 from tests.fixtures.commands import read_log, write_tiny_config
 from tests.fixtures.train_here import change_labels, private_copy, train_here
 from tests.fixtures.trained_tiny import TRAINED
@@ -120,7 +122,7 @@ def test_the_command_that_a_stop_prints_resumes_the_run(
         )
     assert ended.code == 75, ended.err
     command = shlex.split(ended.err.rpartition("resume with: ")[2])
-    assert command[:2] == ["python", "train.py"]
+    assert command[:2] == [python_command(sys.executable), "train.py"]
     ended = train_here(*command[2:])
     assert ended.code == 0 and "resumed from" in ended.out + ended.err, (
         ended.err

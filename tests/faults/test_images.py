@@ -62,6 +62,7 @@ def fit(own_data, tmp_path):
                 },
             ),
             "--seed=0",
+            "--overwrite",
         )
 
     return run
