@@ -113,7 +113,7 @@ def torchrun_command(number: int) -> list[str]:
 
 
 def _reported(words: Sequence[str]) -> tuple[int, str] | None:
-    """Return exit code and message of a failed run, which torchrun does not pass on; None if none is known."""
+    """Return exit code and message of a failed run, which torchrun does not pass on; None if unknown."""
     from ..core.paths import read_text
     from ..runtime.process import STATUS_FILE
 

@@ -229,7 +229,10 @@ def describe_loading(
         if key not in used:
             reasons[_reason_against(key)] += 1
     dropped = reasons.total()
-    parts = [f"{total} tensors", f"{total - dropped} loaded"]
+    by_class = _of_another_shape(used, model)
+    parts = [f"{total} tensors", f"{total - dropped - by_class} loaded"]
+    if by_class:
+        parts.append(f"{by_class} class tensors loaded by class")
     if dropped:
         listed = "; ".join(f"{count} {why}" for why, count in reasons.items())
         parts.append(f"{dropped} dropped ({listed})")
@@ -244,6 +247,15 @@ def describe_loading(
     return (
         f"{file.path}: {title} ({file.layout} layout, {file.num_classes} classes, {config}): "
         f"{', '.join(parts)}"
+    )
+
+
+def _of_another_shape(weights: Mapping[str, Tensor], model: nn.Module) -> int:
+    """Count the tensors that have another number of rows than in the model, because classes differ."""
+    own = model.state_dict()
+    return sum(
+        key in own and own[key].shape != value.shape
+        for key, value in weights.items()
     )
 
 

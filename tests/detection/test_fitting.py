@@ -126,6 +126,13 @@ def test_one_line_accounts_for_every_tensor(path):
     assert "1 filled in" in line
 
 
+def test_class_tensors_of_another_number_of_classes_are_counted_apart(path):
+    weights = Model(classes=5).state_dict()
+    torch.save({"model": weights}, path)
+    line = describe_loading(read_weights(path), Model(classes=3), "some.yml")
+    assert "3 tensors, 1 loaded, 2 class tensors loaded by class" in line
+
+
 def test_another_scale_of_the_boxes_is_reported_and_used(path, caplog):
     models = [Model(), Model()]
     for model, scale in zip(models, (8, 4)):

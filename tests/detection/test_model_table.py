@@ -4,8 +4,8 @@ import hashlib
 
 import msgspec
 import pytest
-from tools.common import FAMILIES
 
+from src.cli.common import FAMILIES
 from src.core.errors import CheckpointError
 from src.detection import model_table
 from src.detection.model_table import (

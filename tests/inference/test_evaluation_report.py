@@ -151,12 +151,12 @@ def test_a_threshold_may_be_chosen(evaluation, detector, tmp_path):
     ).read_text(encoding="utf-8")
 
 
-def test_a_threshold_above_all_scores_gives_a_report_without_detections(
+def test_a_detector_that_finds_nothing_gets_a_report(
     evaluation, detector, tmp_path
 ):
     text = write_report(
-        evaluation, detector, tmp_path / "report.html", threshold=1
-    ).read_text()
+        evaluation, detector, tmp_path / "report.html", threshold=1.0, worst=0
+    ).read_text(encoding="utf-8")
     assert "No detection reaches this threshold." in text
 
 

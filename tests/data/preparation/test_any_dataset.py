@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tools.common import DATA_FORMATS
 
+from src.cli.common import DATA_FORMATS
 from src.core.errors import ConfigError, DataError
 from src.data.dataset.coco_format import load_coco
 from src.data.preparation.any_dataset import FORMATS, find_dataset
