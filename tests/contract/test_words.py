@@ -157,6 +157,16 @@ def test_no_file_uses_an_expression_that_readers_stumble_over():
     assert not faults, "\n".join(faults)
 
 
+def test_no_file_has_marks_of_an_unresolved_merge():
+    marked = []
+    for file in checked_files():
+        if re.search(
+            r"^(?:<{7}|>{7}) ", file.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            marked.append(str(file.relative_to(ROOT)))
+    assert not marked
+
+
 @pytest.mark.parametrize(
     ("name", "text", "count"),
     [
