@@ -1,4 +1,4 @@
-"""The installed package contains all of `src/` and `configs/`, needs only what it uses, and imports little."""
+"""The package that `pip install .` installs: src under the name dfine_dinov3, with configurations."""
 
 import importlib.util
 import re
