@@ -16,6 +16,7 @@ DEMO_IMAGE = ROOT / "docs/images/demo.jpg"
 
 WITHOUT_INPUT = {
     "tools/benchmark/compare_recipes.py",
+    "tools/benchmark/import_cost.py",
     "tools/dataset/make_synthetic.py",
 }
 """Commands that read no file that a user names."""
