@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ def pytest_runtest_makereport(item, call):
         (name, text.encode(errors="backslashreplace").decode())
         for name, text in report.sections
     ]
+
+
+@pytest.fixture(autouse=True)
+def logging_of_commands_ends_with_the_test():
+    """Restore the logger, which commands set up, so that the next test does not write to a closed stream."""
+    logger = logging.getLogger("dfine")
+    handlers = logger.handlers[:]
+    propagates = logger.propagate
+    level = logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.propagate = propagates
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

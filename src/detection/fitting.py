@@ -91,7 +91,7 @@ def with_published_scale(
         ours = own.get(key)
         if theirs is None or ours is None or theirs.shape != ours.shape:
             continue  # `describe_misfits` reports other shapes
-        if not torch.equal(theirs.double(), ours.double()):
+        if not torch.equal(theirs.cpu().double(), ours.cpu().double()):
             different.append(key)
     if not different:
         return weights

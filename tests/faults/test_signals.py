@@ -21,7 +21,7 @@ from tests.fixtures.commands import read_log, run_python, write_tiny_config
 from tests.fixtures.ports import free_port
 from tests.fixtures.processes import on_ranks
 
-UNDERWAY = r"epoch \d+ \[[2-9]/"
+UNDERWAY = r"epoch \d+/\d+  step [2-9]/"
 ERROR = "error["
 
 
@@ -158,7 +158,7 @@ def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_intact(
         train_dataloader={"collate_fn": {"stop_epoch": None}},
     )
     with Training(tmp_path / "run", "-c", config, "--seed=1") as training:
-        training.wait_for(r"epoch 2 \[[2-9]/")
+        training.wait_for(r"epoch 2/\d+  step [2-9]/")
         training.send(signal.SIGTERM)
         training.wait_for("SIGTERM: finishing this step")
         training.send(signal.SIGTERM)
@@ -187,7 +187,7 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_resumes(
         ranks=2,
         launcher=("--max-restarts=2",),
     ) as training:
-        training.wait_for(r"epoch 2 \[")
+        training.wait_for(r"epoch 2/\d+  step")
         training.send(signal.SIGKILL, training.workers()[1])
         training.wait_for("-r auto: resuming from")
         assert training.end() == 0
@@ -383,7 +383,7 @@ def test_two_torchrun_agents_as_two_machines_train_and_go_on_after_one_rank_was_
     ):
         main = (
             first
-            if wait_for_any((first, second), r"epoch 2 \[") is first
+            if wait_for_any((first, second), r"epoch 2/\d+  step") is first
             else second
         )
         other = second if main is first else first

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-import src.inference.export
+import src.inference.checked_export
 from src.detection.weight_file import read_weights
 from tests.fixtures.exported import shift_boxes, spoil
 from tests.fixtures.run_here import run_here
@@ -61,7 +61,7 @@ def test_an_export_that_disagrees_is_put_aside_with_exit_code_8(
         shutil.copy(exported.with_suffix(".json"), path.with_suffix(".json"))
         return path
 
-    monkeypatch.setattr(src.inference.export, "export_onnx", export)
+    monkeypatch.setattr(src.inference.checked_export, "export_onnx", export)
     ended = run_here(
         EXPORT,
         "-r",

@@ -448,5 +448,5 @@ def test_missing_image_folder_is_a_fault_of_the_command(tmp_path):
 def test_missing_arguments_are_named(tmp_path):
     ended = tool_here("dataset.check", "--images", tmp_path)
     assert (
-        ended.code == 2 and "say --annotations and --images, or -c" in ended.err
+        ended.code == 2 and "or --annotations and --images, or -c" in ended.err
     )
