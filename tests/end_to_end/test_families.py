@@ -64,7 +64,7 @@ FILES = {
     "DEIMv2 with DINOv3": lambda folder: write_published(folder, "deimv2_l"),
 }
 
-FAST = ("DEIM", "DEIMv2 with LiteEncoder", "DEIMv2 with ViT-Tiny")
+FAST = ("DEIMv2 with LiteEncoder", "DEIMv2 with ViT-Tiny")
 
 
 class Tuned(NamedTuple):
