@@ -107,6 +107,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
 
     from ..core.errors import ConfigError
     from ..runtime.distributed import pick_device
+    from ..runtime.log import say
     from ..runtime.own_files import prepare_report, write_report
 
     use_model_or_config(arguments)
@@ -141,7 +142,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
                 "rows": rows,
             },
         )
-    print(
+    say(
         f"{arguments.resume or arguments.config}: "
         f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
         f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
@@ -149,7 +150,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
         f"times {YARDSTICK} | by CPU time |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for row in rows:
-        print(
+        say(
             f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | "
             f"{row['p90_ms']:.1f} | {row['cpu_ms']:.1f} | {row['images_per_second']:.2f} | "
             f"{row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"

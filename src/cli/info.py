@@ -77,6 +77,7 @@ def report(arguments: argparse.Namespace) -> dict:
 
     from ..core.errors import ConfigError
     from ..runtime.distributed import pick_device
+    from ..runtime.log import say
     from ..runtime.own_files import prepare_report, write_report
 
     use_model_or_config(arguments)
@@ -112,7 +113,7 @@ def report(arguments: argparse.Namespace) -> dict:
     )
     if arguments.json:
         write_report(arguments.json, info)
-    print(as_text(info, device))
+    say(as_text(info, device))
     return info
 
 

@@ -140,7 +140,9 @@ def print_check(name: str, family: str | None) -> None:
     write(f"decided by: {found.decided_by}")
     write(f"licence: {found.entry.licence or 'not known'}")
     for purpose, command in commands(found.entry).items():
-        write(f"{purpose}: {_with_file(command, str(file.path))}")
+        write(
+            f"{purpose}: {_with_file(command, found.entry.name, str(file.path))}"
+        )
 
 
 def _shown_classes(classes: list[dict]) -> str:
@@ -149,10 +151,11 @@ def _shown_classes(classes: list[dict]) -> str:
     return f"{len(classes)} ({', '.join(names)}{more})"
 
 
-def _with_file(command: str, path: str) -> str:
-    """Return a command with a path in place of the weights behind `-r` or `-t`."""
+def _with_file(command: str, name: str, path: str) -> str:
+    """Return a command of `commands` with a path in place of the weights that it names."""
     words = command.split()
-    for flag in ("-r", "-t"):
-        if flag in words:
-            words[words.index(flag) + 1] = path
+    for index, word in enumerate(words):
+        is_own_file = index > 0 and words[index - 1] in ("-r", "-t")
+        if word == name or is_own_file:
+            words[index] = path
     return " ".join(words)

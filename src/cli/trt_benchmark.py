@@ -66,6 +66,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     from ..inference import Detector
     from ..inference.sources import image_files
     from ..runtime.distributed import pick_device
+    from ..runtime.log import say
 
     if not arguments.engine_dir.is_dir():
         raise DataError(f"--engine_dir {arguments.engine_dir} is not a folder")
@@ -74,7 +75,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         raise DataError(f"{arguments.engine_dir} has no .engine files")
     files = image_files(arguments.infer_dir)[: arguments.count]
     device = pick_device(arguments.device)
-    print(
+    say(
         "| engine | median ms | p10 | p90 | mean of the fastest tenth |\n| --- | --- | --- | --- | --- |"
     )
     for path in engines:
@@ -96,10 +97,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
         )
         low, median, high = np.quantile(times, (0.1, 0.5, 0.9)).tolist()
         fastest = float(times[: max(1, len(times) // 10)].mean())
-        print(
+        say(
             f"| {path.name} | {'-' if arguments.busy else f'{median:.3f}'} | {low:.3f} | "
-            f"{high:.3f} | {fastest:.3f} |",
-            flush=True,
+            f"{high:.3f} | {fastest:.3f} |"
         )
 
 

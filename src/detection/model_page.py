@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from ..core.commands import is_installed
 from ..core.errors import ConfigError
 from .model_table import TITLES, Entry
 
@@ -23,6 +24,8 @@ def commands(entry: Entry) -> dict[str, str]:
     The file is found by the name of the model in `weights/`. Models without published weights are evaluated
     and exported from the file that their own training writes.
     """
+    if is_installed():
+        return _commands_of_package(entry)
     if entry.source is None:
         weights = f"output/{entry.config.rpartition('/')[2][:-4]}/best.pth"
     else:
@@ -38,6 +41,18 @@ def commands(entry: Entry) -> dict[str, str]:
         f"python tools/deployment/export_onnx.py -r {weights} --check"
     )
     return texts
+
+
+def _commands_of_package(entry: Entry) -> dict[str, str]:
+    """Return the commands for who installed the package, which has no train.py and no tools/."""
+    train = {"fine-tune": f"dfine train --data DATA --model {entry.name}"}
+    if entry.source is None:
+        return train
+    return {
+        "evaluate": f"dfine val {entry.name} --data DATA",
+        **train,
+        "export": f"dfine export {entry.name} --check",
+    }
 
 
 def table_of_models(entries: Iterable[Entry]) -> str:

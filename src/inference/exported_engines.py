@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.commands import command_name
 from ..core.errors import (
     CheckpointError,
     ConfigError,
@@ -341,7 +342,7 @@ def _check_interface(path: Path, inputs: list[str], outputs: list[str]) -> None:
     if sorted(inputs) != sorted(INPUTS) or sorted(outputs) != sorted(OUTPUTS):
         raise CheckpointError(
             f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected {', '.join(INPUTS)} "
-            f"and {', '.join(OUTPUTS)}; export the checkpoint with tools/deployment/export_onnx.py"
+            f"and {', '.join(OUTPUTS)}; export the checkpoint with {command_name('export')}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from ..core.commands import command_name
 from ..core.errors import CheckpointError
 from ..core.paths import read_text
 from ..core.schemas import Fraction, Positive, Side, Text, checked
@@ -130,7 +131,7 @@ def metadata_for(path: Path, text: str | None) -> Metadata:
     if not beside.exists():
         raise CheckpointError(
             f"{path} has no metadata about preprocessing and classes, and {beside.name} does not exist "
-            "beside it; tools/deployment/export_onnx.py writes both files, keep them together"
+            f"beside it; {command_name('export')} writes both files, keep them together"
         )
     return Metadata.from_json(_read_metadata_text(beside), beside)
 

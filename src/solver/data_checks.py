@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..core.commands import command_name
 from ..core.contracts import (
     DetectionData,
     DetectionLoader,
@@ -83,7 +84,7 @@ def _report(warnings: list[str], *, strict: bool) -> None:
         )
     for line in warnings:
         logger.warning("%s", line)
-    logger.info("tools/dataset/check.py lists all of them, with file and id")
+    logger.info("%s lists all of them, with file and id", command_name("check"))
 
 
 def _compare_sizes(cfg: YAMLConfig, data: DetectionData) -> None:

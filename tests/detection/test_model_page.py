@@ -10,6 +10,7 @@ import torch
 
 from src.core import YAMLConfig
 from src.core.errors import ConfigError
+from src.detection import model_page
 from src.detection.model_page import (
     commands,
     description,
@@ -172,3 +173,13 @@ def test_a_description_names_where_the_file_comes_from_and_goes():
     assert "file:           weights/x.pth" in text
     assert "from:           https://a.b/c" in text
     assert "no weights are published" in description(entry())
+
+
+def test_who_installed_the_package_gets_commands_of_dfine(monkeypatch):
+    monkeypatch.setattr(model_page, "is_installed", lambda: True)
+    texts = commands(TABLE["deim_s_coco"])
+    assert texts == {
+        "evaluate": "dfine val deim_s_coco --data DATA",
+        "fine-tune": "dfine train --data DATA --model deim_s_coco",
+        "export": "dfine export deim_s_coco --check",
+    }

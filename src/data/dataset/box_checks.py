@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.commands import command_name
 from .box_formats import COCO, BoxFormat, Suspicion, suspect, to_coco
 from .coco_records import Annotations, CocoContent
 from .findings import COMPARED, Findings, Kind
@@ -315,7 +316,7 @@ def _describe_format(found: Suspicion) -> str:
     return (
         f"{found.what}, nearly all would fit as {likely}{others}; "
         "COCO has [x, y, width, height] in pixels: convert the file with "
-        f"tools/dataset/check.py --fix DIR --boxes {likely.order} --units {likely.unit}, "
+        f"{command_name('check')} --fix DIR --boxes {likely.order} --units {likely.unit}, "
         f"or set dataset.box_order={likely.order} and dataset.box_unit={likely.unit}"
     )
 

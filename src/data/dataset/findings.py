@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ...core.commands import command_name
 from ...core.errors import DataError
 from ...core.fault_lists import count_faults, listed
 
 COMPARED = 10_000
 """Number of boxes that are compared with their polygons or masks at the start of a run."""
 
-CHECK_HINT = "; tools/dataset/check.py lists all"
+CHECK_HINT = f"; {command_name('check')} lists all"
 """End of a message about faults of labels."""
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from ...core.commands import command_name
 from ...core.errors import DataError
 
 Effect = Literal["lost", "left out", "changed"]
@@ -22,7 +23,7 @@ LOST_LIMIT = 0.5
 """Fraction of the boxes that may be lost before the loss."""
 
 ADVICE = {
-    "box": "tools/dataset/check.py lists them; if bbox is not x, y, width, height in pixels, "
+    "box": f"{command_name('check')} lists them; if bbox is not x, y, width, height in pixels, "
     "set dataset.box_order and dataset.box_unit",
     "size": "raise eval_spatial_size, lower min_size of SanitizeBoundingBoxes, or cut the images into tiles",
 }

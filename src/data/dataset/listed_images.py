@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.commands import command_name
 from ...core.errors import DataError
 from ...core.fault_lists import FAULTS_SHOWN, listed
 from ...runtime.log import logger
@@ -100,7 +101,7 @@ class ListedImages:
             text += f" ... and {len(missing) - FAULTS_SHOWN} more"
         fixable = sum(files.meant_by(names[i]) is not None for i in missing)
         if fixable:
-            text += f"; tools/dataset/check.py --fix corrects {fixable} of these names"
+            text += f"; {command_name('check')} --fix corrects {fixable} of these names"
         return text
 
     def _place(self, index: int) -> str:
@@ -136,7 +137,7 @@ class ListedImages:
             raise DataError(
                 f"{len(wrong)} of {len(self)} images of {self.labels.path} have sizes that differ "
                 f"from their labels: {listed(shown, '; ')}; "
-                "correct width and height in the annotation file, as tools/dataset/check.py --fix does, "
+                f"correct width and height in the annotation file, as {command_name('check')} --fix does, "
                 "or, if the boxes fit the images as they are, set dataset.trust_files to True"
             )
         return self.scan

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from ...core.commands import command_name
 from ...core.errors import ConfigError, DataError
 from ...core.fault_lists import listed
 from ...core.paths import did_you_mean_file, user_path
@@ -81,7 +82,7 @@ class FoundDataset:
         for line in self.warnings:
             if line.startswith(DROPPED):
                 raise DataError(
-                    f"{line}; tools/dataset/convert.py lists them with file and line"
+                    f"{line}; {command_name('convert')} lists them with file and line"
                 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ...core.commands import command_name
 from ...core.errors import DataError
 from ...core.fault_lists import count_faults, listed
 from ...runtime.files import write_atomically
@@ -113,7 +114,7 @@ class ConversionError(DataError):
         number = count_faults(len(faults))
         super().__init__(
             f"{source} has {number}, nothing was written: {'. '.join(parts)}. "
-            "tools/dataset/convert.py --report FILE writes all of them"
+            f"{command_name('convert')} --report FILE writes all of them"
         )
 
     def write(self, path: Path) -> None:

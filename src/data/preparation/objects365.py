@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...core.coco_categories import differing_categories
+from ...core.commands import command_name
 from ...core.errors import ConfigError, DataError
 from ...core.fault_lists import listed
 from ...runtime.files import write_atomically
@@ -237,7 +238,7 @@ def _resize_part(
     if faults:
         raise DataError(
             f"{len(faults)} of {len(images)} images of {path} cannot be resized: {listed(faults, '; ')}; "
-            "tools/dataset/check.py --fix writes an annotation file without them; finished images are kept"
+            f"{command_name('check')} --fix writes an annotation file without them; finished images are kept"
         )
     _scale_records(content, images, larger, path)
     _write_labels(output, content)
@@ -339,7 +340,7 @@ def _decoded(
                 decoded.append(msgspec.convert(record, kind))
     except msgspec.MsgspecError as error:
         raise DataError(
-            f"{path}: {error}; tools/dataset/check.py lists all faults of the file"
+            f"{path}: {error}; {command_name('check')} lists all faults of the file"
         ) from None
     return decoded
 
