@@ -6,8 +6,9 @@ small convolutional branch on the image are added. docs/decisions/0005 explains 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,12 @@ STRIDES = (8, 16, 32)
 POSITION_GRID = 40
 """Rows and columns of the learned position code: the number of patches in 640 pixels."""
 
+OWN_SHARE = 0.85
+"""Share of each level's own tap in its mixture before training, with `start: smooth`."""
+
+DETAIL_SCALE = 0.5
+"""Factor on the random weights of `add_detail` before training, with `start: smooth`."""
+
 
 class SpatialTuningAdapter(nn.Module):
     """Maps taps of a ViT at stride 16 to maps at strides 8, 16 and 32."""
@@ -40,6 +47,7 @@ class SpatialTuningAdapter(nn.Module):
         detail_channels: int = 16,
         layer_norm: bool = False,
         position_encoding: bool = False,
+        start: Literal["smooth", "random"] = "smooth",
     ) -> None:
         """Build the layers.
 
@@ -52,6 +60,9 @@ class SpatialTuningAdapter(nn.Module):
             detail_channels: width of the first layer of the detail branch; 0 builds no branch.
             layer_norm: apply a new LayerNorm to each tap.
             position_encoding: add a learned position code, resized to the map.
+            start: values before training. "smooth" gives each level mainly its own tap (`OWN_SHARE`), makes
+                the map of stride 32 from means of 2 x 2 cells, and reduces the details (`DETAIL_SCALE`);
+                "random" gives all taps equal shares and all convolutions random weights.
 
         Raises:
             ConfigError: if `strides` or `out_channels` is invalid.
@@ -64,7 +75,7 @@ class SpatialTuningAdapter(nn.Module):
         if layer_norm:
             norms = [nn.LayerNorm(in_channels) for _ in range(num_taps)]
             self.tap_norms = nn.ModuleList(norms)
-        # Logits of the mixture of taps for each stride; all taps have equal weights at first.
+        # Logits of the mixture of taps for each stride.
         self.tap_mix = nn.Parameter(torch.zeros(len(strides), num_taps))
         self.row_code: nn.Parameter | None = None
         self.column_code: nn.Parameter | None = None
@@ -97,6 +108,8 @@ class SpatialTuningAdapter(nn.Module):
             BatchNorm2d(channels) for channels in self.out_channels
         )
         self.act = nn.GELU()
+        if start == "smooth":
+            self._start_smoothly()
 
     def forward(self, taps: list[Tensor], images: Tensor) -> list[Tensor]:
         """Build the pyramid.
@@ -125,6 +138,18 @@ class SpatialTuningAdapter(nn.Module):
                 x = x + self.add_detail[index](details[stride])
             maps.append(self.act(self.norms[index](x)))
         return maps
+
+    @torch.no_grad()
+    def _start_smoothly(self) -> None:
+        """Set the values before training that docs/decisions/0023 explains."""
+        self.tap_mix.copy_(own_tap_logits(*self.tap_mix.shape))
+        if self.shrink is not None:
+            # Row and column 0 of the kernel lie outside of the 2 x 2 cells that a cell at stride 32 covers.
+            self.shrink.weight.zero_()
+            self.shrink.weight[..., 1:, 1:] = 0.25
+        if self.add_detail is not None:
+            for projection in self.add_detail:
+                cast("nn.Conv2d", projection).weight.mul_(DETAIL_SCALE)
 
     def _position(self, shape: torch.Size) -> Tensor | float:
         """Return the position code for maps of a shape (h, w), `[1, D, h, w]`, or 0 if there is none."""
@@ -155,6 +180,29 @@ class SpatialTuningAdapter(nn.Module):
             mode=self.upsample_mode,
             **options,
         )
+
+
+def own_tap_logits(levels: int, taps: int) -> Tensor:
+    """Return logits of mixtures in which each level has `OWN_SHARE` of its own tap, `[levels, taps]`.
+
+    The other taps have equal shares. Levels and taps are both spread evenly over the depth, and the own tap
+    of a level is the nearest one; of two at the same distance, the later.
+
+    Example:
+        >>> own_tap_logits(levels=3, taps=3).softmax(-1)
+        tensor([[0.8500, 0.0750, 0.0750],
+                [0.0750, 0.8500, 0.0750],
+                [0.0750, 0.0750, 0.8500]])
+    """
+    logits = torch.zeros(levels, taps)
+    if taps == 1:
+        return logits
+    logit = math.log(OWN_SHARE * (taps - 1) / (1 - OWN_SHARE))
+    for level in range(levels):
+        # Middles of level and tap: (level + 1/2) / levels is nearest to (tap + 1/2) / taps.
+        tap = ((2 * level + 1) * taps) // (2 * levels)
+        logits[level, tap] = logit
+    return logits
 
 
 def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
