@@ -1,4 +1,4 @@
-"""The detail branch of the Spatial Tuning Adapter: convolutions on the image, and the maps that get details."""
+"""The detail branch of the Spatial Tuning Adapter: convolutions on the image, and the maps that use them."""
 
 from __future__ import annotations
 
