@@ -143,8 +143,8 @@ class DINOv3Backbone(nn.Module):
                 None does not scale them.
             rope_periods: "computed" computes the periods of the RoPE codes; "stored" makes them a part of
                 the weights, so that a checkpoint decides (DEIMv2).
-            drop_path: rate of stochastic depth in the last of `depth` blocks, 0..1; it decreases linearly to the
-                first block.
+            drop_path: rate of stochastic depth in the last of `depth` blocks, 0..1; it decreases linearly
+                to the first block.
             lora_rank: rank of the low-rank updates that are trained instead of the ViT's own weights
                 (`src/nn/lora.py`); 0 disables LoRA.
             lora_alpha: the updates are scaled by alpha / rank; None uses the rank.
