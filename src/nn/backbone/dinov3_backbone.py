@@ -90,6 +90,8 @@ class DINOv3Backbone(nn.Module):
         upsample_mode: Literal["bilinear", "nearest"] = "bilinear",
         position_encoding: bool = False,
         detail_channels: int = 16,
+        detail_strides: Sequence[int] | None = None,
+        adapter_start: Literal["smooth", "random"] = "smooth",
         gradient_checkpointing: bool = False,
         rope_rescale_coords: float | None = None,
         rope_periods: Literal["computed", "stored"] = "computed",
@@ -131,6 +133,11 @@ class DINOv3Backbone(nn.Module):
             upsample_mode: interpolation from stride 16 to stride 8; mixture only.
             position_encoding: add a learned position code in the adapter; mixture only.
             detail_channels: width of the convolutional detail branch in the adapter; 0 builds none.
+            detail_strides: strides of the maps that get details, any of feat_strides; None gives all of them
+                details; mixture only.
+            adapter_start: values of the adapter before training: "smooth" gives each level mainly its own
+                tap, makes stride 32 from means of 2 x 2 cells and reduces the details, "random" gives all
+                taps equal shares and all convolutions random weights; mixture only.
             gradient_checkpointing: recompute blocks in the backward pass, which saves memory and takes time.
             rope_rescale_coords: in training, scale the RoPE coordinates by a random factor from 1 / r to r;
                 None does not scale them.
@@ -176,7 +183,13 @@ class DINOv3Backbone(nn.Module):
         self.tap_norm = tap_norm
         self.adapter: SpatialTuningAdapter | ConcatAdapter
         if adapter == "concat":
-            _refuse_for_concat(tap_norm, upsample_mode, position_encoding)
+            _refuse_for_concat(
+                tap_norm,
+                upsample_mode,
+                position_encoding,
+                detail_strides,
+                adapter_start,
+            )
             self.adapter = ConcatAdapter(
                 self.vit.embed_dim,
                 out_channels,
@@ -192,8 +205,10 @@ class DINOv3Backbone(nn.Module):
                 len(self.tap_blocks),
                 upsample_mode=upsample_mode,
                 detail_channels=detail_channels,
+                detail_strides=detail_strides,
                 layer_norm=tap_norm == "own",
                 position_encoding=position_encoding,
+                start=adapter_start,
             )
         self.out_channels = self.adapter.out_channels
         self.out_strides = list(feat_strides)
@@ -378,13 +393,19 @@ def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
 
 
 def _refuse_for_concat(
-    tap_norm: str, upsample_mode: str, position_encoding: bool
+    tap_norm: str,
+    upsample_mode: str,
+    position_encoding: bool,
+    detail_strides: Sequence[int] | None,
+    adapter_start: str,
 ) -> None:
     """Raise for settings that only the other adapter has."""
     unused = {
         "tap_norm: own": tap_norm == "own",
         "upsample_mode: nearest": upsample_mode != "bilinear",
         "position_encoding: True": position_encoding,
+        f"detail_strides: {detail_strides}": detail_strides is not None,
+        "adapter_start: random": adapter_start != "smooth",
     }
     for setting, is_set in unused.items():
         if is_set:
