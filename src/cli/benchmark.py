@@ -170,10 +170,14 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
         f"{arguments.resume or arguments.config}: "
         f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
         f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
-        f"torch {torch.__version__}{other}\n\n| engine | median ms | p10 | p90 | CPU ms | images/s | "
-        f"times {YARDSTICK} | by CPU time | by least CPU time |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        f"torch {torch.__version__}{other}"
     )
+    say("")
+    say(
+        "| engine | median ms | p10 | p90 | CPU ms | images/s | "
+        f"times {YARDSTICK} | by CPU time | by least CPU time |"
+    )
+    say("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         say(
             f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | "
