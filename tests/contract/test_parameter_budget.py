@@ -98,12 +98,17 @@ def test_the_parts_in_the_top_comment_are_what_is_built(size):
     "file",
     [
         "dfine_dinov3_s_coco.yml",
+        "dfine_dinov3_s2_coco.yml",
+        "dfine_dinov3_s2_windows_coco.yml",
+        "dfine_dinov3_t_coco.yml",
         "dfine_dinov3_l_coco.yml",
         "dfine_dinov3_x_coco.yml",
+        "custom/dfine_dinov3_s2_custom.yml",
         "custom/dfine_dinov3_s_custom.yml",
         "dfine_dinov3_s_finetune_coco.yml",
         "dfine_dinov3_vitb_coco.yml",
         "objects365/dfine_dinov3_s_obj365.yml",
+        "objects365/dfine_dinov3_s2_obj365.yml",
         "deim/dfine_dinov3_s_deim_coco.yml",
     ],
 )
