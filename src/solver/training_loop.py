@@ -104,8 +104,10 @@ def begin_epoch(run: Run, epoch: int) -> None:
         if isinstance(part, FollowsEpochs):
             part.set_epoch(epoch)
     if run.state.distillation:
-        is_final = run.plan.stage(epoch) == 2
-        run.state.distillation.begin_epoch(final_stage=is_final)
+        run.state.distillation.begin_epoch(
+            final_stage=run.plan.stage(epoch) == 2,
+            progress=run.plan.stage_one_progress(epoch),
+        )
     if run.phases.begin(epoch):
         rates = run.rates.scheduled(progress)
         log_trainable_parameters(

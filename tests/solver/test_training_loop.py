@@ -146,7 +146,7 @@ def test_distillation_knows_whether_the_epoch_is_of_the_final_stage(
     run.state.distillation = MagicMock()
     begin_epoch(run, epoch)
     begin = run.state.distillation.begin_epoch
-    begin.assert_called_once_with(final_stage=is_final)
+    begin.assert_called_once_with(final_stage=is_final, progress=epoch / 3)
 
 
 class SlowTensor:
