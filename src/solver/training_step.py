@@ -30,6 +30,7 @@ from .numerics import (
     first_bad_tensor,
     poisoned_total,
 )
+from .teacher_clock import TeacherClock
 
 
 class Part(NamedTuple):
@@ -83,6 +84,7 @@ class TrainStep:
         """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
         self.half_weights = HalfWeights(self.model)
+        self.teacher_clock = TeacherClock(self.device)
         self.writes_buckets = False
         """Whether gradients are written directly into the buckets of the DDP wrapper."""
         self._overflows = 0
@@ -159,7 +161,10 @@ class TrainStep:
         on_device = (
             images.to(self.device, non_blocking=True) for images, _ in window
         )
-        with torch.autocast(kind, dtype, enabled=dtype is not None):
+        with (
+            self.teacher_clock.measure(),
+            torch.autocast(kind, dtype, enabled=dtype is not None),
+        ):
             return distillation.consult(on_device)
 
     def _normalizers(
