@@ -67,6 +67,8 @@ COMPONENTS = {
     "LinearWarmup": "warmup_duration",
     "GramAnchoring": "weight num_tokens all_taps checkpoint_path",
     "FeatureDistillation": "teacher checkpoint_path weight share tolerance default_weight",
+    "DetectorDistillation": "teacher config family encoder_weight encoder_share encoder_tolerance "
+    "encoder_default_weight decoder_weight min_score max_detections",
 }
 
 TOP_LEVEL_KEYS = [

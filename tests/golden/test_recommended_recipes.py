@@ -40,6 +40,7 @@ RECOMMENDED = Recipe(72, 4, 36, 64, 5e-4, 1.25e-5, 53)
 RECIPES = {
     "dfine_dinov3_s2_coco": RECOMMENDED,
     "dfine_dinov3_s2_windows_coco": RECOMMENDED,
+    "dfine_dinov3_s2_distill_coco": RECOMMENDED,
     "deim/dfine_dinov3_s_deim_coco": RECOMMENDED,
     "dfine_dinov3_t_coco": Recipe(132, 4, 64, 120, 5e-4, 2.5e-5, 100),
     "objects365/dfine_dinov3_s2_obj2coco": Recipe(24, 2, 12, 20, 2.5e-4, 5e-6),
