@@ -34,6 +34,7 @@ COMMANDS = sorted(
         ROOT / "train.py",
         ROOT / "tools/doctor.py",
         ROOT / "tools/models.py",
+        ROOT / "tools/reproduce.py",
         *ROOT.glob("tools/*/*.py"),
         *ROOT.glob("reference/*.py"),
     ]

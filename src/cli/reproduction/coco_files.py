@@ -79,10 +79,10 @@ def refuse_missing(files: CocoFiles) -> None:
         return
     shown = ", ".join(map(str, missing))
     hint = did_you_mean_file(missing[0]) if len(missing) == 1 else ""
-    verb = "does" if len(missing) == 1 else "do"
+    verb = "is" if len(missing) == 1 else "are"
     folder = files.train_labels.parent.parent
     raise DataError(
-        f"COCO 2017 is incomplete: {shown} {verb} not exist or is empty{hint}; unpack {DOWNLOADS} (19 GB) in "
+        f"COCO 2017 is incomplete: {shown} {verb} missing or empty{hint}; unpack {DOWNLOADS} (19 GB) in "
         f"{folder}, so that it contains {TRAIN}/, {VAL}/ and annotations/, or pass the folder of your copy "
         "with --data DIR"
     )

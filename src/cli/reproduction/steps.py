@@ -41,6 +41,9 @@ from .result import (
 RECORD = "reproduction.json"
 DATA_REPORT = "data.json"
 
+START = "start of training"
+"""Name in the record under which the settings are kept that a training is resumed with."""
+
 
 class Steps:
     """The six steps; each returns at once if it was done with the same inputs."""
@@ -68,18 +71,22 @@ class Steps:
         Raises:
             ConfigError: with the settings that differ.
         """
-        changes = self.record.changes("start of training", self._settings())
-        if changes:
-            raise ConfigError(
-                f"{self.job.folder} holds a training with other settings: {'; '.join(changes)}; repeat the "
-                "settings of that call, or pass another --output-dir"
-            )
+        changes = self.record.changes(START, self._settings())
+        if not changes:
+            return
+        before = " ".join(self.record.notes(START)["-u"])
+        raise ConfigError(
+            f"{self.job.folder} holds a training with other settings: {'; '.join(changes)} (it was started "
+            f"{'with -u ' + before if before else 'without -u'}); repeat its settings, or pass another "
+            "--output-dir"
+        )
 
     def check_machine(self) -> None:
         """Run the doctor, which fails if this machine cannot train the model."""
         report = self.job.folder / DOCTOR_REPORT
         inputs = {
             **self._settings(),
+            "-u": self.job.updates,
             "machine": platform.node(),
             "processes": self.job.processes,
             "device": self.job.device,
@@ -128,7 +135,8 @@ class Steps:
         if self.record.is_done("training", inputs) and best.is_file():
             skip(f"{self.job.run_folder} is complete")
             return
-        self.record.add("start of training", inputs)
+        if not self.record.is_done(START, inputs):
+            self.record.add(START, inputs, {"-u": self.job.changes})
         self.record.add_session(describe_session(self.job))
         run_step("training", training_command(self.job))
         if not best.is_file():
@@ -187,7 +195,6 @@ class Steps:
             "model": self.job.entry.name,
             "epochs": self.plan.cfg.settings.epochs,
             "seed": self.job.seed,
-            "-u": list(self.job.changes),
             "configuration": digest_of(self.plan.cfg)[:12],
         }
 
