@@ -25,7 +25,7 @@ import argparse
 from collections.abc import Sequence
 
 from .common import parser_for, run, user_path
-from .reproduction import DEFAULT_MODEL
+from .reproduction.defaults import DEFAULT_MODEL
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from ...core.errors import ConfigError
 from ...core.package_configs import package_config
 from ...core.paths import close_names
 from ...detection.model_table import Entry, read_table
-from . import DEFAULT_MODEL
+from .defaults import DEFAULT_MODEL
 
 ROOT = Path("runs/coco")
 """Folder of the results of all models."""
