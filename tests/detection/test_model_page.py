@@ -36,7 +36,10 @@ EXPECTED = {
         f"deimv2_{size}_coco"
         for size in ("s", "m", "l", "x", "n", "pico", "femto", "atto")
     ),
-    *(f"dfine_dinov3_{size}_coco" for size in "slx"),
+    *(
+        f"dfine_dinov3_{size}_coco"
+        for size in ("s", "s2", "s2_windows", "t", "l", "x")
+    ),
 }
 
 

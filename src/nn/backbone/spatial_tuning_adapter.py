@@ -6,8 +6,9 @@ small convolutional branch on the image are added. docs/decisions/0005 explains 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError
 from ...ops.batch_norm import BatchNorm2d
+from .detail_branch import DetailBranch, detail_projections, strides_of_details
 
 PATCH = 16
 """Stride of the taps."""
@@ -24,6 +26,12 @@ STRIDES = (8, 16, 32)
 
 POSITION_GRID = 40
 """Rows and columns of the learned position code: the number of patches in 640 pixels."""
+
+OWN_SHARE = 0.85
+"""Share of each level's own tap in its mixture before training, with `start: smooth`."""
+
+DETAIL_SCALE = 0.5
+"""Factor on the random weights of `add_detail` before training, with `start: smooth`."""
 
 
 class SpatialTuningAdapter(nn.Module):
@@ -38,8 +46,10 @@ class SpatialTuningAdapter(nn.Module):
         *,
         upsample_mode: Literal["bilinear", "nearest"] = "bilinear",
         detail_channels: int = 16,
+        detail_strides: Sequence[int] | None = None,
         layer_norm: bool = False,
         position_encoding: bool = False,
+        start: Literal["smooth", "random"] = "smooth",
     ) -> None:
         """Build the layers.
 
@@ -50,11 +60,15 @@ class SpatialTuningAdapter(nn.Module):
             num_taps: number of ViT blocks that are read.
             upsample_mode: interpolation from stride 16 to stride 8.
             detail_channels: width of the first layer of the detail branch; 0 builds no branch.
+            detail_strides: strides of the maps that get details; None means all of them.
             layer_norm: apply a new LayerNorm to each tap.
             position_encoding: add a learned position code, resized to the map.
+            start: values before training. "smooth" gives each level mainly its own tap (`OWN_SHARE`), makes
+                the map of stride 32 from means of 2 x 2 cells, and reduces the details (`DETAIL_SCALE`);
+                "random" gives all taps equal shares and all convolutions random weights.
 
         Raises:
-            ConfigError: if `strides` or `out_channels` is invalid.
+            ConfigError: if `strides`, `out_channels` or `detail_strides` is invalid.
         """
         super().__init__()
         self.strides = tuple(strides)
@@ -64,7 +78,7 @@ class SpatialTuningAdapter(nn.Module):
         if layer_norm:
             norms = [nn.LayerNorm(in_channels) for _ in range(num_taps)]
             self.tap_norms = nn.ModuleList(norms)
-        # Logits of the mixture of taps for each stride; all taps have equal weights at first.
+        # Logits of the mixture of taps for each stride.
         self.tap_mix = nn.Parameter(torch.zeros(len(strides), num_taps))
         self.row_code: nn.Parameter | None = None
         self.column_code: nn.Parameter | None = None
@@ -88,15 +102,22 @@ class SpatialTuningAdapter(nn.Module):
         )
         self.detail: DetailBranch | None = None
         self.add_detail: nn.ModuleList | None = None
-        if detail_channels:
-            self.detail = DetailBranch(detail_channels, max(strides))
-            self.add_detail = _detail_projections(
-                self.detail, strides, self.out_channels
+        self.detail_strides = strides_of_details(
+            detail_strides, strides, detail_channels
+        )
+        if self.detail_strides:
+            self.detail = DetailBranch(detail_channels, self.detail_strides[-1])
+            self.add_detail = detail_projections(
+                self.detail,
+                self.detail_strides,
+                dict(zip(self.strides, self.out_channels)),
             )
         self.norms = nn.ModuleList(
             BatchNorm2d(channels) for channels in self.out_channels
         )
         self.act = nn.GELU()
+        if start == "smooth":
+            self._start_smoothly()
 
     def forward(self, taps: list[Tensor], images: Tensor) -> list[Tensor]:
         """Build the pyramid.
@@ -121,10 +142,23 @@ class SpatialTuningAdapter(nn.Module):
             x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked)
             x = x + self._position(stacked.shape[-2:])
             x = self._to_stride(x, stride, self.project[index])
-            if self.add_detail is not None:
-                x = x + self.add_detail[index](details[stride])
+            if self.add_detail is not None and stride in self.detail_strides:
+                projection = self.add_detail[self.detail_strides.index(stride)]
+                x = x + projection(details[stride])
             maps.append(self.act(self.norms[index](x)))
         return maps
+
+    @torch.no_grad()
+    def _start_smoothly(self) -> None:
+        """Set the values before training that docs/decisions/0023 explains."""
+        self.tap_mix.copy_(own_tap_logits(*self.tap_mix.shape))
+        if self.shrink is not None:
+            # Row and column 0 of the kernel lie outside of the 2 x 2 cells that a cell at stride 32 covers.
+            self.shrink.weight.zero_()
+            self.shrink.weight[..., 1:, 1:] = 0.25
+        if self.add_detail is not None:
+            for projection in self.add_detail:
+                cast("nn.Conv2d", projection).weight.mul_(DETAIL_SCALE)
 
     def _position(self, shape: torch.Size) -> Tensor | float:
         """Return the position code for maps of a shape (h, w), `[1, D, h, w]`, or 0 if there is none."""
@@ -157,24 +191,34 @@ class SpatialTuningAdapter(nn.Module):
         )
 
 
+def own_tap_logits(levels: int, taps: int) -> Tensor:
+    """Return logits of mixtures in which each level has `OWN_SHARE` of its own tap, `[levels, taps]`.
+
+    The other taps have equal shares. Levels and taps are both spread evenly over the depth, and the own tap
+    of a level is the nearest one; of two at the same distance, the later.
+
+    Example:
+        >>> own_tap_logits(levels=3, taps=3).softmax(-1)
+        tensor([[0.8500, 0.0750, 0.0750],
+                [0.0750, 0.8500, 0.0750],
+                [0.0750, 0.0750, 0.8500]])
+    """
+    logits = torch.zeros(levels, taps)
+    if taps == 1:
+        return logits
+    logit = math.log(OWN_SHARE * (taps - 1) / (1 - OWN_SHARE))
+    for level in range(levels):
+        # Middles of level and tap: (level + 1/2) / levels is nearest to (tap + 1/2) / taps.
+        tap = ((2 * level + 1) * taps) // (2 * levels)
+        logits[level, tap] = logit
+    return logits
+
+
 def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
     """Return a random position code, `[1, channels, rows, columns]`."""
     code = nn.Parameter(torch.empty(1, channels, rows, columns))
     nn.init.trunc_normal_(code, std=0.02)
     return code
-
-
-def _detail_projections(
-    detail: DetailBranch,
-    strides: Sequence[int],
-    out_channels: Sequence[int],
-) -> nn.ModuleList:
-    """Return a 1x1 convolution for each stride, from channels of the detail branch to those of the map."""
-    projections = nn.ModuleList()
-    for stride, channels in zip(strides, out_channels):
-        inputs = detail.out_channels[stride]
-        projections.append(nn.Conv2d(inputs, channels, 1, bias=False))
-    return projections
 
 
 def channels_of_maps(
@@ -206,40 +250,3 @@ def channels_of_maps(
             f"the {len(strides)} strides {list(strides)}"
         )
     return channels
-
-
-class DetailBranch(nn.Module):
-    """Convolutions of stride 2 on the image, for edges and small objects that patches of 16 pixels blur."""
-
-    def __init__(self, width: int, deepest: int) -> None:
-        super().__init__()
-        widths = {
-            2: width,
-            4: 2 * width,
-            8: 4 * width,
-            16: 4 * width,
-            32: 4 * width,
-        }
-        self.out_channels = {stride: widths[stride] for stride in STRIDES}
-        self.layers = nn.ModuleList()
-        previous = 3
-        for stride, channels in widths.items():
-            if stride > deepest:
-                break
-            layer = nn.Sequential(
-                nn.Conv2d(previous, channels, 3, 2, 1, bias=False),
-                BatchNorm2d(channels),
-                nn.GELU(),
-            )
-            self.layers.append(layer)
-            previous = channels
-
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Map images `[B, 3, H, W]` to a dict of maps by stride s, `[B, out_channels[s], H/s, W/s]`."""
-        maps = {}
-        stride = 1
-        for layer in self.layers:
-            images = layer(images)
-            stride = stride * 2
-            maps[stride] = images
-        return maps
