@@ -87,7 +87,7 @@ def run_processes(words: Sequence[str], number: int) -> int:
 
 
 class ChildEnded(NamedTuple):
-    """How a process that this one has started has ended."""
+    """The end of a process that this one has started."""
 
     code: int
     """Exit code; 128 and the number of the signal if a signal ended it."""

@@ -15,7 +15,7 @@ The model is a name of configs/models.yml; its configuration has the recipe. Set
 of the recipe, and the result lists them. Batch sizes are totals over all GPUs, so the number of GPUs does
 not change the recipe.
 
-Results are in runs/coco/MODEL: result.json and result.md (the row), doctor.json, data.json, and the run
+Results are in runs/coco/MODEL: result.json and result.txt (the row), doctor.json, data.json, and the run
 in run/. With --epochs N, the folder is runs/coco/MODEL_epochsN.
 """
 

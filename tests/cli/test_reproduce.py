@@ -80,7 +80,7 @@ def test_a_model_is_checked_trained_and_evaluated_and_a_second_call_prints_the_r
     (session,) = result["sessions"]
     assert session["gpus"] == [] and session["processes"] == 1
     assert result["commit"] == session["commit"]
-    row = (folder / "result.md").read_text().splitlines()[-1]
+    row = (folder / "result.txt").read_text().splitlines()[-1]
     assert row == result["row"]
     assert row in first.out.splitlines()
     assert "not COCO 2017" in row and "1 of 80 epochs" in row
@@ -230,11 +230,11 @@ def test_the_installed_package_says_that_a_clone_is_needed(
 def test_results_of_others_are_not_replaced(started, coco):
     folder = Path("runs/coco", MODEL)
     folder.mkdir(parents=True)
-    (folder / "result.md").write_text("my notes\n")
+    (folder / "result.txt").write_text("my notes\n")
     ended = reproduce_here(coco)
     assert ended.code == 2
     assert "this project did not write it" in ended.err
-    assert (folder / "result.md").read_text() == "my notes\n"
+    assert (folder / "result.txt").read_text() == "my notes\n"
     assert not started.started
 
 

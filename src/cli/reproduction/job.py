@@ -1,4 +1,4 @@
-"""What is reproduced, and how: the model, its data, the devices and the settings."""
+"""The values of a reproduction: model, devices, settings and folder, chosen from the command line."""
 
 from __future__ import annotations
 

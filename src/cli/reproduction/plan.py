@@ -29,7 +29,7 @@ from .weights import StartFile, refuse_missing_weights, start_files
 
 
 class Plan(NamedTuple):
-    """What is reproduced, from which files."""
+    """A reproduction with its files."""
 
     job: Job
     cfg: YAMLConfig

@@ -32,7 +32,7 @@ from .coco_files import is_coco_2017
 from .job import Job
 
 RESULT = "result.json"
-ROW = "result.md"
+ROW = "result.txt"
 
 METRICS = (
     "AP",
@@ -60,7 +60,7 @@ LOW_AP = 0.20
 """AP after one epoch of COCO below which a DINOv3 detector probably has a fault: half of the reported 0.40.
 This is a guess of this project and not a measurement."""
 
-_HEADER = "<!-- Written by dfine_dinov3: the row of a model. -->\n"
+_HEADER = "Written by dfine_dinov3: the row of a model in docs/models.md.\n\n"
 
 
 def describe_session(job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which model is reproduced, on how many GPUs, in which folder."""
+"""The model, the number of GPUs and the folder of a reproduction."""
 
 import pytest
 
