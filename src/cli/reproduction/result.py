@@ -146,11 +146,7 @@ def read_training(run: Path) -> dict[str, Any]:
         `epochs`, the number of completed epochs; `hours`, their time with evaluations; `best_epoch`, from 1;
         `peak_memory_gb`, of the GPU of rank 0, None on a CPU; `parameters`.
     """
-    records = []
-    for line in read_text(run / LOG_FILE).splitlines():
-        record = json.loads(line)
-        if "epoch" in record and "seconds" in record:
-            records.append(record)
+    records = _epochs(run / LOG_FILE)
     last = records[-1] if records else {}
     memory = max((r["peak_memory_mb"] for r in records), default=0)
     best = last.get("best_epoch")
@@ -161,6 +157,19 @@ def read_training(run: Path) -> dict[str, Any]:
         "peak_memory_gb": memory / 1000 if memory else None,
         "parameters": last.get("n_parameters"),
     }
+
+
+def _epochs(log: Path) -> list[dict[str, Any]]:
+    """Return the records of all epochs; other lines are ignored."""
+    records = []
+    for line in read_text(log).splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "seconds" in record:
+            records.append(record)
+    return records
 
 
 def make_result(

@@ -132,6 +132,8 @@ def test_time_and_memory_are_those_of_all_epochs(tmp_path):
         {"epoch": 0, "seconds": 1800, **record},
         {"epoch": 1, "seconds": 3600, **record, "peak_memory_mb": 2000.0},
     )
+    with (tmp_path / "log.txt").open("a") as log:
+        log.write('[]\n{"epoch": 2, "seco')  # others are ignored
     assert read_training(tmp_path) == {
         "epochs": 2,
         "hours": 1.5,
