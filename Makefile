@@ -4,6 +4,7 @@
 #              without them, their tests are skipped
 # make coco    COCO on all GPUs: checks, training, evaluation, and a row for the table of models; resumable;
 #              MODEL=name of configs/models.yml  DATA=folder of COCO 2017  GPUS=number  EPOCHS=1 for a smoke run
+#              ARGS=other arguments, such as ARGS="-u train_dataloader.total_batch_size=16"
 # Required: Python 3.10 or newer.
 
 PYTHON ?= python3
@@ -37,7 +38,7 @@ demo: $(READY) data/synthetic/val.json
 
 coco: $(READY)
 	$(BIN)/python tools/reproduce.py $(MODEL) $(if $(DATA),--data '$(DATA)') $(if $(GPUS),--gpus $(GPUS)) \
-	    $(if $(EPOCHS),--epochs $(EPOCHS))
+	    $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ...core.errors import CheckpointError
 from ...core.yaml_config import YAMLConfig
 from ...detection.model_table import find_weights, is_model_name
+from ...detection.run_checkpoint import BEST
 from ...detection.weight_file import read_weights
 from ...runtime.log import say
 from ...runtime.weight_files import file_sha256
@@ -36,9 +37,7 @@ def start_files(cfg: YAMLConfig) -> list[StartFile]:
     files = []
     tuning = cfg.settings.tuning
     if tuning is not None:
-        named = is_model_name(tuning)
-        found = find_weights(tuning) if named else Path(tuning)
-        files.append(StartFile("tuning", found))
+        files.append(StartFile("tuning", _detector(tuning)))
     for setting, section in _sections(cfg):
         path = section.get("checkpoint_path")
         if setting == _backbone(cfg) and tuning is not None:
@@ -46,7 +45,20 @@ def start_files(cfg: YAMLConfig) -> list[StartFile]:
         if path and section.get("pretrained", True):
             name = f"{setting}.checkpoint_path"
             files.append(StartFile(name, Path(path).expanduser()))
+        if section.get("type") == "DetectorDistillation":
+            teacher = str(section.get("teacher"))
+            files.append(StartFile(f"{setting}.teacher", _detector(teacher)))
     return files
+
+
+def _detector(name: str) -> Path:
+    """Return the file of a detector: a name of the table, a run folder or a path."""
+    if is_model_name(name):
+        return find_weights(name)
+    path = Path(name).expanduser()
+    if (path / BEST).is_file():
+        return path / BEST
+    return path
 
 
 def _backbone(cfg: YAMLConfig) -> str:

@@ -1,6 +1,7 @@
 """Start weights are named if they are missing, and loaded once before the training."""
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,10 +68,28 @@ def test_the_file_of_a_teacher_is_needed_too():
     assert file.setting == "distillation.checkpoint_path"
 
 
+def test_a_detector_that_teaches_is_needed_too():
+    block = {"type": "DetectorDistillation", "teacher": "teacher.pth"}
+    cfg = SimpleNamespace(
+        settings=SimpleNamespace(tuning=None), yaml_cfg={"distillation": block}
+    )
+    (file,) = start_files(cfg)
+    assert file.setting == "distillation.teacher"
+    with pytest.raises(CheckpointError, match="-u distillation.teacher=FILE"):
+        refuse_missing_weights([file])
+
+
 def test_a_detector_to_start_from_replaces_the_file_of_the_backbone(here):
     (here / "best.pth").write_bytes(b"")
     (file,) = start_files(YAMLConfig(VIT_S, tuning="best.pth"))
     assert (file.setting, file.path.name) == ("tuning", "best.pth")
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint(here):
+    (here / "mine").mkdir()
+    (here / "mine/best.pth").write_bytes(b"")
+    (file,) = start_files(YAMLConfig(HGNET_N, tuning="mine"))
+    assert file.path.as_posix() == "mine/best.pth"
 
 
 def test_a_published_detector_that_is_missing_is_named_with_its_source():
