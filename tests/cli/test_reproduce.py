@@ -17,7 +17,7 @@ from src.cli import reproduce
 from src.cli.launch import ChildEnded
 from src.cli.reproduction import children
 from src.cli.reproduction.result import METRICS
-from src.runtime.files import LOCK
+from src.runtime.files import LOCK, is_in_use
 from src.solver.writers import LOG_FILE
 from tests.fixtures.coco_layout import write_coco_layout
 from tests.fixtures.commands import read_log
@@ -263,6 +263,18 @@ def test_processes_that_are_stopped_and_killed_continue_to_the_end(
 
     process = start()
     wait_until(lambda: epochs() >= 1, process.pid, lambda: "no epoch")
+    (child,) = (
+        Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        .read_text()
+        .split()
+    )
+    process.kill()
+    process.communicate()
+    os.kill(int(child), signal.SIGKILL)  # torchrun; its workers end with it
+    wait_until(lambda: not is_in_use(run), os.getpid(), lambda: "it runs on")
+
+    process = start()
+    wait_until(lambda: epochs() >= 2, process.pid, lambda: "no epoch")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 75, err

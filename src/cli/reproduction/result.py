@@ -66,16 +66,15 @@ _HEADER = "Written by dfine_dinov3: the row of a model in docs/models.md.\n\n"
 def describe_session(job: Job) -> dict[str, Any]:
     """Return machine and code of a training, from the report of the doctor, as values for JSON."""
     numbers: dict[str, Mapping[str, Any]] = {}
+    gpus: list[str] = []
     for check in read_doctor(job.folder / DOCTOR_REPORT).get("checks", []):
         numbers[check["name"]] = check.get("numbers") or {}
+        if check["name"] == "GPUs" and job.device != "cpu":
+            gpus = _gpu_names(check)[: job.processes]
     software = numbers.get("software", {})
-    gpus = [gpu["name"] for gpu in numbers.get("GPUs", {}).get("gpus", [])]
-    on_cpu = job.device == "cpu"
-    if not on_cpu and gpus:
-        gpus = (gpus * job.processes)[: job.processes]
     commit, _, changes = code_version().partition("+")
     return {
-        "gpus": [] if on_cpu else gpus,
+        "gpus": gpus,
         "processes": job.processes,
         "cpu": processor_name(),
         "cores": numbers.get("processor", {}).get("cores"),
@@ -85,6 +84,15 @@ def describe_session(job: Job) -> dict[str, Any]:
         "commit": commit,
         "changed_files": bool(changes),
     }
+
+
+def _gpu_names(check: Mapping[str, Any]) -> list[str]:
+    """Return the GPUs in a check of the doctor: those of all ranks, or all that one process sees."""
+    names = []
+    for result in check.get("by_rank") or [check]:
+        for gpu in (result.get("numbers") or {}).get("gpus", []):
+            names.append(gpu["name"])
+    return names
 
 
 def processor_name() -> str | None:

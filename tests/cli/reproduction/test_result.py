@@ -158,20 +158,24 @@ def test_an_evaluation_that_cannot_be_read_is_refused(tmp_path, content):
 
 
 def test_the_hardware_is_what_the_doctor_has_found(tmp_path, monkeypatch):
-    gpu = {"name": "H100"}
+    ranks = [{"numbers": {"gpus": [{"name": name}]}} for name in "AB"]
     checks = [
         {"name": "software", "numbers": {"CUDA": "13.0", "driver": "580.1"}},
-        {"name": "GPUs", "numbers": {"gpus": [gpu]}},  # with ranks, one each
+        {"name": "GPUs", **ranks[0], "by_rank": ranks},
         {"name": "processor", "numbers": {"cores": 64}},
     ]
     (tmp_path / "doctor.json").write_text(json.dumps({"checks": checks}))
     monkeypatch.setattr(result, "code_version", lambda: "abc+changes")
-    job = Job(ENTRY, (), tmp_path, processes=8)
+    job = Job(ENTRY, (), tmp_path, processes=2)
     session = describe_session(job)
-    assert session["gpus"] == ["H100"] * 8
+    assert session["gpus"] == ["A", "B"]
     assert (session["CUDA"], session["driver"]) == ("13.0", "580.1")
     assert session["cores"] == 64
     assert (session["commit"], session["changed_files"]) == ("abc", True)
+    del checks[1]["by_rank"]  # one process, which sees all GPUs
+    checks[1]["numbers"]["gpus"] = [{"name": name} for name in "ABC"]
+    (tmp_path / "doctor.json").write_text(json.dumps({"checks": checks}))
+    assert describe_session(Job(ENTRY, (), tmp_path))["gpus"] == ["A"]
     on_cpu = Job(ENTRY, (), tmp_path, device="cpu")
     assert describe_session(on_cpu)["gpus"] == []
 
