@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
 import torch
+from msgspec import structs
 
 from ... import __version__
 from ...core.errors import DataError
@@ -232,14 +232,29 @@ def table_row(entry: Entry, result: Mapping[str, Any]) -> str:
     The source of AP has commit, hardware and time, and says if AP is not that of the recipe on COCO.
     """
     ap = result["metrics"]["AP"]
-    size = result["input"]
     changes: dict[str, Any] = {
         "ap": None if ap is None else 100 * ap,
         "ap_source": source_of(result),
+        "other_inputs": [],
+        **_cost_at(entry, result["input"]),
     }
-    if size and size[0] == size[1]:
-        changes["input"] = size[0]
-    return table_of_models([msgspec.structs.replace(entry, **changes)])
+    return table_of_models([structs.replace(entry, **changes)])
+
+
+def _cost_at(entry: Entry, size: Sequence[int] | None) -> dict[str, Any]:
+    """Return input size and costs of a model for a row; costs that the table does not have are None.
+
+    Args:
+        entry: model.
+        size: height and width of the input in pixels, or None if unknown.
+    """
+    side = size[0] if size and size[0] == size[1] else None
+    if size is None or side == entry.input:
+        return {}
+    for other in entry.other_inputs:
+        if other.input == side:
+            return structs.asdict(other)
+    return {"input": side, "gflops": None, "cost": None}
 
 
 def source_of(result: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from src.cli.reproduction.defaults import DEFAULT_MODEL
 from src.cli.reproduction.job import (
     choose_processes,
     default_folder,
@@ -11,6 +12,7 @@ from src.cli.reproduction.job import (
 )
 from src.core import ConfigError
 from src.core.config_file import parse_overrides
+from src.core.package_configs import package_config
 
 
 @pytest.mark.parametrize("gpus", [None, 8])
@@ -35,6 +37,12 @@ def test_all_gpus_are_used_unless_fewer_are_asked_for(gpus):
 def test_gpus_that_are_not_there_are_refused(gpus, device, available, message):
     with pytest.raises(ConfigError, match=message):
         choose_processes(gpus, device, available=available)
+
+
+def test_the_default_is_a_model_of_the_table_with_the_recommended_recipe():
+    entry = find_model(DEFAULT_MODEL)
+    text = package_config(entry.config).read_text(encoding="utf-8")
+    assert "recommended.yml" in text
 
 
 def test_a_model_of_objects365_is_refused():

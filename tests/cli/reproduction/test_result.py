@@ -78,7 +78,21 @@ def test_the_row_is_that_of_the_table_of_models_with_the_ap():
     assert "`dfine_dinov3_s_coco`" in row
     undefined = RESULT | {"metrics": {"AP": None}, "input": [768, 768]}
     row = table_row(ENTRY, undefined).splitlines()[-1]
-    assert " | 768 | " in row and " | - | own training" in row
+    assert " | 768 | 25.6 (25.5) | - | - | - | own training" in row
+
+
+def test_a_row_at_another_size_has_the_costs_of_that_size():
+    entry = find_model("dfine_dinov3_s2_coco")
+    (other, *_) = entry.other_inputs
+    size = [other.input, other.input]
+    lines = table_row(entry, RESULT | {"input": size}).splitlines()
+    assert len(lines) == 3  # the heading, and one row
+    assert (
+        f" | {other.input} | 25.9 (25.9) | {other.gflops:.1f} | " in lines[-1]
+    )
+    assert " | 56.1 | own training" in lines[-1]
+    wide = table_row(entry, RESULT | {"input": [640, 960]}).splitlines()[-1]
+    assert " | - | 25.9 (25.9) | - | - | 56.1 | " in wide
 
 
 @pytest.mark.parametrize(
