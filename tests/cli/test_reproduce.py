@@ -17,7 +17,7 @@ from src.cli import reproduce
 from src.cli.launch import ChildEnded
 from src.cli.reproduction import children
 from src.cli.reproduction.result import METRICS
-from src.runtime.files import LOCK, is_in_use
+from src.runtime.files import LOCK
 from src.solver.writers import LOG_FILE
 from tests.fixtures.coco_layout import write_coco_layout
 from tests.fixtures.commands import read_log
@@ -261,21 +261,27 @@ def test_processes_that_are_stopped_and_killed_continue_to_the_end(
     def epochs() -> int:
         return len(read_log(run)) if (run / LOG_FILE).exists() else 0
 
+    def wait_for_epochs(process, number: int) -> None:
+        def is_reached() -> bool:
+            return epochs() >= number or process.poll() is not None
+
+        wait_until(is_reached, process.pid, lambda: f"no epoch {number}")
+        assert process.poll() is None, process.communicate()
+
     process = start()
-    wait_until(lambda: epochs() >= 1, process.pid, lambda: "no epoch")
+    wait_for_epochs(process, 1)
     (child,) = (
         Path(f"/proc/{process.pid}/task/{process.pid}/children")
         .read_text()
         .split()
     )
     process.kill()
-    process.communicate()
-    os.kill(int(child), signal.SIGKILL)  # torchrun; its workers end with it
-    wait_until(lambda: not is_in_use(run), os.getpid(), lambda: "it runs on")
+    os.kill(int(child), signal.SIGKILL)  # torchrun; its workers save and end
+    process.communicate()  # returns when they have closed their output
 
     before = epochs()
     process = start()
-    wait_until(lambda: epochs() > before, process.pid, lambda: "no epoch")
+    wait_for_epochs(process, before + 1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode == 75, err
