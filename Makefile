@@ -2,6 +2,9 @@
 # make test    environment and all tests except the slow ones
 # make tools   optional packages of some tools: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt);
 #              without them, their tests are skipped
+# make coco    COCO on all GPUs: checks, training, evaluation, and a row for the table of models; resumable;
+#              MODEL=name of configs/models.yml  DATA=folder of COCO 2017  GPUS=number  EPOCHS=1 for a smoke run
+#              ARGS=other arguments, such as ARGS="-u train_dataloader.total_batch_size=16"
 # Required: Python 3.10 or newer.
 
 PYTHON ?= python3
@@ -10,12 +13,13 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO = configs/dfine/demo/dfine_dinov3_demo.yml
 OUTPUT = output/demo
+MODEL ?= dfine_dinov3_s2_coco
 # Number of test processes; each needs about 1 GB of memory.
 JOBS ?= 2
 # The models are small: two threads are faster by a third on idle cores, but much slower on busy ones.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow tools lint clean
+.PHONY: demo coco test test-slow tools lint clean
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +35,10 @@ demo: $(READY) data/synthetic/val.json
 	$(BIN)/python train.py -c $(DEMO) --test-only -r $(OUTPUT)/best.pth
 	$(BIN)/python tools/visualization/compare.py -c $(DEMO) -r $(OUTPUT)/best.pth --output $(OUTPUT)/pictures
 	$(BIN)/python tools/visualization/report.py -r $(OUTPUT)/best.pth
+
+coco: $(READY)
+	$(BIN)/python tools/reproduce.py $(MODEL) $(if $(DATA),--data '$(DATA)') $(if $(GPUS),--gpus $(GPUS)) \
+	    $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

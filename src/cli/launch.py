@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 """Signals that are passed on to the processes of a run."""
@@ -76,18 +77,8 @@ def run_processes(words: Sequence[str], number: int) -> int:
     from ..solver.next_commands import DFINE_GPUS
 
     command = [*torchrun_command(number), *words]
-    environment = {**os.environ, DFINE_GPUS: str(number)}
-    # in a session of its own: Ctrl-C of a terminal reaches the processes once, from here
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-
-    def pass_on(number: int, frame: object) -> None:
-        process.send_signal(number)
-
-    for name in STOP_SIGNALS:
-        signal.signal(getattr(signal, name), pass_on)
-    code = process.wait()
-    code = 128 - code if code < 0 else code
-    reported = _reported(words)
+    code, _ = run_child(command, {DFINE_GPUS: str(number)})
+    reported = reported_end(words)
     if not code or reported is None:
         return code
     # once more, because torchrun writes pages after it
@@ -95,16 +86,53 @@ def run_processes(words: Sequence[str], number: int) -> int:
     return reported[0]
 
 
+class ChildEnded(NamedTuple):
+    """The end of a process that this one has started."""
+
+    code: int
+    """Exit code; 128 and the number of the signal if a signal ended it."""
+    stopped_by: signal.Signals | None
+    """First signal that was passed on to it."""
+
+
+def run_child(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> ChildEnded:
+    """Run a command, pass on the signals that stop a run, and wait for its end.
+
+    Args:
+        command: program and arguments.
+        environment: variables that are added to those of this process.
+    """
+    received: list[signal.Signals] = []
+    before: dict[signal.Signals, Any] = {}
+    # in a session of its own: Ctrl-C of a terminal reaches the processes once, from here
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,
+    )
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(signal.Signals(number))
+        process.send_signal(number)
+
+    for name in STOP_SIGNALS:
+        number = signal.Signals[name]
+        before[number] = signal.signal(number, pass_on)
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    first = received[0] if received else None
+    return ChildEnded(128 - code if code < 0 else code, first)
+
+
 def torchrun_command(number: int) -> list[str]:
     """Return the command that starts the trainer in several processes, without its arguments."""
     package = __name__.partition(".")[0]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={number}",
-    ]
+    launcher = torchrun(number)
     script = Path(__file__).resolve().parents[2] / "train.py"
     if package == "src" and script.is_file():
         # as a file: a folder `src` in the current one would be found first
@@ -112,7 +140,18 @@ def torchrun_command(number: int) -> list[str]:
     return [*launcher, "-m", f"{package}.cli.trainer"]
 
 
-def _reported(words: Sequence[str]) -> tuple[int, str] | None:
+def torchrun(number: int) -> list[str]:
+    """Return the words that start a script in several processes on this machine."""
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={number}",
+    ]
+
+
+def reported_end(words: Sequence[str]) -> tuple[int, str] | None:
     """Return exit code and message of a failed run, which torchrun does not pass on; None if unknown."""
     from ..core.paths import read_text
     from ..runtime.process import STATUS_FILE

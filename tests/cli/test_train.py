@@ -130,12 +130,12 @@ def test_the_code_of_a_run_of_several_processes_is_the_one_it_reported(here):
     status = here / "run_status.json"
     words = ["--output-dir", str(here)]
     status.write_text(json.dumps({"exit_code": 3, "message": "no labels"}))
-    assert launch._reported(words) == (3, "no labels")
+    assert launch.reported_end(words) == (3, "no labels")
     for other in ('{"exit_code": null, "message": "running"}', "[]", "{"):
         status.write_text(other)
-        assert launch._reported(words) is None
-    assert launch._reported(["--output-dir", str(here / "none")]) is None
-    assert launch._reported([]) is None
+        assert launch.reported_end(words) is None
+    assert launch.reported_end(["--output-dir", str(here / "none")]) is None
+    assert launch.reported_end([]) is None
 
 
 @pytest.mark.parametrize("code", [0, 3])

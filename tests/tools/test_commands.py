@@ -34,6 +34,7 @@ COMMANDS = sorted(
         ROOT / "train.py",
         ROOT / "tools/doctor.py",
         ROOT / "tools/models.py",
+        ROOT / "tools/reproduce.py",
         *ROOT.glob("tools/*/*.py"),
         *ROOT.glob("reference/*.py"),
     ]
@@ -115,6 +116,7 @@ NEEDS_INPUT = {
     "tools/dataset/resize_obj365.py": ["--base_dir", MISSING],
     "tools/doctor.py": ["-c", MISSING],
     "tools/models.py": ["check", MISSING],
+    "tools/reproduce.py": ["dfine_n_coco", "-d", "cpu", "--data", MISSING],
     "reference/convert_weight.py": [MISSING],
     "train.py": ["-c", MISSING],
 }

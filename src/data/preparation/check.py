@@ -184,6 +184,11 @@ class Report:
             )
 
 
+def is_repaired(group: Group) -> bool:
+    """Return whether training accepts the findings of a group: it repairs or drops them, and counts them."""
+    return group.kind in {*_NOTES, Kind.OTHER_SIZE, Kind.CROWDED}
+
+
 def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
     """Return the data sets that a configuration names, and the number of its queries if it has one.
 

@@ -1,0 +1,1 @@
+"""Parts of the command that reproduces a model on COCO, `reproduce.py`."""
