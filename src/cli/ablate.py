@@ -147,6 +147,7 @@ def _study(arguments: argparse.Namespace) -> None:
         _list_runs(sides, runs, arguments.results)
         return
     failed: list[Run] = []
+    _warn_of_other_values(runs, variables, arguments.results)
     if not arguments.table:
         refuse_missing_variables(wanted, variables)
         prepare_output_dir(arguments.results)
@@ -154,6 +155,28 @@ def _study(arguments: argparse.Namespace) -> None:
     for group in _by_plan_and_task(sides):
         _write_results(group, arguments.results)
     _report_state(runs, arguments, failed)
+
+
+def _warn_of_other_values(
+    runs: Sequence[Run], variables: dict[str, str], results: Path
+) -> None:
+    """Log a warning for each run that was started with other values of `--set`."""
+    from ..runtime.log import logger
+    from .ablation.records import read_record
+    from .ablation.training import name_of
+
+    for item in runs:
+        before = read_record(item, results).variables
+        for name in sorted(item.variables() & set(before)):
+            if name in variables and variables[name] != before[name]:
+                logger.warning(
+                    "%s was trained with %s=%s, now %s=%s; its folder is used as it is",
+                    name_of(item),
+                    name,
+                    before[name],
+                    name,
+                    variables[name],
+                )
 
 
 def _is_same(run: Run, other: Run) -> bool:

@@ -1,4 +1,4 @@
-"""What is known about a run: its parts, its state and the scores of its epochs.
+"""The record of a run: its parts, its state and the scores of its epochs.
 
 A run that was interrupted has several parts, whose CPU minutes are added.
 """
@@ -66,7 +66,7 @@ class Record:
 
     @property
     def lost_minutes(self) -> bool:
-        """Whether the CPU minutes of a part are not known."""
+        """True if the CPU minutes of a part are not known."""
         return any(part.cpu_minutes is None for part in self.parts)
 
 

@@ -1,4 +1,4 @@
-"""Which trainings a plan needs, and the folder of each.
+"""The trainings that a plan needs, and the folder of each.
 
 The folder of a run is named after its configuration and a digest of its resolved settings. Plans that need
 the same run, such as a common baseline, therefore share it.

@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Conditions:
-    """How runs are started."""
+    """Conditions under which runs are started."""
 
     results: Path
     variables: Mapping[str, str]
@@ -246,7 +246,7 @@ class _Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether the study has to stop."""
+        """True if the study has to stop."""
         return bool(self.reason)
 
     @property
