@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -621,8 +621,11 @@ class Distills(Protocol):
     def observe(self, parameters: Sequence[Tensor]) -> None:
         """Read the gradients of a step, given all parameters that have one."""
 
-    def begin_epoch(self, *, final_stage: bool) -> None:
-        """Set the weight of an epoch; it can begin again after a resume."""
+    def begin_epoch(self, *, final_stage: bool, progress: float = 0.0) -> None:
+        """Set the weight of an epoch; it can begin again after a resume.
+
+        `progress` is the fraction of the epochs before the final stage that are over, 0..1.
+        """
 
     def end_epoch(self) -> dict[str, float]:
         """Set the weight of the next epoch, and return entries for the record of this one."""
@@ -635,6 +638,72 @@ class Distills(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore from `state_dict`."""
+
+
+class TaughtDetections(NamedTuple):
+    """Confident detections of a teacher in one batch, as soft targets; K rows for each image, best first."""
+
+    scores: Tensor
+    """Largest class probability of each row, `[B, K]`; 0 for rows that are not used."""
+    counts: Tensor
+    """Number of rows that are used, the first ones, `[B]` int64."""
+    probabilities: Tensor
+    """Class probabilities, `[B, K, C]`, of the student's classes."""
+    boxes: Tensor
+    """Boxes, `[B, K, 4]`, cxcywh in 0..1."""
+    known: Tensor | None
+    """1 for classes that the teacher has, 0 for others, `[C]`; None if it has all."""
+    normalizer: Tensor | float
+    """Sum of the scores in the accumulation window, as a mean over ranks and at least 1."""
+
+
+class Lesson(NamedTuple):
+    """Results of a teacher for one batch."""
+
+    map: Tensor | None
+    """Coarsest map of its encoder, `[B, D, h, w]`, or None if it is not needed."""
+    detections: TaughtDetections | None
+    """Its confident detections, or None if they are not needed."""
+
+
+@runtime_checkable
+class Teaches(Protocol):
+    """A `Distills` whose teacher is a detector, which sees all batches of a step before the model does."""
+
+    decoder_weight: float
+    """Factor on the losses of detections in the epoch in progress."""
+    needs_criterion: bool
+    """Whether the criterion computes a part of the losses (`LearnsDetections`)."""
+
+    def match_classes(
+        self, class_names: Sequence[str] | None, num_classes: int
+    ) -> None:
+        """Match the classes of the data, in the order of their labels, with those of the teacher."""
+
+    def consult(self, batches: Iterable[Tensor]) -> list[Lesson]:
+        """Run the teacher for the images of all batches of a step. All ranks must call this together."""
+
+    def teach(
+        self,
+        lesson: Lesson,
+        outputs: dict[str, Any],
+        criterion: Any,
+        fraction: float,
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses of the last forward pass, for the lesson of its batch.
+
+        `fraction` is the fraction of the step's images in this batch.
+        """
+
+
+@runtime_checkable
+class LearnsDetections(Protocol):
+    """A criterion that can compare the model's predictions with a teacher's detections."""
+
+    def taught_terms(
+        self, outputs: dict[str, Any], taught: TaughtDetections
+    ) -> dict[str, Tensor]:
+        """Return the losses by name, which do not contain the weight of the distillation."""
 
 
 @runtime_checkable

@@ -348,7 +348,9 @@ class YAMLConfig:
         optimizer = self._create_block("optimizer", model=self.model)
         if self.distillation is not None:
             own = self.distillation.parameters()
-            optimizer.add_param_group({"params": own, "name": "distillation"})
+            if own:
+                group = {"params": own, "name": "distillation"}
+                optimizer.add_param_group(group)
         return optimizer
 
     @cached_property

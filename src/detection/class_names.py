@@ -64,6 +64,35 @@ def _objects365_classes() -> list[dict[str, Any]]:
     return entries
 
 
+def known_names(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of a checkpoint's classes.
+
+    Objects365 classes, which are recognized by their ids, get the COCO name if COCO has the class.
+    """
+    names = [entry["name"] for entry in classes]
+    row = {entry["id"]: index for index, entry in enumerate(classes)}
+    if sorted(row) == list(range(1, OBJECTS365_SLOTS)):
+        for label, index in enumerate(COCO_TO_OBJECTS365):
+            names[row[index + 1]] = COCO_NAMES[label]
+    return names
+
+
+def match_names(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """Return the position of each name in `known`, or None; an exact match wins over one in another case.
+
+    Example:
+        >>> match_names(["cat", "Dog", "cow"], ["dog", "Cat", "cat"])
+        [2, 0, None]
+    """
+    exact: dict[str, int] = {}
+    any_case: dict[str, int] = {}
+    for index, name in enumerate(known):
+        exact.setdefault(name, index)
+        any_case.setdefault(name.casefold(), index)
+    row = any_case | exact
+    return [row.get(name, row.get(name.casefold())) for name in names]
+
+
 def find_labels(
     categories: Sequence[tuple[int, str]],
     classes: Sequence[Mapping[str, Any]],

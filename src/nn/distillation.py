@@ -32,77 +32,37 @@ def _vit_arguments() -> dict[str, Argument]:
     return {name: extra[name] for name in extra if name not in known}
 
 
-@register()
-class FeatureDistillation:
-    """A loss that pulls the encoder's coarsest map towards the features of a frozen DINOv3 ViT.
+class EncoderDistillation:
+    """A loss that pulls the encoder's coarsest map towards the maps of a frozen teacher.
 
-    `attach` once, then call after each forward pass with its images.
+    `attach` once; `take_seen` then returns the map of each forward pass, and `distance` compares it.
     """
 
-    __role__ = "distillation"
-    __load__ = "load_teacher"
-    __extra_arguments__ = staticmethod(_vit_arguments)
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        teacher: str = "dinov3_base",
-        checkpoint_path: str | None = None,
-        weight: float = 5.0,
-        share: float | None = None,
-        tolerance: float = 1.0,
-        default_weight: float | None = None,
-        **vit_arguments: Any,
-    ) -> None:
-        """Build the teacher and the projector; `load_teacher` reads the weights.
+    def __init__(self, model: nn.Module, control: GradientShareWeight) -> None:
+        """Find the attention layers of the student; `project_to` builds the projector.
 
         Args:
             model: the unwrapped detector.
-            teacher: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base,
-                dinov3_large.
-            checkpoint_path: file of the teacher's weights; None uses the official name in `weights/`.
-            weight: weight of the loss in the first epoch.
-            share: share of the gradient, in percent, that the attention of the coarsest level gets of that of
-                all parameters. The weight follows it from epoch to epoch; None keeps the weight constant.
-            tolerance: permitted distance from `share`, in percent.
-            default_weight: weight in the final stage without strong augmentation; None keeps the last one.
-            vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads for small
-                teachers.
+            control: weight of the loss.
 
         Raises:
-            ConfigError: if the model has no attention on its coarsest level, the teacher does not exist, or
-                a value is out of range.
+            ConfigError: if the model has no attention on its coarsest level.
         """
-        attention, self._reader, width = _student_of(model)
+        attention, self._reader, self._width = student_of(model)
         self._watched = {id(parameter) for parameter in attention.parameters()}
-        self.control = GradientShareWeight(
-            weight, share, tolerance, default_weight
-        )
-        self.checkpoint_path = checkpoint_path
-        self.teacher = FeatureTeacher(teacher, **vit_arguments)
-        self.projector = nn.Linear(width, self.teacher.width)
-        self._recorder = _Recorder()
+        self.control = control
+        self.projector: nn.Module = nn.Identity()
+        self._recorder = Recorder()
         self._hook: RemovableHandle | None = None
+
+    def project_to(self, width: int) -> None:
+        """Build the projector from the width of the student to that of the teacher."""
+        self.projector = nn.Linear(self._width, width)
 
     @property
     def weight(self) -> float:
         """Factor on the loss in the epoch in progress."""
         return self.control.weight
-
-    def load_teacher(self) -> None:
-        """Load the published weights of the teacher.
-
-        Raises:
-            CheckpointError: if neither a file nor a network is available, or the weights do not fit.
-        """
-        self.teacher.load(self.checkpoint_path)
-
-    def to(self, device: torch.device | str) -> FeatureDistillation:
-        """Move teacher and projector to a device."""
-        self.teacher.to(device)
-        self.projector.to(device)
-        return self
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the projector."""
@@ -120,23 +80,11 @@ class FeatureDistillation:
         self._hook = None
         self._recorder.seen = None
 
-    def __call__(self, images: Tensor) -> Tensor | None:
-        """Return the weighted loss of the last forward pass, and discard that pass.
-
-        Args:
-            images: images of that pass, `[B, 3, H, W]` in 0..1; H and W are multiples of 32.
-
-        Returns:
-            A float32 scalar. None if no pass with gradients was recorded.
-        """
+    def take_seen(self) -> Seen | None:
+        """Return the student's map of the last forward pass with gradients, once; None without one."""
         seen = self._recorder.seen
         self._recorder.seen = None
-        if seen is None:
-            return None
-        kind = images.device.type
-        with torch.autocast(kind, seen.autocast_dtype, seen.autocast):
-            taught = self.teacher(images)
-        return self.weight * self.distance(seen.map, taught)
+        return seen
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the distance between projected maps `[B, D, h, w]` and the teacher's `[B, D', h', w']`."""
@@ -168,8 +116,8 @@ class FeatureDistillation:
         """Read the gradients of a step, given all parameters that have one."""
         self.control.observe(parameters, self._watched)
 
-    def begin_epoch(self, *, final_stage: bool) -> None:
-        """Set the weight of an epoch; it can begin again after a resume."""
+    def begin_epoch(self, *, final_stage: bool, progress: float = 0.0) -> None:
+        """Set the weight of an epoch; it can begin again after a resume. `progress` has no effect."""
         self.control.begin_epoch(final_stage=final_stage)
 
     def end_epoch(self) -> dict[str, float]:
@@ -218,6 +166,87 @@ class FeatureDistillation:
             )
         self.projector.load_state_dict(saved)
         self.control.load_state_dict(dict(state))
+
+
+@register()
+class FeatureDistillation(EncoderDistillation):
+    """A loss that pulls the encoder's coarsest map towards the features of a frozen DINOv3 ViT.
+
+    `attach` once, then call after each forward pass with its images.
+    """
+
+    __role__ = "distillation"
+    __load__ = "load_teacher"
+    __extra_arguments__ = staticmethod(_vit_arguments)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        teacher: str = "dinov3_base",
+        checkpoint_path: str | None = None,
+        weight: float = 5.0,
+        share: float | None = None,
+        tolerance: float = 1.0,
+        default_weight: float | None = None,
+        **vit_arguments: Any,
+    ) -> None:
+        """Build the teacher and the projector; `load_teacher` reads the weights.
+
+        Args:
+            model: the unwrapped detector.
+            teacher: timm's name of a DINOv3 ViT, or dinov3_small, dinov3_small_plus, dinov3_base,
+                dinov3_large.
+            checkpoint_path: file of the teacher's weights; None uses the official name in `weights/`.
+            weight: weight of the loss in the first epoch.
+            share: share of the gradient, in percent, that the attention of the coarsest level gets of that of
+                all parameters. The weight follows it from epoch to epoch; None keeps the weight constant.
+            tolerance: permitted distance from `share`, in percent.
+            default_weight: weight in the final stage without strong augmentation; None keeps the last one.
+            vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads for small
+                teachers.
+
+        Raises:
+            ConfigError: if the model has no attention on its coarsest level, the teacher does not exist, or
+                a value is out of range.
+        """
+        super().__init__(
+            model, GradientShareWeight(weight, share, tolerance, default_weight)
+        )
+        self.checkpoint_path = checkpoint_path
+        self.teacher = FeatureTeacher(teacher, **vit_arguments)
+        self.project_to(self.teacher.width)
+
+    def load_teacher(self) -> None:
+        """Load the published weights of the teacher.
+
+        Raises:
+            CheckpointError: if neither a file nor a network is available, or the weights do not fit.
+        """
+        self.teacher.load(self.checkpoint_path)
+
+    def to(self, device: torch.device | str) -> FeatureDistillation:
+        """Move teacher and projector to a device."""
+        self.teacher.to(device)
+        self.projector.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> Tensor | None:
+        """Return the weighted loss of the last forward pass, and discard that pass.
+
+        Args:
+            images: images of that pass, `[B, 3, H, W]` in 0..1; H and W are multiples of 32.
+
+        Returns:
+            A float32 scalar. None if no pass with gradients was recorded.
+        """
+        seen = self.take_seen()
+        if seen is None:
+            return None
+        kind = images.device.type
+        with torch.autocast(kind, seen.autocast_dtype, seen.autocast):
+            taught = self.teacher(images)
+        return self.weight * self.distance(seen.map, taught)
 
 
 class FeatureTeacher:
@@ -304,7 +333,7 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """The student's map, and the precision in which it was computed."""
 
     map: Tensor
@@ -315,20 +344,21 @@ class _Seen:
     """Type that autocast used."""
 
 
-class _Recorder:
+class Recorder:
     """A hook before a layer that keeps its last input if that requires a gradient."""
 
     def __init__(self) -> None:
-        self.seen: _Seen | None = None
+        self.seen: Seen | None = None
 
     def __call__(self, layer: nn.Module, arguments: tuple[Tensor]) -> None:
+        """Keep the input of the layer, `[B, D, h, w]`."""
         (student,) = arguments
         self.seen = None
         if student.requires_grad:
             kind = student.device.type
             enabled = torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind)
-            self.seen = _Seen(student, enabled, dtype)
+            self.seen = Seen(student, enabled, dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _record_nothing
@@ -338,8 +368,12 @@ def _record_nothing(layer: nn.Module, arguments: tuple[Tensor]) -> None:
     """Do nothing; this hook replaces the recorder in copies of a model."""
 
 
-def _student_of(model: nn.Module) -> tuple[nn.Module, nn.Module, int]:
-    """Return the attention layers of the encoder's coarsest level, the layer behind them, and their width."""
+def student_of(model: nn.Module) -> tuple[nn.Module, nn.Module, int]:
+    """Return the attention layers of the encoder's coarsest level, the layer behind them, and their width.
+
+    Raises:
+        ConfigError: if there is no attention on the coarsest level.
+    """
     encoder = getattr(model, "encoder", None)
     found = None
     if isinstance(encoder, AttendsCoarsestMap):

@@ -27,6 +27,8 @@ class GradientShareWeight:
         share: float | None = None,
         tolerance: float = 1.0,
         default_weight: float | None = None,
+        *,
+        prefix: str = "",
     ) -> None:
         """Store the settings.
 
@@ -35,6 +37,7 @@ class GradientShareWeight:
             share: target share of the gradient, in percent; None keeps the weight constant.
             tolerance: permitted distance from `share`, in percent; within it the weight does not change.
             default_weight: weight in the final stage without strong augmentation; None keeps the last one.
+            prefix: begin of the names of these settings in messages.
 
         Raises:
             ConfigError: if a weight is not positive, or `share` and `tolerance` leave the range of 0 to 100.
@@ -45,7 +48,7 @@ class GradientShareWeight:
         ):
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(
-                    f"distillation.{name} is {value}, expected a number above 0; to train without "
+                    f"distillation.{prefix}{name} is {value}, expected a number above 0; to train without "
                     "distillation: -u distillation=~"
                 )
         in_range = share is None or (
@@ -53,8 +56,8 @@ class GradientShareWeight:
         )
         if not in_range:
             raise ConfigError(
-                f"distillation.share is {share} and distillation.tolerance is {tolerance}, expected percent "
-                "with share - tolerance above 0 and share + tolerance below 100"
+                f"distillation.{prefix}share is {share} and distillation.{prefix}tolerance is {tolerance}, "
+                "expected percent with share - tolerance above 0 and share + tolerance below 100"
             )
         self.weight = float(weight)
         self.share = share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.contracts import Compilable
+from ..core.contracts import Compilable, LearnsDetections, Teaches
 from ..core.durations import RunLength
 from ..core.errors import CheckpointError, ConfigError
 from ..core.yaml_config import RunSettings, YAMLConfig
@@ -105,7 +105,14 @@ def build_run(
     guard = NumericsGuard(plan.steps_per_epoch, folder=checkpoints.folder)
     state = _build_state(cfg, model, guard, data, device, amp_dtype)
     step = build_step(
-        cfg, model, guard, state.scaler, device, amp_dtype, is_stop_asked
+        cfg,
+        model,
+        guard,
+        state.scaler,
+        device,
+        amp_dtype,
+        is_stop_asked,
+        [entry["name"] for entry in data.classes],
     )
     if start.state is not None:
         _resume(state, start, facts, plan, checkpoints, data)
@@ -175,6 +182,7 @@ def build_step(
     device: torch.device,
     amp_dtype: torch.dtype | None,
     is_stop_asked: Callable[[], bool] = lambda: False,
+    class_names: Sequence[str] | None = None,
 ) -> TrainStep:
     """Build the training step of a model, with the criterion, optimizer, EMA and further losses of its run.
 
@@ -186,6 +194,10 @@ def build_step(
         device: device of the model.
         amp_dtype: dtype for autocast, or None for float32.
         is_stop_asked: returns True once this rank was asked to stop.
+        class_names: classes of the data in the order of their labels; None if they are not known.
+
+    Raises:
+        ConfigError: if a distillation does not fit the classes or the criterion.
     """
     anchoring = cfg.gram_anchoring
     if anchoring:
@@ -193,6 +205,8 @@ def build_step(
     distillation = cfg.distillation
     if distillation:
         distillation.to(device).attach()
+        if isinstance(distillation, Teaches):
+            prepare_teacher(distillation, cfg, class_names)
         # its start weights depend on the random state, which differs between ranks
         broadcast_tensors([p.data for p in distillation.parameters()])
     average = cfg.ema  # a copy of the model, so it is made before compiling
@@ -213,6 +227,26 @@ def build_step(
         distillation=distillation,
         is_stop_asked=is_stop_asked,
     )
+
+
+def prepare_teacher(
+    distillation: Teaches, cfg: YAMLConfig, class_names: Sequence[str] | None
+) -> None:
+    """Match the classes of a teacher with those of the data, and check that the criterion can use them.
+
+    Raises:
+        ConfigError: if no class is shared, or the criterion cannot compare detections.
+    """
+    num_classes = cfg.yaml_cfg.get("num_classes") or len(class_names or ())
+    distillation.match_classes(class_names, int(num_classes))
+    criterion = cfg.criterion
+    if distillation.needs_criterion and not isinstance(
+        criterion, LearnsDetections
+    ):
+        raise ConfigError(
+            f"the criterion {type(criterion).__name__} has no method taught_terms, which the decoder part of "
+            "the distillation needs; use DFINECriterion, or set distillation.decoder_weight=~"
+        )
 
 
 def choose_seed(settings: RunSettings, start: Start) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from ..core.coco_categories import (
     OBJECTS365_SLOTS,
 )
 from ..core.errors import CheckpointError
+from ..detection.class_names import known_names, match_names
 from ..detection.fitting import (
     completed,
     describe_misfits,
@@ -101,7 +101,7 @@ def _names_to_match(
     names count only if the data has one of them. Objects365's own names are not known.
     """
     if file.classes:
-        return _names_of(file.classes)
+        return known_names(file.classes)
     if ours == OBJECTS365_SLOTS:
         return None
     names = [entry["name"] for entry in file.named_classes]
@@ -109,19 +109,6 @@ def _names_to_match(
     if any(name.casefold() in known for name in our_names):
         return names
     return None
-
-
-def _names_of(classes: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the class names of a checkpoint.
-
-    Objects365 classes, which are recognized by their ids, get the COCO name if COCO has the class.
-    """
-    names = [entry["name"] for entry in classes]
-    row = {entry["id"]: index for index, entry in enumerate(classes)}
-    if sorted(row) == list(range(1, OBJECTS365_SLOTS)):
-        for label, index in enumerate(COCO_TO_OBJECTS365):
-            names[row[index + 1]] = COCO_NAMES[label]
-    return names
 
 
 def map_classes(
@@ -143,15 +130,7 @@ def map_classes(
         our_names: class names of the data, or None if unknown.
     """
     if their_names and our_names:
-        exact: dict[str, int] = {}
-        any_case: dict[str, int] = {}
-        for index, name in enumerate(their_names):
-            exact.setdefault(name, index)
-            any_case.setdefault(name.casefold(), index)
-        row = any_case | exact
-        mapping: ClassMap = []
-        for name in our_names:
-            mapping.append(row.get(name, row.get(name.casefold())))
+        mapping: ClassMap = match_names(our_names, their_names)
         return mapping + [None] * (ours - len(mapping))
     if (theirs, ours) == (OBJECTS365_SLOTS, len(COCO_NAMES)):
         return [index + 1 for index in COCO_TO_OBJECTS365]

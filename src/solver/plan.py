@@ -73,6 +73,13 @@ class TrainingPlan:
         """Return whether all epochs are completed."""
         return progress.epoch >= self.epochs
 
+    def stage_one_progress(self, epoch: int) -> float:
+        """Return the fraction of the epochs of stage 1 that are over when an epoch begins, 0..1."""
+        end = self.epochs
+        if self.stop_epoch is not None:
+            end = min(end, self.stop_epoch)
+        return min(1.0, epoch / end) if end > 0 else 1.0
+
     def stage(self, epoch: int) -> int:
         """Return the stage of an epoch: 1 or 2."""
         return (

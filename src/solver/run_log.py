@@ -25,6 +25,7 @@ from .pace import Pace
 from .pictures import has_pictures, training_grid, validation_grid
 from .plan import Progress, TrainingPlan
 from .run_state import plain
+from .teacher_clock import speed_without_teacher
 from .writers import (
     UNDEFINED,
     ConsoleWriter,
@@ -398,6 +399,7 @@ def log_step(
     rate: float,
     meter: EpochMeter,
     memory: float,
+    teacher_seconds: float | None = None,
 ) -> None:
     """Log a line for a step, where no progress bar is shown.
 
@@ -408,12 +410,13 @@ def log_step(
         rate: largest learning rate.
         meter: meter of the epoch, with at least one step.
         memory: memory in use, in bytes: of the device, or of the process on a CPU.
+        teacher_seconds: mean time of the teacher in a step; None without a teacher.
     """
     seconds = max(meter.seconds, 1e-9)
     done = progress.epoch * plan.steps_per_epoch + progress.step
     left = seconds / max(meter.steps, 1) * (plan.steps - done)
     logger.info(
-        "epoch %d/%d  step %d/%d  loss %.3f  lr %.2e  %.1f images/s  left %s  memory %.1f GB",
+        "epoch %d/%d  step %d/%d  loss %.3f  lr %.2e  %.1f images/s%s  left %s  memory %.1f GB",
         progress.epoch + 1,
         plan.epochs,
         progress.step,
@@ -421,6 +424,35 @@ def log_step(
         loss,
         rate,
         meter.images / seconds,
+        _without_teacher(meter, teacher_seconds),
         format_seconds(left),
         memory / 1e9,
     )
+
+
+def log_teacher(meter: EpochMeter, teacher_seconds: float | None) -> None:
+    """Log the speed of the training steps of an epoch with a teacher.
+
+    Args:
+        meter: meter of the epoch, before its evaluation.
+        teacher_seconds: mean time of the teacher in a step; None without a teacher logs nothing.
+    """
+    if teacher_seconds is None or not meter.steps:
+        return
+    seconds = max(meter.seconds, 1e-9)
+    logger.info(
+        "training at %.1f images/s%s: the teacher takes %.0f %% of the time",
+        meter.images / seconds,
+        _without_teacher(meter, teacher_seconds),
+        100 * meter.steps * teacher_seconds / seconds,
+    )
+
+
+def _without_teacher(meter: EpochMeter, teacher_seconds: float | None) -> str:
+    """Return the speed without the teacher in parentheses; "" without a teacher."""
+    if teacher_seconds is None:
+        return ""
+    speed = speed_without_teacher(
+        meter.images, meter.seconds, meter.steps, teacher_seconds
+    )
+    return f" ({speed:.1f} without the teacher)"

@@ -141,10 +141,11 @@ class MeterState(Struct):
 
 
 class DistillationState(Struct):
-    """State of `nn.distillation.FeatureDistillation`."""
+    """State of a distillation (`core.contracts.Distills`)."""
 
     projector: Weights
-    weight: Annotated[float, Meta(gt=0, le=1e300)]
+    weight: Annotated[float, Meta(gt=0, le=1e300)] | None
+    """None without a part that has a projector."""
     share_sum: NotNegative = 0.0
     share_steps: Count = 0
 

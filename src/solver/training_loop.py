@@ -15,6 +15,7 @@ from ..core.contracts import (
     HasQueries,
     KeepsDetections,
     MultiScaleCollate,
+    Teaches,
 )
 from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
@@ -38,6 +39,7 @@ from .run_log import (
     log_data,
     log_plan,
     log_step,
+    log_teacher,
 )
 from .run_state import plain
 from .saving import Saver
@@ -103,9 +105,12 @@ def begin_epoch(run: Run, epoch: int) -> None:
     for part in (run.step.criterion, run.step.anchoring):
         if isinstance(part, FollowsEpochs):
             part.set_epoch(epoch)
+    run.step.teacher_clock.restart()
     if run.state.distillation:
-        is_final = run.plan.stage(epoch) == 2
-        run.state.distillation.begin_epoch(final_stage=is_final)
+        run.state.distillation.begin_epoch(
+            final_stage=run.plan.stage(epoch) == 2,
+            progress=run.plan.stage_one_progress(epoch),
+        )
     if run.phases.begin(epoch):
         rates = run.rates.scheduled(progress)
         log_trainable_parameters(
@@ -173,6 +178,7 @@ def train_epoch(
         saver.save_if_due()
         before = time.perf_counter()
     watchdog.rest()
+    log_teacher(meter, run.step.teacher_clock.mean())
     return meter
 
 
@@ -211,14 +217,25 @@ def report_step(
     total = sum(values.values())
     if has_curves:
         weights = {}
-        if run.state.distillation:
-            weights["loss_distill"] = run.state.distillation.weight
+        distillation = run.state.distillation
+        if distillation:
+            weights["loss_distill"] = distillation.weight
+        if isinstance(distillation, Teaches):
+            weights["loss_soft"] = distillation.decoder_weight
         log.step(progress.total_steps, values, group_rates(run), weights)
     bar.set_postfix(loss=f"{total:.2f}", lr=f"{run.rates.highest:.1e}")
     if has_line:
         log.pace.restart()
         memory = memory_in_use(run.device)
-        log_step(progress, run.plan, total, run.rates.highest, meter, memory)
+        log_step(
+            progress,
+            run.plan,
+            total,
+            run.rates.highest,
+            meter,
+            memory,
+            run.step.teacher_clock.mean(),
+        )
 
 
 def call_on_step(run: Run, log: RunLog, losses: dict[str, Tensor]) -> None:

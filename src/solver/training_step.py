@@ -15,7 +15,9 @@ from ..core.contracts import (
     Batch,
     CountsObjects,
     Distills,
+    Lesson,
     Target,
+    Teaches,
     WeightAverage,
 )
 from ..core.errors import NumericsError
@@ -28,6 +30,7 @@ from .numerics import (
     first_bad_tensor,
     poisoned_total,
 )
+from .teacher_clock import TeacherClock
 
 
 class Part(NamedTuple):
@@ -81,6 +84,7 @@ class TrainStep:
         """Module that is called: the detector, or its DDP wrapper."""
         self.statistics = BatchStatistics(self.model)
         self.half_weights = HalfWeights(self.model)
+        self.teacher_clock = TeacherClock(self.device)
         self.writes_buckets = False
         """Whether gradients are written directly into the buckets of the DDP wrapper."""
         self._overflows = 0
@@ -104,16 +108,20 @@ class TrainStep:
             NumericsError: if too many steps were skipped.
         """
         self.statistics.remember()
+        lessons = self._lessons(window)
         sizes = [len(images) for images, _ in window]
         normalizers = self._normalizers(window, sizes)
         parts: list[Part] = []
-        for batch, size, normalizer in zip(window, sizes, normalizers):
+        for batch, size, normalizer, lesson in zip(
+            window, sizes, normalizers, lessons
+        ):
             fraction = size / sum(sizes)
-            if len(parts) == len(window) - 1:
-                part = self._forward_backward(batch, normalizer, fraction)
-            else:
-                with self._without_sync():
-                    part = self._forward_backward(batch, normalizer, fraction)
+            is_last = len(parts) == len(window) - 1
+            with nullcontext() if is_last else self._without_sync():
+                part = self._forward_backward(
+                    batch, normalizer, fraction, lesson
+                )
+            if not is_last:
                 part = part._replace(outputs={})  # frees the graph
             parts.append(part)
         finite_loss, moved = self._optimizer_step(parts)
@@ -138,10 +146,26 @@ class TrainStep:
         """Run one forward and backward pass, then restore all state; only the peak-memory counter changes."""
         self.statistics.remember()
         try:
-            self._forward_backward(batch, None, 1.0)
+            (lesson,) = self._lessons([batch])
+            self._forward_backward(batch, None, 1.0, lesson)
         finally:
             self.statistics.restore()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def _lessons(self, window: Sequence[Batch]) -> Sequence[Lesson | None]:
+        """Return the results of the teacher for each batch, or None for each without such a teacher."""
+        distillation = self.distillation
+        if not isinstance(distillation, Teaches):
+            return [None] * len(window)
+        kind, dtype = self.device.type, self.amp_dtype
+        on_device = (
+            images.to(self.device, non_blocking=True) for images, _ in window
+        )
+        with (
+            self.teacher_clock.measure(),
+            torch.autocast(kind, dtype, enabled=dtype is not None),
+        ):
+            return distillation.consult(on_device)
 
     def _normalizers(
         self, window: Sequence[Batch], sizes: list[int]
@@ -167,7 +191,11 @@ class TrainStep:
         return criterion.window_normalizers(counts, sizes, self.device)
 
     def _forward_backward(
-        self, batch: Batch, normalizers: Any, fraction: float
+        self,
+        batch: Batch,
+        normalizers: Any,
+        fraction: float,
+        lesson: Lesson | None,
     ) -> Part:
         """Add the gradients of a batch.
 
@@ -175,6 +203,7 @@ class TrainStep:
             batch: images and targets.
             normalizers: normalizers of the criterion; None lets the batch use its own counts.
             fraction: fraction of the window's images in this batch.
+            lesson: results of the teacher for this batch.
         """
         images, targets = self._to_device(batch)
         outputs = self._forward(self.wrapped, images, targets)
@@ -192,10 +221,7 @@ class TrainStep:
                     anchor = self.anchoring()
                 if anchor is not None:
                     losses["loss_gram"] = anchor * fraction
-            if self.distillation:
-                distance = self.distillation(images)
-                if distance is not None:
-                    losses["loss_distill"] = distance * fraction
+            losses |= self._distilled(images, outputs, fraction, lesson)
             total = add_up(losses.values())
         except NumericsError as error:
             total = poisoned_total(outputs)
@@ -205,6 +231,24 @@ class TrainStep:
         total.backward()
         detached = {name: value.detach() for name, value in losses.items()}
         return Part(detached, outputs, failure)
+
+    def _distilled(
+        self,
+        images: Tensor,
+        outputs: dict[str, Any],
+        fraction: float,
+        lesson: Lesson | None,
+    ) -> dict[str, Tensor]:
+        """Return the losses of the distillation by name, which depend on the last forward pass."""
+        distillation = self.distillation
+        if distillation is None:
+            return {}
+        if lesson is not None and isinstance(distillation, Teaches):
+            return distillation.teach(lesson, outputs, self.criterion, fraction)
+        distance = distillation(images)
+        if distance is None:
+            return {}
+        return {"loss_distill": distance * fraction}
 
     def _forward(
         self, module: nn.Module, images: Tensor, targets: list[Target]

@@ -6,7 +6,12 @@ import pytest
 
 from src.core import CheckpointError
 from src.core.coco_categories import COCO_NAMES
-from src.detection.class_names import find_labels, named_classes
+from src.detection.class_names import (
+    find_labels,
+    known_names,
+    match_names,
+    named_classes,
+)
 
 
 def known(*classes: tuple[int, str]) -> list[dict]:
@@ -79,3 +84,15 @@ def test_a_published_head_of_objects365_has_category_ids_as_labels():
     assert classes[2] == {"id": 2, "name": "class 2"}
     assert [entry["id"] for entry in classes[1:]] == list(range(1, 366))
     assert {entry["name"] for entry in classes} >= set(COCO_NAMES)
+
+
+def test_names_are_matched_exactly_before_another_case():
+    known = ["dog", "Cat", "cat"]
+    assert match_names(["cat", "Dog", "cow", "Cat"], known) == [2, 0, None, 1]
+
+
+def test_objects365_classes_have_the_names_of_coco_where_coco_has_them():
+    classes = [{"id": 365 - n, "name": f"thing {n}"} for n in range(365)]
+    names = known_names(classes)
+    assert set(COCO_NAMES) <= set(names)
+    assert known_names([{"id": 1, "name": "thing"}]) == ["thing"]

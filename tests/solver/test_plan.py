@@ -174,3 +174,18 @@ def test_patience_is_not_counted_before_the_last_phase():
 
 def test_the_last_epoch_is_the_last_whatever_patience_says():
     assert patient(stop_epoch=None).next_epoch(19, best_epoch=19) == 20
+
+
+@pytest.mark.parametrize(
+    ("stop", "epoch", "expected"),
+    [(4, 0, 0.0), (4, 2, 0.5), (4, 5, 1.0), (None, 5, 0.5), (20, 5, 0.5)],
+)
+def test_progress_of_stage_one_ends_with_the_clean_stage_or_the_run(
+    stop, epoch, expected
+):
+    found = plan(epochs=10, stop_epoch=stop).stage_one_progress(epoch)
+    assert found == expected
+
+
+def test_a_run_that_is_clean_from_the_start_has_no_stage_one():
+    assert plan(epochs=10, stop_epoch=0).stage_one_progress(0) == 1.0

@@ -16,6 +16,7 @@ from src.solver.run_log import (
     log_data,
     log_plan,
     log_step,
+    log_teacher,
 )
 
 PLAN = TrainingPlan(
@@ -269,3 +270,27 @@ def test_an_epoch_whose_augmentation_drops_most_boxes_is_warned_about(caplog):
         "epoch 4: 51 of 100 boxes did not reach the loss: RandomIoUCrop dropped 31, "
         "SanitizeBoundingBoxes dropped 20"
     ) in caplog.text
+
+
+def test_a_step_line_has_the_speed_without_the_teacher(caplog):
+    with caplog.at_level("INFO", "dfine"):
+        log_step(
+            Progress(epoch=3, step=10, total_steps=310),
+            PLAN,
+            2.5,
+            1e-3,
+            meter_of(20.0, images=160),
+            memory=2.14e9,
+            teacher_seconds=10.0 / meter_of(20.0, images=160).steps,
+        )
+    assert "8.0 images/s (16.0 without the teacher)  left" in caplog.text
+
+
+def test_an_epoch_with_a_teacher_reports_its_part_of_the_time(caplog):
+    meter = meter_of(20.0, images=160)
+    with caplog.at_level("INFO", "dfine"):
+        log_teacher(meter, None)
+        log_teacher(meter, 5.0 / meter.steps)
+    assert caplog.messages == [
+        "training at 8.0 images/s (10.7 without the teacher): the teacher takes 25 % of the time"
+    ]

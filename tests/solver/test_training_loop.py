@@ -9,6 +9,7 @@ from torch import nn
 
 from src.solver import training_loop
 from src.solver.plan import Progress
+from src.solver.teacher_clock import TeacherClock
 from src.solver.training_loop import (
     begin_epoch,
     load_best_weights,
@@ -29,6 +30,7 @@ def run():
         criterion=nn.Identity(),
         anchoring=None,
         return_value={"loss": torch.tensor(2.0)},
+        teacher_clock=TeacherClock(torch.device("cpu")),
     )
     return SimpleNamespace(
         state=state,
@@ -146,7 +148,7 @@ def test_distillation_knows_whether_the_epoch_is_of_the_final_stage(
     run.state.distillation = MagicMock()
     begin_epoch(run, epoch)
     begin = run.state.distillation.begin_epoch
-    begin.assert_called_once_with(final_stage=is_final)
+    begin.assert_called_once_with(final_stage=is_final, progress=epoch / 3)
 
 
 class SlowTensor:

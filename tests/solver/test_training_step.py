@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from src.core import NumericsError
+from src.core.contracts import Lesson
 from src.optim.ema import ModelEMA
 from src.solver.numerics import NumericsGuard
 from src.solver.training_step import MAX_OVERFLOWS, TrainStep
@@ -329,3 +330,75 @@ def test_a_skipped_step_is_averaged_over_ranks_and_not_observed():
     assert step(0, [(torch.rand(2, 3, 4, 4), TARGETS)]) is None
     assert distillation.calls == ["average"]
     assert distillation.parameter == 1
+
+
+class Teacher(Distillation):
+    """A distillation whose teacher sees all batches of a window before the model."""
+
+    decoder_weight = 1.0
+    needs_criterion = True
+
+    def match_classes(self, class_names, num_classes):
+        raise AssertionError("the step does not match classes")
+
+    def consult(self, batches):
+        lessons = [Lesson(images, None) for images in batches]
+        self.calls.append(f"lessons for {len(lessons)}")
+        return lessons
+
+    def teach(self, lesson, outputs, criterion, fraction):
+        self.calls.append(f"teach {len(lesson.map)} of {fraction:g}")
+        return {"loss_soft": self.parameter.square().sum() * fraction}
+
+
+def step_with_teacher(**changes):
+    distillation = Teacher()
+    step = make_step(
+        Model().train(), criterion, distillation=distillation, **changes
+    )
+    step.optimizer.add_param_group({"params": [distillation.parameter]})
+    return step, distillation
+
+
+def test_the_teacher_sees_a_window_before_its_first_forward_pass():
+    step, distillation = step_with_teacher()
+    window = [(torch.rand(n, 3, 4, 4), TARGETS) for n in (1, 3)]
+    losses = step(0, window)
+    *before, _ = distillation.calls
+    assert before == [
+        "lessons for 2",
+        "teach 1 of 0.25",
+        "teach 3 of 0.75",
+        "average",
+    ]
+    assert losses["loss_soft"] == 1.0 and "loss_distill" not in losses
+
+
+def test_the_teacher_runs_in_the_precision_of_the_step():
+    seen = []
+
+    class Looking(Teacher):
+        def consult(self, batches):
+            (images,) = batches
+            seen.append((images @ images.mT).dtype)
+            return [Lesson(images, None)]
+
+    step = make_step(
+        Model().train(), distillation=Looking(), amp_dtype=torch.bfloat16
+    )
+    step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
+    assert seen == [torch.bfloat16]
+
+
+def test_a_rehearsal_includes_the_teacher_and_changes_nothing():
+    step, distillation = step_with_teacher()
+    step.rehearse((torch.rand(2, 3, 4, 4), TARGETS))
+    assert distillation.calls == ["lessons for 1", "teach 2 of 1"]
+    assert distillation.parameter == 1 and distillation.parameter.grad is None
+
+
+def test_the_time_of_the_teacher_is_measured():
+    step, _ = step_with_teacher()
+    assert step.teacher_clock.mean() is None
+    step(0, [(torch.rand(2, 3, 4, 4), TARGETS)])
+    assert step.teacher_clock.mean() > 0

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...core.contracts import TaughtDetections
 from ...core.errors import ConfigError, NumericsError
 from ...core.registry import register
 from ...ops.boxes import cxcywh_to_xyxy, iou_and_giou
@@ -28,6 +29,8 @@ from .losses import (
     fine_grained_localization_loss,
     focal_loss,
     matchability_aware_loss,
+    soft_box_losses,
+    soft_class_loss,
     varifocal_loss,
 )
 from .matcher import HungarianMatcher
@@ -238,6 +241,82 @@ class DFINECriterion(nn.Module):
         num_union = sum(union for _, union in counts)
         whole = all_rank_normalizers(num_targets, num_union, device)
         return [whole._replace(share=number / sum(images)) for number in images]
+
+    # ---- detections of a teacher ----
+
+    def taught_terms(
+        self, outputs: dict[str, Any], taught: TaughtDetections
+    ) -> dict[str, Tensor]:
+        """Compare the last decoder layer with a teacher's detections, in float32.
+
+        Detections are matched like objects, by their most probable class. Each term is a sum over pairs,
+        weighted by the teacher's score and divided by the sum of all scores. Queries without a pair have no
+        term. The other layers learn from the last one by `loss_ddf`.
+
+        Args:
+            outputs: outputs of `DFINETransformer` in training mode.
+            taught: detections of the same images.
+
+        Returns:
+            `loss_soft_cls`, the cross-entropy with the teacher's probabilities of all classes; and
+            `loss_soft_bbox`, `loss_soft_giou` and `loss_soft_fgl` with the weights of these terms in
+            `weight_dict`, if they have one. The score takes the place of the IoU in the last one.
+
+        Raises:
+            NumericsError: if a matching cost is not finite.
+        """
+        logits = outputs["pred_logits"].float()
+        boxes = outputs["pred_boxes"].float()
+        with torch.autocast(logits.device.type, enabled=False):
+            on_host = self.matcher.match_padded(
+                logits.detach(),
+                boxes.detach(),
+                taught.probabilities.argmax(-1),
+                taught.boxes,
+                taught.counts,
+            )
+            (pairs,) = _to_device([on_host], logits.device)
+            scores = taught.scores[pairs.image, pairs.target]  # [M]
+            targets = taught.boxes[pairs.image, pairs.target]  # [M, 4]
+            sums = {
+                "cls": soft_class_loss(
+                    logits[pairs.image, pairs.query],
+                    taught.probabilities[pairs.image, pairs.target],
+                    scores,
+                    taught.known,
+                )
+            }
+            sums |= soft_box_losses(
+                boxes[pairs.image, pairs.query], targets, scores
+            )
+            if "pred_corners" in outputs:
+                sums["fgl"] = self._soft_localization_sum(
+                    outputs, pairs, targets, scores
+                )
+        terms = {}
+        for name, value in sums.items():
+            weight = 1.0
+            if name != "cls":
+                weight = self.weights.get(f"loss_{name}", 0.0)
+            if weight:
+                terms[f"loss_soft_{name}"] = weight * value / taught.normalizer
+        return terms
+
+    def _soft_localization_sum(
+        self,
+        outputs: dict[str, Any],
+        pairs: Matched,
+        targets: Tensor,
+        scores: Tensor,
+    ) -> Tensor:
+        """Return the fine-grained localization loss of the last layer, summed over pairs."""
+        corners = outputs["pred_corners"].float()
+        corners = corners.unflatten(-1, (4, self.reg_max + 1))[None]
+        reference = outputs["ref_points"].detach().float()
+        sums = self._localization_sums(
+            corners, reference, pairs, targets, scores[None], outputs
+        )
+        return sums[0]
 
     # ---- step 1: match ----
 

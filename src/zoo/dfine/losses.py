@@ -249,6 +249,43 @@ def fine_grained_localization_loss(
     return -(nearby * weights).sum((1, 2, 3))
 
 
+def soft_class_loss(
+    logits: Tensor, probabilities: Tensor, scores: Tensor, known: Tensor | None
+) -> Tensor:
+    """Return the cross-entropy with a teacher's class probabilities, a sum over pairs weighted by score.
+
+    Args:
+        logits: class logits of the student, `[M, C]`.
+        probabilities: class probabilities of the teacher, `[M, C]`.
+        scores: weight of each pair, `[M]` in 0..1.
+        known: 1 for classes that the teacher has, 0 for others, `[C]`; None if it has all.
+    """
+    losses = F.binary_cross_entropy_with_logits(
+        logits, probabilities, reduction="none"
+    )
+    if known is not None:
+        losses = losses * known
+    return (losses.sum(-1) * scores).sum()
+
+
+def soft_box_losses(
+    boxes: Tensor, targets: Tensor, scores: Tensor
+) -> dict[str, Tensor]:
+    """Return L1 (`bbox`) and 1 - GIoU (`giou`), sums over pairs weighted by score.
+
+    Args:
+        boxes: boxes of the student, `[M, 4]` cxcywh in 0..1.
+        targets: boxes of the teacher, `[M, 4]` cxcywh in 0..1.
+        scores: weight of each pair, `[M]` in 0..1.
+    """
+    _, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
+    distances = (boxes - targets).abs().sum(-1)
+    return {
+        "bbox": (distances * scores).sum(),
+        "giou": ((1 - giou) * scores).sum(),
+    }
+
+
 class Balance(NamedTuple):
     """Weights of matched and unmatched queries in the distillation loss."""
 

@@ -145,6 +145,45 @@ class HungarianMatcher(nn.Module):
             )
         return solve_assignments(costs, counts)
 
+    @torch.no_grad()
+    def match_padded(
+        self,
+        logits: Tensor,
+        predicted: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        counts: Tensor,
+    ) -> Pairs:
+        """Match one head with targets whose numbers are on the device, with one transfer to the host.
+
+        Args:
+            logits: `[B, Q, C]`.
+            predicted: `[B, Q, 4]` cxcywh.
+            labels: padded classes of the targets, `[B, T]`.
+            boxes: padded boxes of the targets, `[B, T, 4]` cxcywh in 0..1.
+            counts: number of targets of each image, `[B]`; these are its first rows.
+
+        Returns:
+            The pairs; `target` is the row of a target in its image.
+
+        Raises:
+            NumericsError: if the cost of a target is not finite.
+        """
+        costs = self._costs(logits[None], predicted[None], labels, boxes)
+        packed = torch.cat([costs.flatten(), counts.to(costs.dtype)])
+        on_host = packed.cpu().numpy()
+        numbers = on_host[-len(counts) :].astype(np.int64)
+        on_host = on_host[: costs.numel()].reshape(costs.shape)
+        for image, number in enumerate(numbers):
+            if not np.isfinite(on_host[0, image, :number]).all():
+                raise NumericsError(
+                    f"the matching cost of a teacher's detection is not finite for image {image} of "
+                    f"{len(numbers)} in the batch"
+                )
+        pairs = solve_assignments(on_host, numbers.tolist())
+        first = np.cumsum(numbers) - numbers
+        return pairs._replace(target=pairs.target - first[pairs.image])
+
     def _costs(
         self, logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor
     ) -> Tensor:

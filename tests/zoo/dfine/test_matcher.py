@@ -290,3 +290,52 @@ def test_a_late_cost_that_is_not_finite_is_reported():
         NumericsError, match="matching late cost is not finite for image 0 of 1"
     ):
         late_matcher(5, use_focal_loss=True)(out, targets)
+
+
+def padded(counts, rows, queries=12):
+    """Return the arguments of `match_padded`: `rows` targets in each image, of which `counts` are used."""
+    out = outputs(len(counts), queries=queries)
+    targets = random_targets(*[rows] * len(counts))
+    labels = torch.stack([target["labels"] for target in targets])
+    boxes = torch.stack([target["boxes"] for target in targets])
+    used = [
+        {key: value[:count] for key, value in target.items()}
+        for count, target in zip(counts, targets)
+    ]
+    arguments = (
+        out["pred_logits"],
+        out["pred_boxes"],
+        labels,
+        boxes,
+        torch.tensor(counts),
+    )
+    return out, used, arguments
+
+
+def test_padded_targets_are_matched_as_if_only_the_used_ones_were_there():
+    matcher = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)
+    out, used, arguments = padded([3, 0, 5], rows=5)
+    pairs = matcher.match_padded(*arguments)
+    found = sorted(zip(pairs.image, pairs.query, pairs.target))
+    expected = []
+    for image, (query, target) in enumerate(matcher(out, used)["indices"]):
+        for pair in zip(query.tolist(), target.tolist()):
+            expected.append((image, *pair))
+    assert found == sorted(expected) and len(found) == 8
+
+
+def test_without_a_used_target_there_is_no_pair():
+    matcher = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)
+    _, _, arguments = padded([0, 0], rows=4)
+    assert len(matcher.match_padded(*arguments).query) == 0
+
+
+def test_padded_costs_that_are_not_finite_are_reported_if_they_are_used():
+    matcher = HungarianMatcher(COST_WEIGHTS, use_focal_loss=True)
+    _, _, arguments = padded([2, 2], rows=4)
+    boxes = arguments[3]
+    boxes[1, 3] = float("nan")
+    matcher.match_padded(*arguments)
+    boxes[1, 1] = float("nan")
+    with pytest.raises(NumericsError, match="for image 1 of 2 in the batch"):
+        matcher.match_padded(*arguments)
