@@ -90,6 +90,7 @@ class DINOv3Backbone(nn.Module):
         upsample_mode: Literal["bilinear", "nearest"] = "bilinear",
         position_encoding: bool = False,
         detail_channels: int = 16,
+        detail_strides: Sequence[int] | None = None,
         adapter_start: Literal["smooth", "random"] = "smooth",
         gradient_checkpointing: bool = False,
         rope_rescale_coords: float | None = None,
@@ -121,10 +122,10 @@ class DINOv3Backbone(nn.Module):
                 of the last blocks that are trained from this epoch on).
             unfreeze_lr_factor: factor on the learning rate of parameters that are unfrozen during the run.
             layer_decay: factor on the learning rate from each block to the block before (BEiT, Bao et al.,
-                2022). Block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay
+                2022). Block i of n has layer_decay ** (n - i), embedding and tokens layer_decay
                 ** (n + 1), the final norm 1.
             tap_blocks: ascending indices of the blocks to read, from 0; None reads three evenly spaced blocks
-                up to the last.
+                up to the last. The ViT ends with the last of them: blocks behind it are not in the model.
             tap_norm: LayerNorm before the adapter: "final" applies the final norm of the ViT to every tap,
                 "own" gives each tap a new norm, "none" applies none.
             adapter: "mixture" gives each level a learned mixture of all taps (`SpatialTuningAdapter`),
@@ -132,6 +133,8 @@ class DINOv3Backbone(nn.Module):
             upsample_mode: interpolation from stride 16 to stride 8; mixture only.
             position_encoding: add a learned position code in the adapter; mixture only.
             detail_channels: width of the convolutional detail branch in the adapter; 0 builds none.
+            detail_strides: strides of the maps that get details, any of feat_strides; None gives all of them
+                details; mixture only.
             adapter_start: values of the adapter before training: "smooth" gives each level mainly its own
                 tap, makes stride 32 from means of 2 x 2 cells and reduces the details, "random" gives all
                 taps equal shares and all convolutions random weights; mixture only.
@@ -140,8 +143,8 @@ class DINOv3Backbone(nn.Module):
                 None does not scale them.
             rope_periods: "computed" computes the periods of the RoPE codes; "stored" makes them a part of
                 the weights, so that a checkpoint decides (DEIMv2).
-            drop_path: rate of stochastic depth in the last block, 0..1; it decreases linearly towards the
-                first block.
+            drop_path: rate of stochastic depth in the last of `depth` blocks, 0..1; it decreases linearly
+                to the first block.
             lora_rank: rank of the low-rank updates that are trained instead of the ViT's own weights
                 (`src/nn/lora.py`); 0 disables LoRA.
             lora_alpha: the updates are scaled by alpha / rank; None uses the rank.
@@ -149,7 +152,7 @@ class DINOv3Backbone(nn.Module):
             image_mean: mean of each channel in 0..1, which `forward` subtracts.
             image_std: standard deviation of each channel, by which `forward` divides.
             vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads for small
-                models.
+                models. With a smaller depth than the weights have, their last blocks are left out.
 
         Raises:
             ConfigError: if the model, a tapped block, a stride or a LoRA target does not exist, if the LoRA
@@ -172,16 +175,21 @@ class DINOv3Backbone(nn.Module):
             rope_rescale_coords=rope_rescale_coords,
             **vit_arguments,
         )
+        self.tap_blocks = _check_taps(tap_blocks, len(self.vit.blocks))
+        depth = self.tap_blocks[-1] + 1
+        self.vit.blocks = self.vit.blocks[:depth]
         self.lora_rank = lora_rank
         if lora_rank:
             add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
-        depth = len(self.vit.blocks)
-        self.tap_blocks = _check_taps(tap_blocks, depth)
         self.tap_norm = tap_norm
         self.adapter: SpatialTuningAdapter | ConcatAdapter
         if adapter == "concat":
             _refuse_for_concat(
-                tap_norm, upsample_mode, position_encoding, adapter_start
+                tap_norm,
+                upsample_mode,
+                position_encoding,
+                detail_strides,
+                adapter_start,
             )
             self.adapter = ConcatAdapter(
                 self.vit.embed_dim,
@@ -198,6 +206,7 @@ class DINOv3Backbone(nn.Module):
                 len(self.tap_blocks),
                 upsample_mode=upsample_mode,
                 detail_channels=detail_channels,
+                detail_strides=detail_strides,
                 layer_norm=tap_norm == "own",
                 position_encoding=position_encoding,
                 start=adapter_start,
@@ -219,7 +228,6 @@ class DINOv3Backbone(nn.Module):
         )
         self.plan = ThawPlan(
             depth,
-            self.tap_blocks[-1],
             phases,
             lr_factor=unfreeze_lr_factor,
             layer_decay=layer_decay,
@@ -388,6 +396,7 @@ def _refuse_for_concat(
     tap_norm: str,
     upsample_mode: str,
     position_encoding: bool,
+    detail_strides: Sequence[int] | None,
     adapter_start: str,
 ) -> None:
     """Raise for settings that only the other adapter has."""
@@ -395,6 +404,7 @@ def _refuse_for_concat(
         "tap_norm: own": tap_norm == "own",
         "upsample_mode: nearest": upsample_mode != "bilinear",
         "position_encoding: True": position_encoding,
+        f"detail_strides: {detail_strides}": detail_strides is not None,
         "adapter_start: random": adapter_start != "smooth",
     }
     for setting, is_set in unused.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError
 from ...ops.batch_norm import BatchNorm2d
+from .detail_branch import DetailBranch, detail_projections, strides_of_details
 
 PATCH = 16
 """Stride of the taps."""
@@ -45,6 +46,7 @@ class SpatialTuningAdapter(nn.Module):
         *,
         upsample_mode: Literal["bilinear", "nearest"] = "bilinear",
         detail_channels: int = 16,
+        detail_strides: Sequence[int] | None = None,
         layer_norm: bool = False,
         position_encoding: bool = False,
         start: Literal["smooth", "random"] = "smooth",
@@ -58,6 +60,7 @@ class SpatialTuningAdapter(nn.Module):
             num_taps: number of ViT blocks that are read.
             upsample_mode: interpolation from stride 16 to stride 8.
             detail_channels: width of the first layer of the detail branch; 0 builds no branch.
+            detail_strides: strides of the maps that get details; None means all of them.
             layer_norm: apply a new LayerNorm to each tap.
             position_encoding: add a learned position code, resized to the map.
             start: values before training. "smooth" gives each level mainly its own tap (`OWN_SHARE`), makes
@@ -65,7 +68,7 @@ class SpatialTuningAdapter(nn.Module):
                 "random" gives all taps equal shares and all convolutions random weights.
 
         Raises:
-            ConfigError: if `strides` or `out_channels` is invalid.
+            ConfigError: if `strides`, `out_channels` or `detail_strides` is invalid.
         """
         super().__init__()
         self.strides = tuple(strides)
@@ -99,10 +102,15 @@ class SpatialTuningAdapter(nn.Module):
         )
         self.detail: DetailBranch | None = None
         self.add_detail: nn.ModuleList | None = None
-        if detail_channels:
-            self.detail = DetailBranch(detail_channels, max(strides))
-            self.add_detail = _detail_projections(
-                self.detail, strides, self.out_channels
+        self.detail_strides = strides_of_details(
+            detail_strides, strides, detail_channels
+        )
+        if self.detail_strides:
+            self.detail = DetailBranch(detail_channels, self.detail_strides[-1])
+            self.add_detail = detail_projections(
+                self.detail,
+                self.detail_strides,
+                dict(zip(self.strides, self.out_channels)),
             )
         self.norms = nn.ModuleList(
             BatchNorm2d(channels) for channels in self.out_channels
@@ -134,8 +142,9 @@ class SpatialTuningAdapter(nn.Module):
             x = torch.einsum("t,tbdhw->bdhw", shares[index], stacked)
             x = x + self._position(stacked.shape[-2:])
             x = self._to_stride(x, stride, self.project[index])
-            if self.add_detail is not None:
-                x = x + self.add_detail[index](details[stride])
+            if self.add_detail is not None and stride in self.detail_strides:
+                projection = self.add_detail[self.detail_strides.index(stride)]
+                x = x + projection(details[stride])
             maps.append(self.act(self.norms[index](x)))
         return maps
 
@@ -212,19 +221,6 @@ def _position_code(channels: int, rows: int, columns: int) -> nn.Parameter:
     return code
 
 
-def _detail_projections(
-    detail: DetailBranch,
-    strides: Sequence[int],
-    out_channels: Sequence[int],
-) -> nn.ModuleList:
-    """Return a 1x1 convolution for each stride, from channels of the detail branch to those of the map."""
-    projections = nn.ModuleList()
-    for stride, channels in zip(strides, out_channels):
-        inputs = detail.out_channels[stride]
-        projections.append(nn.Conv2d(inputs, channels, 1, bias=False))
-    return projections
-
-
 def channels_of_maps(
     out_channels: int | Sequence[int], strides: Sequence[int]
 ) -> list[int]:
@@ -254,40 +250,3 @@ def channels_of_maps(
             f"the {len(strides)} strides {list(strides)}"
         )
     return channels
-
-
-class DetailBranch(nn.Module):
-    """Convolutions of stride 2 on the image, for edges and small objects that patches of 16 pixels blur."""
-
-    def __init__(self, width: int, deepest: int) -> None:
-        super().__init__()
-        widths = {
-            2: width,
-            4: 2 * width,
-            8: 4 * width,
-            16: 4 * width,
-            32: 4 * width,
-        }
-        self.out_channels = {stride: widths[stride] for stride in STRIDES}
-        self.layers = nn.ModuleList()
-        previous = 3
-        for stride, channels in widths.items():
-            if stride > deepest:
-                break
-            layer = nn.Sequential(
-                nn.Conv2d(previous, channels, 3, 2, 1, bias=False),
-                BatchNorm2d(channels),
-                nn.GELU(),
-            )
-            self.layers.append(layer)
-            previous = channels
-
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Map images `[B, 3, H, W]` to a dict of maps by stride s, `[B, out_channels[s], H/s, W/s]`."""
-        maps = {}
-        stride = 1
-        for layer in self.layers:
-            images = layer(images)
-            stride = stride * 2
-            maps[stride] = images
-        return maps

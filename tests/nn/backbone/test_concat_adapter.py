@@ -77,6 +77,7 @@ def test_another_number_of_taps_is_refused():
         ({"tap_norm": "own"}, "tap_norm: own"),
         ({"upsample_mode": "nearest"}, "upsample_mode: nearest"),
         ({"adapter_start": "random"}, "adapter_start: random"),
+        ({"detail_strides": [8]}, r"detail_strides: \[8\]"),
         ({"position_encoding": True}, "position_encoding: True"),
     ],
 )

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 
 from src.core import ConfigError
 from src.nn.backbone.spatial_tuning_adapter import (
-    DetailBranch,
     SpatialTuningAdapter,
     own_tap_logits,
 )
@@ -195,21 +194,60 @@ def test_with_a_detail_branch_the_image_reaches_every_level(level):
     )
 
 
-@pytest.mark.parametrize(("deepest", "layers"), [(8, 3), (16, 4), (32, 5)])
-def test_detail_branch_is_no_deeper_than_the_coarsest_map(deepest, layers):
-    assert len(DetailBranch(4, deepest).layers) == layers
+@pytest.mark.parametrize(
+    ("detail_strides", "layers"),
+    [([8], 3), ([16], 4), ([8, 32], 5), ([8, 16, 32], 5)],
+)
+def test_the_image_reaches_only_the_levels_that_get_details(
+    detail_strides, layers
+):
+    module, (taps, images) = adapter(detail_strides=detail_strides), inputs()
+    reached = []
+    flipped = module(taps, images.flip(-1))
+    for stride, a, b in zip((8, 16, 32), module(taps, images), flipped):
+        if not torch.equal(a, b):
+            reached.append(stride)
+    assert reached == detail_strides
+    assert len(module.add_detail) == len(detail_strides)
+    assert len(module.detail.layers) == layers
 
 
-def test_detail_branch_gives_a_map_for_each_halving():
-    branch = DetailBranch(4, 32)
-    maps = branch(torch.rand(1, 3, 64, 96))
-    assert {s: tuple(x.shape[1:]) for s, x in maps.items()} == {
-        2: (4, 32, 48),
-        4: (8, 16, 24),
-        8: (16, 8, 12),
-        16: (16, 4, 6),
-        32: (16, 2, 3),
+def test_details_have_the_channels_of_the_maps_that_get_them():
+    module = SpatialTuningAdapter(
+        WIDTH,
+        [5, 6, 7],
+        num_taps=TAPS,
+        detail_channels=4,
+        detail_strides=[8, 32],
+    )
+    assert [x.out_channels for x in module.add_detail] == [5, 7]
+
+
+def test_naming_all_strides_of_details_is_the_default():
+    default = adapter().state_dict()
+    named = adapter(detail_strides=[8, 16, 32]).state_dict()
+    assert {k: v.shape for k, v in default.items()} == {
+        k: v.shape for k, v in named.items()
     }
+
+
+@pytest.mark.parametrize("detail_strides", [[], [16, 8], [8, 8], [4], [8, 32]])
+def test_strides_of_details_without_a_map_are_refused(detail_strides):
+    with pytest.raises(ConfigError) as caught:
+        adapter((8, 16), detail_strides=detail_strides)
+    assert str(caught.value) == (
+        f"DINOv3Backbone.detail_strides is {detail_strides}, expected ascending strides out of feat_strides "
+        "[8, 16]; to build no detail branch, set detail_channels to 0"
+    )
+
+
+def test_strides_of_details_without_a_detail_branch_are_refused():
+    with pytest.raises(ConfigError) as caught:
+        adapter(detail_strides=[8], detail_channels=0)
+    assert str(caught.value) == (
+        "DINOv3Backbone.detail_strides is [8], but detail_channels is 0 and builds no detail branch; "
+        "remove detail_strides, or set detail_channels to 1 or more"
+    )
 
 
 def test_gradients_reach_every_parameter():
