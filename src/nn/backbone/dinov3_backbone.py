@@ -13,12 +13,14 @@ from ...core.contracts import Learning
 from ...core.durations import EpochLength, RunLength
 from ...core.errors import ConfigError
 from ...core.registry import Argument, arguments_of, register
+from ...runtime.log import logger
 from ..lora import add_lora
 from .concat_adapter import ConcatAdapter
 from .dinov3_weights import licence_of, load_published_weights
 from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
 from .thaw_plan import ThawPlan, read_phases
 from .vits import ALIASES, build_vit
+from .windowed_vit import windowed_taps
 
 if TYPE_CHECKING:  # timm takes long to import
     from timm.models.eva import Eva
@@ -92,6 +94,8 @@ class DINOv3Backbone(nn.Module):
         detail_channels: int = 16,
         detail_strides: Sequence[int] | None = None,
         adapter_start: Literal["smooth", "random"] = "smooth",
+        windows: int = 1,
+        window_blocks: Sequence[int] | None = None,
         gradient_checkpointing: bool = False,
         rope_rescale_coords: float | None = None,
         rope_periods: Literal["computed", "stored"] = "computed",
@@ -138,13 +142,18 @@ class DINOv3Backbone(nn.Module):
             adapter_start: values of the adapter before training: "smooth" gives each level mainly its own
                 tap, makes stride 32 from means of 2 x 2 cells and reduces the details, "random" gives all
                 taps equal shares and all convolutions random weights; mixture only.
+            windows: windows per side of the image; blocks in `window_blocks` attend only within a window. It
+                is reduced to its greatest common divisor with the number of patches in a direction, so every
+                size works; 2 divides every multiple of 32 pixels. 1 attends globally in all blocks.
+            window_blocks: ascending indices of the blocks with windows, from 0; None takes all that are not
+                tapped.
             gradient_checkpointing: recompute blocks in the backward pass, which saves memory and takes time.
             rope_rescale_coords: in training, scale the RoPE coordinates by a random factor from 1 / r to r;
                 None does not scale them.
             rope_periods: "computed" computes the periods of the RoPE codes; "stored" makes them a part of
                 the weights, so that a checkpoint decides (DEIMv2).
             drop_path: rate of stochastic depth in the last of `depth` blocks, 0..1; it decreases linearly
-                to the first block.
+                to the first block. Windows of an image are dropped independently.
             lora_rank: rank of the low-rank updates that are trained instead of the ViT's own weights
                 (`src/nn/lora.py`); 0 disables LoRA.
             lora_alpha: the updates are scaled by alpha / rank; None uses the rank.
@@ -155,8 +164,9 @@ class DINOv3Backbone(nn.Module):
                 models. With a smaller depth than the weights have, their last blocks are left out.
 
         Raises:
-            ConfigError: if the model, a tapped block, a stride or a LoRA target does not exist, if the LoRA
-                rank is out of range, or if the settings about training contradict each other.
+            ConfigError: if the model, a tapped block, a block with windows, a stride or a LoRA target does
+                not exist, if the LoRA rank is out of range, if the settings about training contradict each
+                other, or if a ViT with windows is never trained.
         """
         super().__init__()
         if not all(value > 0 for value in image_std):
@@ -182,6 +192,10 @@ class DINOv3Backbone(nn.Module):
         if lora_rank:
             add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
         self.tap_norm = tap_norm
+        self.windows = windows
+        self.window_blocks = _check_windows(
+            windows, window_blocks, self.tap_blocks
+        )
         self.adapter: SpatialTuningAdapter | ConcatAdapter
         if adapter == "concat":
             _refuse_for_concat(
@@ -240,16 +254,29 @@ class DINOv3Backbone(nn.Module):
                 "so that LoRA would never learn; let some train (with LoRA the ViT's own weights stay frozen "
                 "anyway), or set lora_rank to 0"
             )
+        if self.window_blocks and not self.ever_learns:
+            raise ConfigError(
+                f"DINOv3Backbone.windows is {windows}, but no block is ever trained (freeze_backbone, "
+                "unfreeze_blocks, unfreeze_plan); expected a ViT that is trained, since published weights "
+                "attend globally and must adapt to windows; let it train, or set windows to 1"
+            )
+        self._reported_frozen: int | None = None
         self.trainable_blocks = 0
         self.set_trainable_blocks(phases[0].blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images `[B, 3, H, W]` in 0..1, RGB, to one map `[B, C, H/s, W/s]` for each stride s."""
         images = (images - self.image_mean) / self.image_std
-        return self.adapter(self.taps_of(self.vit, images), images)
+        if self.window_blocks:
+            taps = self._windowed_taps(images)
+        else:
+            taps = self.taps_of(self.vit, images)
+        return self.adapter(taps, images)
 
     def taps_of(self, vit: Eva, images: Tensor) -> list[Tensor]:
-        """Return the patch features of the tapped blocks, `[B, D, H/16, W/16]` each.
+        """Return the patch features of the tapped blocks, `[B, D, H/16, W/16]` each, without windows.
+
+        A frozen teacher is read this way, because its weights attend globally.
 
         Args:
             vit: `self.vit` or a ViT of the same kind.
@@ -266,6 +293,18 @@ class DINOv3Backbone(nn.Module):
                 intermediates_only=True,
             )
         return cast("list[Tensor]", taps)
+
+    def _windowed_taps(self, images: Tensor) -> list[Tensor]:
+        """Return what `taps_of` returns for `self.vit`, with windows in `window_blocks`."""
+        with self._precision(images):
+            return windowed_taps(
+                self.vit,
+                images,
+                self.tap_blocks,
+                windows=self.windows,
+                window_blocks=self.window_blocks,
+                norm=self.tap_norm == "final",
+            )
 
     def compile_for_training(self) -> None:
         """Compile the blocks of the ViT with `torch.compile`; copies of the model are not compiled.
@@ -306,6 +345,22 @@ class DINOv3Backbone(nn.Module):
         blocks = self.plan.blocks_in(epoch)
         if blocks != self.trainable_blocks:
             self.set_trainable_blocks(blocks)
+        self._report_frozen_windows(epoch)
+
+    def _report_frozen_windows(self, epoch: int) -> None:
+        """Log a warning if blocks with windows are frozen, once for each number of them."""
+        first = len(self.vit.blocks) - self.trainable_blocks
+        frozen = sum(block < first for block in self.window_blocks)
+        if frozen and frozen != self._reported_frozen:
+            logger.warning(
+                "DINOv3Backbone: %d of the %d blocks with windows are frozen in the phase from epoch %d; "
+                "published weights attend globally and adapt to windows only while they are trained "
+                "(freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan)",
+                frozen,
+                len(self.window_blocks),
+                epoch,
+            )
+        self._reported_frozen = frozen
 
     def learning_plan(self) -> dict[str, Learning]:
         """Return first epoch and rate factor of every parameter of the ViT that is trained at any time.
@@ -390,6 +445,39 @@ def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
             f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}"
         )
     return taps
+
+
+def _check_windows(
+    windows: int, blocks: Sequence[int] | None, taps: Sequence[int]
+) -> list[int]:
+    """Return the blocks that attend within windows, by default those before the last tap that are not tapped.
+
+    The list is empty if there is one window.
+    """
+    if windows < 1:
+        raise ConfigError(
+            f"DINOv3Backbone.windows is {windows}, expected at least 1, which means no windows"
+        )
+    if blocks is None:
+        untapped = sorted(set(range(taps[-1])) - set(taps))
+        return untapped if windows > 1 else []
+    blocks = list(blocks)
+    if windows == 1:
+        raise ConfigError(
+            f"DINOv3Backbone.window_blocks is {blocks}, but windows is 1, which means no windows; remove "
+            "window_blocks, or set windows to 2"
+        )
+    is_ascending = blocks == sorted(set(blocks))
+    if (
+        not blocks
+        or not is_ascending
+        or not 0 <= blocks[0] <= blocks[-1] <= taps[-1]
+    ):
+        raise ConfigError(
+            f"DINOv3Backbone.window_blocks is {blocks}, expected ascending numbers from 0 to {taps[-1]}, the "
+            "last block that is read"
+        )
+    return blocks
 
 
 def _refuse_for_concat(
