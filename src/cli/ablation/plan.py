@@ -21,6 +21,9 @@ from ...core.yaml_text import dotted
 TEACHER = "TEACHER"
 """Name that stands for a teacher's checkpoint in the settings of a variant, as `$TEACHER`."""
 
+TEACHER_VIT = "TEACHER_VIT"
+"""Name that stands for a file with the teacher's ViT."""
+
 DEFAULT_SEEDS = (0, 1, 2)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -18,7 +18,7 @@ from ...core.config_file import parse_overrides
 from ...core.errors import ConfigError
 from ...core.validate import did_you_mean
 from ...core.yaml_config import YAMLConfig
-from .plan import TEACHER, Plan, Task, Variant
+from .plan import TEACHER, TEACHER_VIT, Plan, Task, Variant
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -44,6 +44,9 @@ WITHOUT_EFFECT_IN_LOADERS = frozenset(
 """The same for settings of data loaders."""
 
 BEST = "best.pth"
+
+VIT = "vit.pth"
+"""File of a teacher's ViT in its folder."""
 
 _VARIABLE = re.compile(r"\$([A-Z][A-Z0-9_]*)")
 """A name that `--set` gives a value, such as `$DATA`."""
@@ -73,7 +76,12 @@ class Run:
     def variables(self) -> set[str]:
         """Return the names that need a value, without that of the teacher."""
         found = set(_VARIABLE.findall("\n".join(self.settings)))
-        return found - {TEACHER}
+        return found - {TEACHER, TEACHER_VIT}
+
+    @property
+    def needs_vit(self) -> bool:
+        """True if the settings name the file of the teacher's ViT."""
+        return f"${TEACHER_VIT}" in "\n".join(self.settings)
 
     def overrides(
         self, results: Path, variables: Mapping[str, str]
@@ -81,7 +89,9 @@ class Run:
         """Return the settings with the values of variables, for `-u` of the trainer."""
         values = dict(variables)
         if self.teacher is not None:
-            values[TEACHER] = str(self.teacher.folder(results) / BEST)
+            folder = self.teacher.folder(results)
+            values[TEACHER] = str(folder / BEST)
+            values[TEACHER_VIT] = str(folder / VIT)
         return [
             _VARIABLE.sub(lambda match: values[match[1]], item)
             for item in self.settings

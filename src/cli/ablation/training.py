@@ -24,7 +24,8 @@ from .records import (
     read_record,
     write_record,
 )
-from .runs import BEST, Run
+from .runs import BEST, VIT, Run
+from .teachers import write_vit
 
 POLL_SECONDS = 0.2
 """Time between two looks at the processes."""
@@ -128,6 +129,9 @@ def _start(
     if is_in_use(folder):
         say(f"left out: {name_of(run)} is trained by another process")
         return []
+    if run.teacher is not None and run.needs_vit:
+        source = run.teacher.folder(results)
+        write_vit(source / BEST, source / VIT)
     record = read_record(run, results)
     if not record.parts:
         record.variables = dict(conditions.variables)
