@@ -326,8 +326,8 @@ def _report_state(
     if failed:
         names = ", ".join(name_of(item) for item in failed)
         raise RunError(
-            f"{len(failed)} runs failed: {names}; the lines above give the reasons, and the same command "
-            "tries again"
+            f"runs that failed: {len(failed)} ({names}); the lines above give the reasons, and the same "
+            "command tries again"
         )
 
 

@@ -84,7 +84,7 @@ def test_a_failed_run_ends_the_command_with_code_1_after_the_table(study):
     code, out, err = study(behaviour={LARGE: {"fail": True}})
     assert code == 1
     assert "| small (baseline) | 0.500 | 0.510 |" in out
-    assert "2 runs failed" in err.splitlines()[-1]
+    assert "runs that failed: 2 (" in err.splitlines()[-1]
 
 
 def test_unequal_steps_are_refused_with_code_3(study):

@@ -86,7 +86,9 @@ def train_all(
                 stop.ask(f"{limit:g} minutes are over")
             if stop.asked:
                 if stop.is_new:
-                    say(f"{stop.reason}: {len(running)} runs save their state")
+                    say(
+                        f"{stop.reason}; runs that save their state: {len(running)}"
+                    )
                     for process in running:
                         process.process.send_signal(signal.SIGTERM)
                 if not running:
