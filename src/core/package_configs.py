@@ -11,8 +11,8 @@ from .paths import close_names, user_path
 FOLDER = "configs"
 SUFFIXES = (".yml", ".yaml")
 
-_PARTS = ("include", "dataset")
-"""Folders of files that other configurations include; these are not configurations of a run."""
+_PARTS = ("include", "dataset", "ablation")
+"""Folders of files that are not configurations of a run: parts of configurations, and plans of studies."""
 
 
 def configs_folder() -> Path:

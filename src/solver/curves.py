@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from .results_table import LOSS, RATE, Row
 
@@ -56,6 +56,8 @@ class Curve:
 
     name: str
     values: Sequence[float | None]
+    ranges: Sequence[tuple[float, float] | None] = ()
+    """Minimum and maximum at each epoch, drawn as a band; empty for no band."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,22 @@ def draw_curves(rows: Sequence[Row], best_metric: str = "AP") -> Image.Image:
         corner = (number % 2 * width, number // 2 * height)
         _Plot(ImageDraw.Draw(picture), corner, epochs, panel).draw()
     return picture.resize((2 * width, 2 * height), Image.Resampling.BOX)
+
+
+def draw_panel(epochs: Sequence[int], panel: Panel) -> Image.Image:
+    """Draw one plot.
+
+    Args:
+        epochs: epochs of the values of all curves, at least one.
+        panel: the plot.
+
+    Returns:
+        A picture of 640 x 400 pixels.
+    """
+    width, height = PANEL
+    picture = Image.new("RGB", (width * SCALE, height * SCALE), "white")
+    _Plot(ImageDraw.Draw(picture), (0, 0), epochs, panel).draw()
+    return picture.resize(PANEL, Image.Resampling.BOX)
 
 
 def _curve(rows: Sequence[Row], column: str, name: str) -> Curve:
@@ -216,6 +234,8 @@ class _Plot:
             for value in curve.values:
                 if value is not None and self._is_drawn(value):
                     known.append(value)
+            for limits in curve.ranges:
+                known += limits or ()
         self.y_ticks: list[float] = []
         if known:
             ticks = log_ticks if panel.logarithmic else nice_ticks
@@ -233,6 +253,8 @@ class _Plot:
             x = self._x(self.epochs[self.panel.best])
             self._line([(x, self.top), (x, self.bottom)], INK, 1)
         for curve, colour in zip(self.panel.curves, COLOURS):
+            self._draw_band(curve, colour)
+        for curve, colour in zip(self.panel.curves, COLOURS):
             self._draw_curve(curve, colour)
         self._draw_legend()
 
@@ -249,6 +271,22 @@ class _Plot:
             [(self.left, self.bottom), (self.right, self.bottom)], INK, 1
         )
         self._text((self._middle()[0], self.bottom + 32), "epoch", anchor="mm")
+
+    def _draw_band(self, curve: Curve, colour: str) -> None:
+        """Draw the ranges between each two neighbouring epochs, in a light tint of the colour."""
+        tint = _tint(colour)
+        points = list(zip(self.epochs, curve.ranges))
+        for (x, left), (next_x, right) in zip(points, points[1:]):
+            if left is None or right is None:
+                continue
+            corners = [
+                (self._x(x), self._y(left[0])),
+                (self._x(x), self._y(left[1])),
+                (self._x(next_x), self._y(right[1])),
+                (self._x(next_x), self._y(right[0])),
+            ]
+            scaled = [(x * SCALE, y * SCALE) for x, y in corners]
+            self.canvas.polygon(scaled, tint)
 
     def _draw_curve(self, curve: Curve, colour: str) -> None:
         for points in self._segments(curve):
@@ -323,6 +361,16 @@ class _Plot:
     def _text(self, at: tuple[float, float], text: str, *, anchor: str) -> None:
         place = (at[0] * SCALE, at[1] * SCALE)
         self.canvas.text(place, text, INK, self.font, anchor=anchor)
+
+
+def _tint(colour: str) -> tuple[int, int, int]:
+    """Return a light version of a colour: 80 % white."""
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    return _light(red), _light(green), _light(blue)
+
+
+def _light(part: int) -> int:
+    return round(0.2 * part + 0.8 * 255)
 
 
 def _epoch_ticks(epochs: Sequence[int]) -> list[int]:

@@ -326,6 +326,7 @@ def end_epoch(
             peak_memory_mb=peak_memory_mb(run.device),
             model=state.model,
         )
+        record["steps"] = state.progress.total_steps
         record |= boxes_record(epoch, *boxes) | distillation
         log.epoch(record)
     saver.keep(epoch, metrics, improved=improved)

@@ -17,6 +17,7 @@ PAGES = {
     "docs/models_cn.md": "docs/models.md",
     "docs/training_cn.md": "docs/training.md",
     "docs/evaluate_cn.md": "docs/evaluate.md",
+    "docs/evidence_cn.md": "docs/evidence.md",
     "docs/improve_cn.md": "docs/improve.md",
     "docs/moving_cn.md": "docs/moving.md",
     "docs/start_cn.md": "docs/start.md",

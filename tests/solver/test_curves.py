@@ -13,7 +13,10 @@ from src.solver.curves import (
     PANEL,
     RIGHT,
     TOP,
+    Curve,
+    Panel,
     draw_curves,
+    draw_panel,
     log_ticks,
     nice_step,
     nice_ticks,
@@ -139,3 +142,17 @@ def test_steps_between_epochs_are_round():
         50,
         500,
     ]
+
+
+def test_a_band_is_drawn_in_a_tint_between_the_limits_of_a_curve():
+    ranges = [(0.0, 1.0), None, (0.2, 0.8), (0.2, 0.8)]
+    curve = Curve("mean", [0.5, None, 0.5, 0.5], ranges)
+    picture = draw_panel([1, 2, 3, 4], Panel("AP", [curve]))
+    pixels = np.asarray(picture).astype(int)
+    light = np.round(0.2 * colour_of(0) + 204)
+    is_tint = (np.abs(pixels - light) < 2).all(-1)
+    plot = is_tint[TOP : PANEL[1] - BOTTOM, LEFT : PANEL[0] - RIGHT]
+    third = plot.shape[1] // 3
+    # an epoch without a range interrupts the band
+    assert not plot[:, : 2 * third - 8].any()
+    assert plot[:, 2 * third + 20 : -20].any(0).all()

@@ -15,7 +15,6 @@ from tests.fixtures.trained_tiny import TRAINED
 DEMO_IMAGE = ROOT / "docs/images/demo.jpg"
 
 WITHOUT_INPUT = {
-    "tools/benchmark/compare_recipes.py",
     "tools/benchmark/import_cost.py",
     "tools/dataset/make_synthetic.py",
 }
@@ -106,6 +105,7 @@ NEEDS_INPUT = {
     "tools/inference/trt_inf.py": ["-trt", MISSING, "-i", DEMO_IMAGE],
     "tools/benchmark/trt_benchmark.py": ["--engine_dir", MISSING],
     "tools/benchmark/benchmark.py": ["-r", MISSING],
+    "tools/benchmark/ablate.py": [MISSING],
     "tools/benchmark/get_info.py": ["-r", MISSING],
     "tools/visualization/compare.py": ["-c", DEMO_CONFIG, "-r", MISSING],
     "tools/visualization/report.py": ["-r", MISSING],

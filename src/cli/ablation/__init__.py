@@ -1,0 +1,1 @@
+"""Ablation studies: plans of variants over seeds, the runs that they need, and tables of the results."""
