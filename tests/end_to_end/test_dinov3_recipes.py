@@ -12,7 +12,7 @@ import torch
 
 from src.core import YAMLConfig
 from src.inference import Detector
-from tests.fixtures.tiny import ROOT
+from tests.fixtures.tiny import ROOT, write_tiny_data
 from tests.fixtures.tools_here import tool_here
 from tests.fixtures.train_here import train_here
 from tests.fixtures.vits import (
@@ -41,6 +41,12 @@ SMALL = {
     "val_dataloader.num_workers": 0,
 }
 """Settings for images of 64 pixels, and three steps an epoch on 24 images."""
+
+EXPORTED = (
+    "dfine_dinov3_s2_coco",
+    "dfine_dinov3_s2_windows_coco",
+    "dfine_dinov3_t_coco",
+)
 
 FAST = ("dfine_dinov3_t_coco",)
 
@@ -158,18 +164,61 @@ def test_the_checkpoint_is_evaluated_without_a_configuration(
     assert "AP" in json.loads((tmp_path / "eval.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_detector_is_exported_and_predicts_the_same(
     run, tiny_data, tmp_path
 ):
+    if run.name not in EXPORTED:
+        pytest.skip("its architecture is that of another configuration")
+    export_and_compare(
+        run.folder / "best.pth",
+        tiny_data.folder / "images/val_00000.jpg",
+        tmp_path / "model.onnx",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [512, 576, 640, 768])
+def test_each_input_size_is_trained_and_evaluated_by_one_setting(
+    size, tmp_path
+):
+    data = write_tiny_data(tmp_path / "data", train=2, val=1, size=128)
+    train(
+        "-c",
+        config_of("dfine_dinov3_t_coco"),
+        "--seed",
+        "0",
+        "--output-dir",
+        tmp_path / "run",
+        data=data,
+        **{
+            "DINOv3Backbone.pretrained": False,
+            "eval_spatial_size": [size, size],
+            "train_dataloader.total_batch_size": 2,
+            "train_dataloader.collate_fn.mixup_epochs": [0, 1],
+            "train_dataloader.collate_fn.stop_epoch": 1,
+            "lr_scheduler.flat_epochs": 1,
+            "train_dataloader.dataset.transforms.mosaic_prob": 1.0,
+        },
+    )
+    best = torch.load(tmp_path / "run/best.pth", weights_only=True)
+    assert tuple(best["meta"]["input_size"]) == (size, size)
+    if size == 768:
+        export_and_compare(
+            tmp_path / "run/best.pth",
+            data.folder / "images/val_00000.jpg",
+            tmp_path / "model.onnx",
+        )
+
+
+def export_and_compare(best: Path, image: Path, exported: Path) -> None:
+    """Export a checkpoint with `--check`; the exported model must find as many objects in an image."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    exported = tmp_path / "model.onnx"
-    best = run.folder / "best.pth"
     ended = tool_here(
         "deployment.export_onnx", "-r", best, "--output", exported, "--check"
     )
     assert ended.code == 0, ended.err
-    image = tiny_data.folder / "images/val_00000.jpg"
     detector = Detector.from_checkpoint(best, device="cpu")
     ours = detector.predict(image, threshold=0)
     theirs = Detector.from_onnx(exported).predict(image, threshold=0)

@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from src.core import YAMLConfig
 from src.core.durations import RunLength
+from src.data.transforms import Mosaic
 from tests.fixtures.golden import ROOT
+from tests.fixtures.lengths import built_for
 
 VIT = r"^backbone\.vit\."
 
@@ -201,3 +204,30 @@ def test_the_plan_of_phases_ends_with_all_blocks_and_has_layer_decay(tmp_path):
     plan = cfg.model.backbone.learning_plan()
     factors = [plan[f"vit.blocks.{block}.mlp.fc1.weight"] for block in (0, 11)]
     assert (factors[0].thaw_epoch, factors[1].thaw_epoch) == (4, 1)
+
+
+@pytest.mark.parametrize("size", [512, 576, 640, 768])
+@pytest.mark.parametrize(
+    "name", ["dfine_dinov3_s2_coco", "dfine_dinov3_t_coco"]
+)
+def test_one_setting_changes_the_input_size_everywhere(name, size):
+    cfg = YAMLConfig(
+        ROOT / f"configs/dfine/{name}.yml",
+        eval_spatial_size=[size, size],
+        DINOv3Backbone={"pretrained": False},
+    )
+    values = cfg.yaml_cfg
+    run = RunLength(values["epochs"])
+    for part in ("train", "val"):
+        transforms = values[f"{part}_dataloader"]["dataset"]["transforms"]
+        compose = built_for(run, transforms)
+        assert compose.output_size == (size, size)
+        for op in compose.ops:
+            if isinstance(op, Mosaic):
+                assert op.output_size == size // 2
+    assert values["train_dataloader"]["collate_fn"]["base_size"] == size
+    with torch.device("meta"):
+        model = cfg.model
+    assert model.decoder.eval_spatial_size == (size, size)
+    anchors = sum((size // stride) ** 2 for stride in (8, 16, 32))
+    assert model.decoder.anchors.shape == (1, anchors, 4)

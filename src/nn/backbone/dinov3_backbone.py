@@ -126,10 +126,10 @@ class DINOv3Backbone(nn.Module):
                 of the last blocks that are trained from this epoch on).
             unfreeze_lr_factor: factor on the learning rate of parameters that are unfrozen during the run.
             layer_decay: factor on the learning rate from each block to the block before (BEiT, Bao et al.,
-                2022). Block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay
+                2022). Block i of n has layer_decay ** (n - i), embedding and tokens layer_decay
                 ** (n + 1), the final norm 1.
             tap_blocks: ascending indices of the blocks to read, from 0; None reads three evenly spaced blocks
-                up to the last.
+                up to the last. The ViT ends with the last of them: blocks behind it are not in the model.
             tap_norm: LayerNorm before the adapter: "final" applies the final norm of the ViT to every tap,
                 "own" gives each tap a new norm, "none" applies none.
             adapter: "mixture" gives each level a learned mixture of all taps (`SpatialTuningAdapter`),
@@ -152,8 +152,8 @@ class DINOv3Backbone(nn.Module):
                 None does not scale them.
             rope_periods: "computed" computes the periods of the RoPE codes; "stored" makes them a part of
                 the weights, so that a checkpoint decides (DEIMv2).
-            drop_path: rate of stochastic depth in the last block, 0..1; it decreases linearly towards the
-                first block. Windows of an image are dropped independently.
+            drop_path: rate of stochastic depth in the last of `depth` blocks, 0..1; it decreases linearly
+                to the first block. Windows of an image are dropped independently.
             lora_rank: rank of the low-rank updates that are trained instead of the ViT's own weights
                 (`src/nn/lora.py`); 0 disables LoRA.
             lora_alpha: the updates are scaled by alpha / rank; None uses the rank.
@@ -161,7 +161,7 @@ class DINOv3Backbone(nn.Module):
             image_mean: mean of each channel in 0..1, which `forward` subtracts.
             image_std: standard deviation of each channel, by which `forward` divides.
             vit_arguments: other arguments of timm's ViT, such as embed_dim, depth and num_heads for small
-                models.
+                models. With a smaller depth than the weights have, their last blocks are left out.
 
         Raises:
             ConfigError: if the model, a tapped block, a block with windows, a stride or a LoRA target does
@@ -185,11 +185,12 @@ class DINOv3Backbone(nn.Module):
             rope_rescale_coords=rope_rescale_coords,
             **vit_arguments,
         )
+        self.tap_blocks = _check_taps(tap_blocks, len(self.vit.blocks))
+        depth = self.tap_blocks[-1] + 1
+        self.vit.blocks = self.vit.blocks[:depth]
         self.lora_rank = lora_rank
         if lora_rank:
             add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
-        depth = len(self.vit.blocks)
-        self.tap_blocks = _check_taps(tap_blocks, depth)
         self.tap_norm = tap_norm
         self.windows = windows
         self.window_blocks = _check_windows(
@@ -241,7 +242,6 @@ class DINOv3Backbone(nn.Module):
         )
         self.plan = ThawPlan(
             depth,
-            self.tap_blocks[-1],
             phases,
             lr_factor=unfreeze_lr_factor,
             layer_decay=layer_decay,
@@ -450,7 +450,7 @@ def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
 def _check_windows(
     windows: int, blocks: Sequence[int] | None, taps: Sequence[int]
 ) -> list[int]:
-    """Return the blocks that attend within windows, by default those before the last tap that are not tapped.
+    """Return the blocks that attend within windows, by default all before the last tap that are not tapped.
 
     The list is empty if there is one window.
     """
@@ -458,9 +458,15 @@ def _check_windows(
         raise ConfigError(
             f"DINOv3Backbone.windows is {windows}, expected at least 1, which means no windows"
         )
+    if windows == 1 and blocks is None:
+        return []
     if blocks is None:
-        untapped = sorted(set(range(taps[-1])) - set(taps))
-        return untapped if windows > 1 else []
+        blocks = sorted(set(range(taps[-1])) - set(taps))
+        if not blocks:
+            raise ConfigError(
+                f"DINOv3Backbone.windows is {windows}, but every block up to the last tap is tapped "
+                f"(tap_blocks {list(taps)}); name the blocks with windows in window_blocks"
+            )
     blocks = list(blocks)
     if windows == 1:
         raise ConfigError(

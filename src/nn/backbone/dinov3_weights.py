@@ -60,6 +60,9 @@ reproduce them otherwise.
 ROPE_PERIODS = "rope.periods"
 """Key of the periods in a ViT that stores them."""
 
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+"""Beginning of timm's keys of a block, with its number from 0."""
+
 _NEVER_LOADED = re.compile(
     r"(^|\.)(mask_token|periods|bias_mask|local_cls_norm\..*|freqs)$"
 )
@@ -145,13 +148,15 @@ def load_published_weights(
             f"Hugging Face file of {base_name} there, name another with -u {setting}=FILE, or {without} "
             f"(weights/README.md says where the files are)"
         ) from None
+    weights, remarks = without_later_blocks(weights, vit)
     weights |= _periods_for(vit, {})
     refuse_misfits(weights, vit, "what timm publishes", model_name)
     vit.load_state_dict(weights)
     logger.info(
-        "DINOv3: loaded all %d tensors that timm publishes for %s",
+        "DINOv3: loaded all %d tensors that timm publishes for %s%s",
         len(weights),
         model_name,
+        "".join(f"; {remark}" for remark in remarks),
     )
 
 
@@ -161,7 +166,7 @@ def load_dinov3_weights(
     model_name: str,
     sha256: str | None = None,
 ) -> LoadReport:
-    """Load a DINOv3 file into timm's ViT, strictly.
+    """Load a DINOv3 file into timm's ViT, strictly; later blocks than the ViT has are left out.
 
     Args:
         vit: timm's model; its LoRA updates become zero.
@@ -198,7 +203,9 @@ def load_dinov3_weights(
     state = _unwrap(read_tensor_file(path), path)
     layout = detect_layout(state, path, model_name)
     converted = convert_to_timm(state, layout)
-    converted, remarks = fit_biases(converted, vit, path, model_name)
+    converted, remarks = without_later_blocks(converted, vit)
+    converted, remarks_on_biases = fit_biases(converted, vit, path, model_name)
+    remarks += remarks_on_biases
     converted |= _periods_for(vit, state)
     refuse_misfits(converted, vit, path, model_name)
     vit.load_state_dict(converted)
@@ -247,6 +254,28 @@ def convert_to_timm(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
         for key, value in state.items()
         if not _NEVER_LOADED.search(key)
     }
+
+
+def without_later_blocks(
+    state: dict[str, Tensor], vit: nn.Module
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Leave out the blocks of a state dict with timm's keys that come after the last block of a ViT.
+
+    Returns:
+        The state dict for the ViT, and a remark for the log line if blocks were left out.
+    """
+    depth = _depth_of(vit.state_dict())
+    result = {}
+    for key, value in state.items():
+        block = _BLOCK.match(key)
+        if block is None or int(block[1]) < depth:
+            result[key] = value
+    in_file = _depth_of(state)
+    if in_file <= depth:
+        return result, []
+    return result, [
+        f"blocks {depth} to {in_file - 1} of its {in_file} (from 0) are left out: the model has {depth}"
+    ]
 
 
 def fit_biases(
@@ -452,13 +481,21 @@ def refuse_misfits(
 def _size_of(state: dict[str, Tensor]) -> str:
     """Describe the size of a ViT in words; 0 stands for what the state dict does not show."""
     width = state["cls_token"].shape[-1] if "cls_token" in state else 0
-    depth = len(
-        {key.split(".")[1] for key in state if key.startswith("blocks.")}
-    )
+    depth = _depth_of(state)
     gated = any(".mlp.fc1_g." in key for key in state)
     embedding = state.get("patch_embed.proj.weight")
     patch = 0 if embedding is None else embedding.shape[-1]
     return f"width {width}, {depth} blocks, patch {patch}{', SwiGLU' if gated else ''}"
+
+
+def _depth_of(state: dict[str, Tensor]) -> int:
+    """Return the number of blocks in a state dict with timm's keys."""
+    blocks = set()
+    for key in state:
+        block = _BLOCK.match(key)
+        if block is not None:
+            blocks.add(int(block[1]))
+    return len(blocks)
 
 
 def _describe_foreign_file(state: dict[str, Tensor]) -> str:

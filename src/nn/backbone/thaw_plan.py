@@ -25,7 +25,7 @@ class ThawPlan:
     """The phases of a run and their learning rates, independent of a model.
 
     Example:
-        >>> plan = ThawPlan(depth=12, last_block=11, phases=(ThawPhase(0, 0), ThawPhase(10, 4)))
+        >>> plan = ThawPlan(depth=12, phases=(ThawPhase(0, 0), ThawPhase(10, 4)))
         >>> plan.blocks_in(9), plan.blocks_in(10)
         (0, 4)
         >>> plan.trains("blocks.8.norm1.weight", blocks=4)
@@ -34,8 +34,6 @@ class ThawPlan:
 
     depth: int
     """Number of blocks of the ViT."""
-    last_block: int
-    """The last block that runs, from 0; later ones are never trained."""
     phases: tuple[ThawPhase, ...]
     """Phases in order; the first starts in epoch 0."""
     lr_factor: float = 1.0
@@ -87,8 +85,7 @@ class ThawPlan:
     def trains(self, name: str, blocks: int) -> bool:
         """Return whether a parameter is trained together with the last `blocks` blocks.
 
-        The final norm is trained with any block, patch embedding and tokens only with all of them. Blocks
-        that do not run are never trained.
+        The final norm is trained with any block, patch embedding and tokens only with all of them.
 
         Args:
             name: name of the parameter in the ViT, such as "blocks.3.norm1.weight".
@@ -98,7 +95,7 @@ class ThawPlan:
             return False
         block = _block_of(name)
         if block is not None:
-            return self.depth - blocks <= block <= self.last_block
+            return block >= self.depth - blocks
         if _is_final_norm(name):
             return self.uses_final_norm and blocks > 0
         return blocks == self.depth
@@ -114,16 +111,15 @@ class ThawPlan:
     def depth_factor(self, name: str) -> float:
         """Return the factor of layer-wise learning-rate decay for a parameter (BEiT, Bao et al., 2022).
 
-        Block i of the n that run has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the
+        Block i of n has layer_decay ** (n - i), embedding and tokens layer_decay ** (n + 1), the
         norm 1.
         """
-        running = self.last_block + 1
         block = _block_of(name)
         if block is not None:
-            return self.layer_decay ** (running - block)
-        return (
-            1.0 if _is_final_norm(name) else self.layer_decay ** (running + 1)
-        )
+            return self.layer_decay ** (self.depth - block)
+        if _is_final_norm(name):
+            return 1.0
+        return self.layer_decay ** (self.depth + 1)
 
 
 def read_phases(

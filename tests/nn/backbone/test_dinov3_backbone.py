@@ -275,12 +275,53 @@ def test_taps_get_the_final_norm_only_if_asked_for(tap_norm):
     assert (backbone.adapter.tap_norms is not None) == (tap_norm == "own")
 
 
-def test_blocks_after_the_last_tap_do_not_run():
-    backbone, calls = small_backbone(depth=3, tap_blocks=[0, 1]), []
-    for index, block in enumerate(backbone.vit.blocks):
-        block.register_forward_hook(lambda *_, index=index: calls.append(index))
-    backbone.eval()(torch.rand(1, 3, 32, 32))
-    assert calls == [0, 1]
+def test_blocks_after_the_last_tap_are_not_in_the_model():
+    deep, cut = (
+        small_backbone(depth=2),
+        small_backbone(depth=4, tap_blocks=[0, 1]),
+    )
+    assert list(cut.state_dict()) == list(deep.state_dict())
+    cut.load_state_dict(deep.state_dict())
+    images = torch.rand(1, 3, 32, 64)
+    for ours, expected in zip(cut.eval()(images), deep.eval()(images)):
+        assert torch.equal(ours, expected)
+
+
+def test_unfrozen_blocks_are_counted_from_the_last_tap():
+    cut = small_backbone(
+        depth=4, tap_blocks=[0, 1], freeze_backbone_epochs=1, unfreeze_blocks=1
+    )
+    cut.set_epoch(1)
+    assert trainable(cut) == ["1", "norm"]
+
+
+@pytest.mark.parametrize(("depth", "last"), [(11, 10), (10, 9)])
+def test_a_trunk_of_fewer_blocks_starts_from_weights_of_twelve(
+    depth, last, tmp_path
+):
+    source = small_backbone(depth=12)
+    path = tmp_path / "weights.pth"
+    torch.save(official_layout(source.vit, live_biases=False), path)
+    trunk = small_backbone(
+        depth=depth,
+        tap_blocks=[5, 8, last],
+        pretrained=True,
+        checkpoint_path=str(path),
+    )
+    trunk.load_pretrained()
+    images = torch.rand(1, 3, 32, 64)
+    taps = trunk.eval().taps_of(trunk.vit, images)
+    expected = source.vit.eval().forward_intermediates(
+        images, indices=[5, 8, last], norm=True, intermediates_only=True
+    )
+    for ours, theirs in zip(taps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_updates_of_lora_end_with_the_last_tap():
+    cut = small_backbone(depth=4, tap_blocks=[0, 1], lora_rank=2)
+    names = [name for name, p in cut.vit.named_parameters() if p.requires_grad]
+    assert {name.split(".")[1] for name in names} == {"0", "1"}
 
 
 @pytest.mark.parametrize(
@@ -654,7 +695,7 @@ def test_weights_that_timm_publishes_are_taken_where_there_is_no_file(
 def test_weights_that_timm_publishes_for_another_size_are_refused(
     monkeypatch, tmp_path
 ):
-    source, backbone = small_backbone(depth=3), small_backbone(pretrained=True)
+    source, backbone = small_backbone(depth=1), small_backbone(pretrained=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         dinov3_weights, "timm_state_dict", lambda name: source.vit.state_dict()
@@ -663,8 +704,29 @@ def test_weights_that_timm_publishes_for_another_size_are_refused(
         backbone.load_pretrained()
     assert (
         str(caught.value)
-        == "what timm publishes is a DINOv3 ViT with width 32, 3 blocks, patch 16; "
+        == "what timm publishes is a DINOv3 ViT with width 32, 1 blocks, patch 16; "
         f"{PLAIN} has width 32, 2 blocks, patch 16"
+    )
+
+
+def test_later_blocks_that_timm_publishes_are_left_out_and_reported(
+    monkeypatch, tmp_path, caplog
+):
+    monkeypatch.setattr(logging.getLogger("dfine"), "propagate", True)
+    source, backbone = small_backbone(depth=3), small_backbone(pretrained=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        dinov3_weights, "timm_state_dict", lambda name: source.vit.state_dict()
+    )
+    with caplog.at_level(logging.INFO, "dfine"):
+        backbone.load_pretrained()
+    assert torch.equal(
+        backbone.vit.blocks[1].mlp.fc1.weight,
+        source.vit.blocks[1].mlp.fc1.weight,
+    )
+    assert caplog.messages[-1].endswith(
+        f"tensors that timm publishes for {PLAIN}; "
+        "blocks 2 to 2 of its 3 (from 0) are left out: the model has 2"
     )
 
 

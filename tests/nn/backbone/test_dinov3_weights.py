@@ -267,7 +267,8 @@ def test_digest_that_agrees_with_the_name_is_remarked(tmp_path):
     ("settings", "size"),
     [
         ({"embed_dim": 48}, "width 48, 2 blocks, patch 16"),
-        ({"depth": 3}, "width 32, 3 blocks, patch 16"),
+        ({"depth": 1}, "width 32, 1 blocks, patch 16"),
+        ({"depth": 3, "embed_dim": 48}, "width 48, 2 blocks, patch 16"),
     ],
 )
 def test_another_size_is_refused_with_both_sizes(
@@ -277,6 +278,41 @@ def test_another_size_is_refused_with_both_sizes(
     assert (
         message
         == f"weights.pth is a DINOv3 ViT with {size}; {PLAIN} has width 32, 2 blocks, patch 16"
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model_name", [PLAIN, WITH_BIASES, GATED])
+def test_blocks_of_a_file_behind_the_last_of_the_model_are_left_out_and_reported(
+    model_name, layout, tmp_path
+):
+    source = small_backbone(model_name, depth=4).vit
+    path = write(tmp_path / "weights.pth", LAYOUTS[layout](source))
+    model = small_backbone(model_name).vit
+    report = load_dinov3_weights(model, path, model_name)
+    assert report.loaded == report.expected == len(model.state_dict())
+    assert (
+        "blocks 2 to 3 of its 4 (from 0) are left out: the model has 2"
+        in report.remarks
+    )
+    images = torch.rand(1, 3, 32, 64)
+    cut = source.eval().forward_intermediates(
+        images, indices=[1], norm=True, intermediates_only=True
+    )
+    torch.testing.assert_close(features(model, images), cut[0])
+
+
+def test_biases_of_blocks_that_are_left_out_do_not_matter(tmp_path):
+    source = small_backbone(WITH_BIASES, depth=3).vit
+    with torch.no_grad():
+        for block in source.blocks[:2]:
+            block.attn.q_bias.zero_()
+            block.attn.v_bias.zero_()
+    path = write(tmp_path / "weights.pth", timm_layout(source))
+    model = small_backbone(PLAIN).vit
+    load_dinov3_weights(model, path, PLAIN)
+    assert torch.equal(
+        model.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight
     )
 
 
@@ -459,6 +495,18 @@ def test_file_of_a_small_deimv2_vit_gives_the_features_of_the_model_it_came_from
     images = torch.rand(1, 3, 32, 64)
     ours = features(model.vit, images)
     assert torch.equal(ours, features(source.vit, images))
+
+
+def test_file_of_a_small_deimv2_vit_loads_into_fewer_blocks(tmp_path):
+    source = small_backbone("deimv2_tiny", depth=4, **TINY)
+    path = write(tmp_path / "vitt_distill.pt", deimv2_layout(source.vit))
+    model = small_backbone("deimv2_tiny", depth=3, **TINY)
+    report = load_dinov3_weights(model.vit, path, "deimv2_tiny")
+    assert "blocks 3 to 3 of its 4" in str(report)
+    assert torch.equal(
+        model.vit.blocks[2].attn.qkv.weight,
+        source.vit.blocks[2].attn.qkv.weight,
+    )
 
 
 def test_periods_of_a_meta_file_are_loaded_where_the_model_stores_them(

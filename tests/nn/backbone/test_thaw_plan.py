@@ -8,10 +8,9 @@ from src.nn.backbone.thaw_plan import ThawPhase, ThawPlan, read_phases
 EMBEDDING, NORM = "patch_embed.proj.weight", "norm.weight"
 
 
-def plan(*phases, depth=4, last_block=3, **settings) -> ThawPlan:
+def plan(*phases, depth=4, **settings) -> ThawPlan:
     return ThawPlan(
         depth,
-        last_block,
         tuple(ThawPhase(*phase) for phase in phases),
         **settings,
     )
@@ -152,13 +151,10 @@ def test_the_last_blocks_train_with_the_norm_and_the_embedding_with_the_first(
     ] == trained
 
 
-def test_blocks_that_do_not_run_and_a_norm_that_is_not_used_never_train():
-    made = plan((0, 4), last_block=2, uses_final_norm=False)
-    assert [made.trains(name, 4) for name in (weight(2), weight(3), NORM)] == [
-        True,
-        False,
-        False,
-    ]
+def test_a_norm_that_is_not_used_never_trains():
+    made = plan((0, 4), uses_final_norm=False)
+    assert made.trains(weight(3), 4)
+    assert not made.trains(NORM, 4)
 
 
 def test_with_lora_only_the_factors_train():
@@ -189,8 +185,8 @@ def test_parameters_that_never_train_are_not_in_the_plan():
     assert plan((0, 0), (5, 2)).learning(weight(1)) is None
 
 
-def test_layer_wise_decay_counts_from_the_last_block_that_runs():
-    made = plan((0, 4), last_block=2, layer_decay=0.5)
+def test_layer_wise_decay_counts_from_the_last_block():
+    made = plan((0, 3), depth=3, layer_decay=0.5)
     factors = [
         made.depth_factor(name)
         for name in (NORM, weight(2), weight(0), EMBEDDING)
