@@ -74,20 +74,6 @@ def test_f01_a_distillation_stopped_in_an_epoch_ends_with_the_same_state(
     assert straight["/distillation/projector/weight"].any()
 
 
-def test_f01_a_run_with_windows_stopped_on_two_ranks_ends_with_the_same_state(
-    straight, tiny_data, tmp_path
-):
-    windows = {"DINOv3Backbone": {"windows": 2, "window_blocks": [0]}}
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run(tiny_data, whole, ranks=2, **windows)
-    assert not run(tiny_data, stopped, ranks=2, stop_after=3, **windows)
-    assert run(tiny_data, stopped, ranks=2, **windows)
-    assert same(final_state(stopped), final_state(whole))
-    assert not same(
-        final_state(whole), straight[0][2]
-    )  # windows have an effect
-
-
 @pytest.fixture(scope="module")
 def taught(tiny_data, tmp_path_factory):
     """Return the final state of an uninterrupted run with a detector as teacher, and its folder."""
@@ -129,6 +115,20 @@ def test_the_losses_of_a_detector_as_teacher_are_in_the_log(taught):
     assert weights == [0.5, 0.25, 0.0]
     assert not any(name in records[2] for name in soft)
     assert all(record["train_loss_distill"] > 0 for record in records)
+
+
+def test_f01_a_run_with_windows_stopped_on_two_ranks_ends_with_the_same_state(
+    straight, tiny_data, tmp_path
+):
+    windows = {"DINOv3Backbone": {"windows": 2, "window_blocks": [0]}}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(tiny_data, whole, ranks=2, **windows)
+    assert not run(tiny_data, stopped, ranks=2, stop_after=3, **windows)
+    assert run(tiny_data, stopped, ranks=2, **windows)
+    assert same(final_state(stopped), final_state(whole))
+    assert not same(
+        final_state(whole), straight[0][2]
+    )  # windows have an effect
 
 
 def test_a_run_without_distillation_is_not_resumed_with_one(
