@@ -178,7 +178,7 @@ def train_epoch(
         saver.save_if_due()
         before = time.perf_counter()
     watchdog.rest()
-    log_teacher(meter, run.step.teacher_clock.mean())
+    log_teacher(meter, run.step.teacher_seconds())
     return meter
 
 
@@ -234,7 +234,7 @@ def report_step(
             run.rates.highest,
             meter,
             memory,
-            run.step.teacher_clock.mean(),
+            run.step.teacher_seconds(),
         )
 
 

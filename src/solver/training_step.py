@@ -85,6 +85,8 @@ class TrainStep:
         self.statistics = BatchStatistics(self.model)
         self.half_weights = HalfWeights(self.model)
         self.teacher_clock = TeacherClock(self.device)
+        self._teacher_passes = 1
+        """Measured passes of the teacher in a step."""
         self.writes_buckets = False
         """Whether gradients are written directly into the buckets of the DDP wrapper."""
         self._overflows = 0
@@ -142,6 +144,11 @@ class TrainStep:
             losses[name] = add_up(part.losses[name] for part in parts)
         return losses
 
+    def teacher_seconds(self) -> float | None:
+        """Return the mean time of the teacher in a step, in seconds; None without a teacher."""
+        mean = self.teacher_clock.mean()
+        return None if mean is None else mean * self._teacher_passes
+
     def rehearse(self, batch: Batch) -> None:
         """Run one forward and backward pass, then restore all state; only the peak-memory counter changes."""
         self.statistics.remember()
@@ -156,6 +163,7 @@ class TrainStep:
         """Return the results of the teacher for each batch, or None for each without such a teacher."""
         distillation = self.distillation
         if not isinstance(distillation, Teaches):
+            self._teacher_passes = len(window)
             return [None] * len(window)
         kind, dtype = self.device.type, self.amp_dtype
         on_device = (
@@ -245,7 +253,8 @@ class TrainStep:
             return {}
         if lesson is not None and isinstance(distillation, Teaches):
             return distillation.teach(lesson, outputs, self.criterion, fraction)
-        distance = distillation(images)
+        with self.teacher_clock.measure():
+            distance = distillation(images)
         if distance is None:
             return {}
         return {"loss_distill": distance * fraction}

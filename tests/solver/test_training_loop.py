@@ -31,6 +31,7 @@ def run():
         anchoring=None,
         return_value={"loss": torch.tensor(2.0)},
         teacher_clock=TeacherClock(torch.device("cpu")),
+        teacher_seconds=lambda: None,
     )
     return SimpleNamespace(
         state=state,
