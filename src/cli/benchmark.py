@@ -12,8 +12,9 @@
 The engines take turns, run by run, so that other load on the machine affects all of them alike.
 A run is one batch, from prepared images to detections on the host. The table has medians and
 their ratios to the yardstick, timm's plain ViT-S/16 in eager torch with random weights at the same
-input size. It has wall time and CPU time; CPU time is more reliable on a machine that others use
-too, and its minimum over the runs is the most reliable figure. The CUDA path is untested.
+input size, or at that of `--yardstick-size`. It has wall time and CPU time; CPU time is more
+reliable on a machine that others use too, and its minimum over the runs is the most reliable figure.
+The CUDA path is untested.
 """
 
 import argparse
@@ -61,6 +62,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="input size; default: that of the configuration",
+    )
+    parser.add_argument(
+        "--yardstick-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help=f"input size of the {YARDSTICK}; default: that of the model",
     )
     parser.add_argument(
         "--variant",
@@ -146,6 +154,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
             arguments.json,
             {
                 "input_size": list(size),
+                "yardstick_size": list(arguments.yardstick_size or size),
                 "batch": arguments.batch,
                 "device": str(device),
                 "threads": arguments.threads,
@@ -153,11 +162,15 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
                 "rows": rows,
             },
         )
+    other = ""
+    if arguments.yardstick_size:
+        height, width = arguments.yardstick_size
+        other = f", {YARDSTICK} at {height} x {width}"
     say(
         f"{arguments.resume or arguments.config}: "
         f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
         f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
-        f"torch {torch.__version__}"
+        f"torch {torch.__version__}{other}"
     )
     say("")
     say(
@@ -257,7 +270,12 @@ def build_works(
     import torch
 
     sizes = torch.tensor([[images.shape[3], images.shape[2]]] * len(images))
-    vit = bare_vit(images.shape[-2:]).to(device)
+    own_size = tuple(images.shape[-2:])
+    yardstick_size = tuple(arguments.yardstick_size or own_size)
+    vit_images = images
+    if yardstick_size != own_size:
+        vit_images = torch.rand(len(images), 3, *yardstick_size)
+    vit = bare_vit(yardstick_size).to(device)
     engines: dict[str, Any] = {}
     for variant, detector in detectors.items():
         for name, engine in engines_of(detector, device, arguments).items():
@@ -265,7 +283,7 @@ def build_works(
 
     def look() -> None:
         with torch.inference_mode():
-            vit(images.to(device)).cpu()
+            vit(vit_images.to(device)).cpu()
 
     return {YARDSTICK: look} | {
         name: (lambda engine=engine: engine(images, sizes))

@@ -293,6 +293,22 @@ def test_benchmark_measures_the_plain_vit_and_every_engine(tmp_path):
     )
 
 
+def test_benchmark_compares_with_the_plain_vit_at_another_size(tmp_path):
+    size = ("--input-size", 96, 96, "--yardstick-size", 32, 64)
+    ended = run_here(
+        "tools/benchmark/benchmark.py",
+        *("-c", DEMO_CONFIG, "--engines", "torch", "--repeats", 1),
+        *size,
+        *("--json", tmp_path / "times.json"),
+    )
+    assert ended.code == 0, ended.err
+    assert "input 96 x 96" in ended.out
+    assert "bare ViT-S/16 at 32 x 64" in ended.out
+    report = json.loads((tmp_path / "times.json").read_text())
+    assert report["input_size"] == [96, 96]
+    assert report["yardstick_size"] == [32, 64]
+
+
 def test_benchmark_measures_variants_of_a_configuration_in_one_table(tmp_path):
     ended = run_here(
         "tools/benchmark/benchmark.py",
