@@ -170,14 +170,14 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
         f"{arguments.resume or arguments.config}: "
         f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
         f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
-<<<<<<< HEAD
         f"torch {torch.__version__}{other}"
-=======
-        f"torch {torch.__version__}\n\n| engine | median ms | p10 | p90 | CPU ms | images/s | "
-        f"times {YARDSTICK} | by CPU time | by least CPU time |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
->>>>>>> parent of b47027c (Blocks of a ViT write in place in eager inference, bit by bit with the same result)
     )
+    say("")
+    say(
+        "| engine | median ms | p10 | p90 | CPU ms | images/s | "
+        f"times {YARDSTICK} | by CPU time | by least CPU time |"
+    )
+    say("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         say(
             f"| {row['engine']} | {row['median_ms']:.1f} | {row['p10_ms']:.1f} | "

@@ -337,6 +337,9 @@ def test_benchmark_measures_variants_of_a_configuration_in_one_table(tmp_path):
         "torch, DINOv3Backbone.windows=2 DINOv3Backbone.window_blocks=[0]",
     ]
     assert rows[0]["least_cpu_ratio"] == 1
+    lines = ended.out.splitlines()
+    header = [line for line in lines if line.startswith("| engine | median ms")]
+    assert len(header) == 1  # a table has a line for each row
     assert all(0 < row["least_cpu_ms"] <= row["cpu_ms"] for row in rows)
 
 
