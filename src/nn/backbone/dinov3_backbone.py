@@ -16,6 +16,7 @@ from ...core.registry import Argument, arguments_of, register
 from ...runtime.log import logger
 from ..lora import add_lora
 from .concat_adapter import ConcatAdapter
+from .deployed_vit import convert_vit_to_deploy
 from .dinov3_weights import licence_of, load_published_weights
 from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
 from .thaw_plan import ThawPlan, read_phases
@@ -305,6 +306,10 @@ class DINOv3Backbone(nn.Module):
                 window_blocks=self.window_blocks,
                 norm=self.tap_norm == "final",
             )
+
+    def convert_to_deploy(self) -> None:
+        """Convert the ViT to a smaller form with the same outputs, in place."""
+        convert_vit_to_deploy(self.vit)
 
     def compile_for_training(self) -> None:
         """Compile the blocks of the ViT with `torch.compile`; copies of the model are not compiled.

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from src.nn.backbone.deployed_vit import convert_vit_to_deploy
+from src.nn.backbone.vits import build_vit
+from src.nn.lora import add_lora
+
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def random_vit(name="vit_small_patch16_dinov3", **arguments):
+    """Return a small ViT in eval mode whose parameters are all random, layer scales and biases included."""
+    torch.manual_seed(0)
+    vit = build_vit(name, store_periods=False, **SMALL, **arguments).eval()
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return vit
+
+
+def features(vit):
+    images = torch.rand(
+        2, 3, 64, 96, generator=torch.Generator().manual_seed(1)
+    )
+    with torch.no_grad():
+        return vit.forward_features(images)
+
+
+def num_parameters(vit):
+    return sum(parameter.numel() for parameter in vit.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3_qkvb"]
+)
+def test_the_converted_vit_has_the_same_features_without_layer_scales(name):
+    vit = random_vit(name)
+    before, parameters = features(vit), num_parameters(vit)
+    convert_vit_to_deploy(vit)
+    assert torch.allclose(features(vit), before, rtol=1e-4, atol=1e-4)
+    assert num_parameters(vit) == parameters - 2 * 2 * 32
+    assert not any("gamma" in name for name, _ in vit.named_parameters())
+
+
+def test_a_vit_without_layer_scales_is_not_changed():
+    vit = random_vit("deimv2_tiny")
+    before = {key: value.clone() for key, value in vit.state_dict().items()}
+    convert_vit_to_deploy(vit)
+    after = vit.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_lora_updates_are_merged_before_the_layer_scales():
+    vit = random_vit()
+    add_lora(vit, 4, None, ("attention", "mlp"))
+    for name, parameter in vit.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    before = features(vit)
+    convert_vit_to_deploy(vit)
+    assert torch.allclose(features(vit), before, rtol=1e-4, atol=1e-4)
+    assert not any("lora" in name for name, _ in vit.named_parameters())
