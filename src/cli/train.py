@@ -32,8 +32,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_dataset_arguments(parser)
     parser.add_argument(
         "--model",
-        help="size (n, s, m, l, x), tiny, a model of `dfine models`, a configuration, a checkpoint or a run "
-        "folder; default: s",
+        help="size (n, s, s2, t, m, l, x), tiny, a model of `dfine models`, a configuration, a checkpoint or "
+        "a run folder; default: s",
     )
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="length of the training"

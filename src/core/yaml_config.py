@@ -46,6 +46,9 @@ class RunSettings:
     grad_accum_steps: int = 1
     grad_accum_exact: bool = True
     lr_base_batch_size: int | None = None
+    """Batch size for which the learning rates were chosen; None uses them as they are."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How rates follow the effective batch, relative to `lr_base_batch_size`."""
     best_metric: str = "AP"
     patience: int | None = None
     print_freq: int = 100
@@ -97,6 +100,11 @@ class RunSettings:
                 raise ConfigError(
                     f"{name} is {value}, expected at least {least}"
                 )
+        if self.lr_scaling != "linear" and self.lr_base_batch_size is None:
+            raise ConfigError(
+                f"lr_scaling is {self.lr_scaling!r}, but lr_base_batch_size is not set; set it to the batch "
+                "size for which the learning rates were chosen, or remove lr_scaling"
+            )
 
 
 BLOCKS: dict[str, tuple[str, ...]] = {

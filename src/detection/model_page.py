@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from msgspec import structs
+
 from ..core.commands import is_installed
 from ..core.errors import ConfigError
 from .model_table import TITLES, Entry
@@ -56,7 +58,10 @@ def _commands_of_package(entry: Entry) -> dict[str, str]:
 
 
 def table_of_models(entries: Iterable[Entry]) -> str:
-    """Return the table of sizes, costs, AP and licences in Markdown."""
+    """Return the table of sizes, costs, AP and licences in Markdown.
+
+    A model has a row for each of its input sizes.
+    """
     columns: list[Column] = [
         ("name", lambda entry: f"`{entry.name}`"),
         ("family", lambda entry: TITLES.get(entry.family, entry.family)),
@@ -71,7 +76,10 @@ def table_of_models(entries: Iterable[Entry]) -> str:
         ("licence", lambda entry: entry.licence or "-"),
         ("use", lambda entry: entry.use or "-"),
     ]
-    return _markdown(columns, entries)
+    rows = []
+    for entry in entries:
+        rows += [entry, *_at_other_inputs(entry)]
+    return _markdown(columns, rows)
 
 
 def table_of_files(entries: Iterable[Entry]) -> str:
@@ -155,6 +163,7 @@ def description(entry: Entry) -> str:
         "parameters": f"{_parameters(entry)} M (deployed)",
         "GFLOPs": f"{_shown(entry.gflops, '{:.1f}')} at {entry.input} x {entry.input} pixels",
         "CPU cost": f"{_shown(entry.cost, '{:.2f}')} of a bare ViT-S/16",
+        "other sizes": _other_inputs(entry),
         "COCO AP": f"{ap} ({entry.ap_source})" if entry.ap_source else ap,
         "start weights": entry.start_weights,
         "licence": entry.licence,
@@ -170,6 +179,36 @@ def description(entry: Entry) -> str:
         if value is not None:
             lines.append(f"  {name + ':':15} {value}")
     return "\n".join(lines)
+
+
+def _at_other_inputs(entry: Entry) -> list[Entry]:
+    """Return the entry once for each of its other input sizes, whose AP is not known."""
+    copies = []
+    for size in entry.other_inputs:
+        setting = f"eval_spatial_size=[{size.input}, {size.input}]"
+        copies.append(
+            structs.replace(
+                entry,
+                input=size.input,
+                gflops=size.gflops,
+                cost=size.cost,
+                ap=None,
+                ap_source=None,
+                use=f"the same with `-u '{setting}'`",
+            )
+        )
+    return copies
+
+
+def _other_inputs(entry: Entry) -> str | None:
+    if not entry.other_inputs:
+        return None
+    texts = []
+    for size in entry.other_inputs:
+        texts.append(
+            f"{size.input} x {size.input} pixels ({size.gflops:.1f} GFLOPs, CPU cost {size.cost:.2f})"
+        )
+    return ", ".join(texts)
 
 
 def _markdown(columns: list[Column], entries: Iterable[Entry]) -> str:

@@ -38,6 +38,21 @@ _OBJECTS365_FINE_TUNED_DEIM = "deim_x_obj2coco"
 """The one DEIM that has D-FINE's activation and frozen norms."""
 
 
+_WITH_RELU = ("s", "l", "x")
+"""Sizes of D-FINE-DINOv3 whose decoder is D-FINE's; the others have DEIMv2's."""
+
+
+class InputSize(Struct, frozen=True):
+    """Cost of a model at another input size; its parameters are the same."""
+
+    input: int
+    """Height and width in pixels."""
+    gflops: float
+    """Operations for one image in units of 1e9, attention included."""
+    cost: float
+    """CPU time relative to a bare ViT-S/16 at 640 pixels."""
+
+
 class Entry(Struct, frozen=True):
     """One model of the table."""
 
@@ -65,6 +80,8 @@ class Entry(Struct, frozen=True):
     """Height and width in pixels."""
     cost: float | None = None
     """CPU time relative to a bare ViT-S/16 at 640 pixels; None if it was not measured."""
+    other_inputs: list[InputSize] = []
+    """Other input sizes for which the model is recommended (`eval_spatial_size`)."""
     ap: float | None = None
     """AP on COCO val2017 as published, 0..100."""
     ap_source: str | None = None
@@ -106,9 +123,10 @@ class Entry(Struct, frozen=True):
 
     @property
     def _is_like_dfine(self) -> bool:
+        if self.family == "dfine_dinov3":
+            return self.size in _WITH_RELU
         return (
-            self.family in ("dfine", "dfine_dinov3")
-            or self.name == _OBJECTS365_FINE_TUNED_DEIM
+            self.family == "dfine" or self.name == _OBJECTS365_FINE_TUNED_DEIM
         )
 
 

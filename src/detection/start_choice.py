@@ -47,9 +47,9 @@ def choose_start(
     """Choose the configuration and the start weights of a training on own data.
 
     Args:
-        model: a size ("n", "s", "m", "l", "x", "atto", "femto", "pico"), "tiny" or "scratch", a name of
-            `configs/models.yml`, a configuration by name or path, a checkpoint or a run folder. None means
-            size S.
+        model: a size ("n", "s", "s2", "t", "m", "l", "x", "atto", "femto", "pico"), "tiny" or "scratch", a
+            name of `configs/models.yml`, a configuration by name or path, a checkpoint or a run folder. None
+            means size S.
         folder: folder of weight files.
 
     Raises:

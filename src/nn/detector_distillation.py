@@ -15,20 +15,13 @@ from torch import Tensor, nn
 from ..core.contracts import LearnsDetections, Lesson, TaughtDetections
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.registry import register
-from ..detection.class_names import known_names, match_names
-from ..detection.fitting import load_strictly
-from ..detection.model_config import model_config, refuse_other_family
-from ..detection.weight_file import WeightFile, read_weights
+from ..detection.weight_file import read_weights
 from ..runtime.distributed import mean_over_ranks
 from ..runtime.log import logger
-from .distillation import EncoderDistillation, student_of
+from .detector_teacher import DetectorTeacher, detector_of
+from .distillation import EncoderDistillation
 from .gradient_share import GradientShareWeight
-
-MAX_LISTED_CLASSES = 5
-"""Maximum number of classes of each side in a message."""
-
-WITHOUT_DECODER = "distillation.decoder_weight=~"
-"""Setting that disables the part that needs classes."""
+from .teacher_classes import ClassRows, class_names_of, matched_rows
 
 
 @register()
@@ -105,7 +98,7 @@ class DetectorDistillation:
         self.min_score = min_score
         self.max_detections = max_detections
         self.teacher: DetectorTeacher | None = None
-        self._classes = _ClassRows(None, None)
+        self._classes = ClassRows(None, None)
         self._teacher_names: list[str] | None = None
         self._device = torch.device("cpu")
         self._require_a_part()
@@ -120,12 +113,12 @@ class DetectorDistillation:
         """
         try:
             file = read_weights(self.source, self.family)
-            model = _model_of(file, self.config)
+            model = detector_of(file, self.config)
         except ConfigError as error:
             raise ConfigError(f"distillation.teacher: {error}") from None
         except (CheckpointError, NumericsError) as error:
             raise CheckpointError(f"distillation.teacher: {error}") from None
-        self.use_teacher(model, _names_of(file))
+        self.use_teacher(model, class_names_of(file))
 
     def use_teacher(
         self, model: nn.Module, class_names: Sequence[str] | None
@@ -174,10 +167,10 @@ class DetectorDistillation:
             return
         assert self.teacher is not None
         theirs = self.teacher.num_classes
-        rows = _matched_rows(
+        rows = matched_rows(
             class_names, num_classes, self._teacher_names, theirs, self.source
         )
-        self._classes = _ClassRows.of(rows, theirs)
+        self._classes = ClassRows.of(rows, theirs)
         self._classes.to(self._device)
 
     @property
@@ -388,103 +381,6 @@ class DetectorDistillation:
             )
 
 
-class DetectorTeacher:
-    """A frozen detector in its form for inference."""
-
-    def __init__(self, model: Any) -> None:
-        """Copy a detector and freeze the copy.
-
-        Args:
-            model: detector with `deploy`, `backbone` and `encoder`, such as DFINE.
-        """
-        self.model = model.deploy().requires_grad_(False)
-        self.width: int | None = None
-        """Channels of the map; None without attention on the coarsest level."""
-        self._map: Tensor | None = None
-        try:
-            _, reader, self.width = student_of(self.model)
-        except ConfigError:
-            return
-        reader.register_forward_pre_hook(self._keep)
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters."""
-        return sum(value.numel() for value in self.model.parameters())
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the head."""
-        return self.model.decoder.num_classes
-
-    def to(self, device: torch.device) -> None:
-        """Move the detector to a device."""
-        self.model.to(device)
-
-    @torch.no_grad()
-    def __call__(
-        self, images: Tensor, *, detect: bool
-    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Run the detector, or only its backbone and encoder.
-
-        Args:
-            images: `[B, 3, H, W]` in 0..1; H and W are multiples of 32.
-            detect: whether to run the decoder.
-
-        Returns:
-            The coarsest map after its attention, `[B, D, H/32, W/32]` or None; and with `detect` the logits
-            `[B, Q, C]` and boxes `[B, Q, 4]`, cxcywh in 0..1.
-        """
-        self._map = None
-        predictions = None
-        if detect:
-            outputs = self.model(images)
-            predictions = (outputs["pred_logits"], outputs["pred_boxes"])
-        else:
-            self.model.encoder(self.model.backbone(images))
-        seen = self._map
-        self._map = None
-        return seen, predictions
-
-    def _keep(self, layer: nn.Module, arguments: tuple[Tensor]) -> None:
-        (self._map,) = arguments
-
-
-class _ClassRows:
-    """The teacher's class for each class of the student."""
-
-    def __init__(self, rows: Tensor | None, known: Tensor | None) -> None:
-        """Store the tensors; None stands for equal classes.
-
-        Args:
-            rows: row of the teacher for each class of the student, `[C]` int64.
-            known: 1 for classes that the teacher has, 0 for others, `[C]` float32.
-        """
-        self.rows = rows
-        self.known = known
-
-    @staticmethod
-    def of(rows: Sequence[int | None], theirs: int) -> _ClassRows:
-        """Return the mapping of a list of rows, for a teacher of `theirs` classes."""
-        if list(rows) == list(range(theirs)):
-            return _ClassRows(None, None)
-        known = [0.0 if row is None else 1.0 for row in rows]
-        indices = [row or 0 for row in rows]
-        return _ClassRows(torch.tensor(indices), torch.tensor(known))
-
-    def to(self, device: torch.device) -> None:
-        """Move the tensors to a device."""
-        if self.rows is not None and self.known is not None:
-            self.rows = self.rows.to(device)
-            self.known = self.known.to(device)
-
-    def select(self, probabilities: Tensor) -> Tensor:
-        """Map probabilities `[B, Q, C']` of the teacher to the student's classes, `[B, Q, C]`."""
-        if self.rows is None or self.known is None:
-            return probabilities
-        return probabilities[..., self.rows] * self.known
-
-
 def _encoder_part(
     model: nn.Module, control: GradientShareWeight, side: str
 ) -> EncoderDistillation | None:
@@ -503,75 +399,6 @@ def _log_missing_part(side: str, model: nn.Module) -> None:
         side,
         encoder,
     )
-
-
-def _model_of(file: WeightFile, config: str | None) -> nn.Module:
-    """Build the detector of a file. The random state is the same afterwards."""
-    cfg = model_config(file, config)
-    refuse_other_family(file, cfg)
-    with torch.random.fork_rng(devices=[]):
-        model = cfg.model
-    load_strictly(model, file)
-    return model
-
-
-def _names_of(file: WeightFile) -> list[str] | None:
-    """Return the class names of a file, or None if it has none and its number of classes tells nothing."""
-    if file.classes:
-        return known_names(file.named_classes)
-    names = [entry["name"] for entry in file.named_classes]
-    return None if names[0] == "class 0" else names
-
-
-def _matched_rows(
-    names: Sequence[str] | None,
-    num_classes: int,
-    teacher_names: Sequence[str] | None,
-    theirs: int,
-    source: str,
-) -> list[int | None]:
-    """Return the teacher's row for each class of the student, or None for a class that it lacks."""
-    if names is None or (teacher_names is None and num_classes == theirs):
-        if names is not None:
-            logger.warning(
-                "distillation: %s has no class names; its %d classes are treated as those of the data",
-                source,
-                theirs,
-            )
-        shared = min(num_classes, theirs)
-        return [*range(shared), *[None] * (num_classes - shared)]
-    rows = match_names(names, teacher_names or [])
-    found = sum(row is not None for row in rows)
-    if not found:
-        raise ConfigError(
-            f"distillation.teacher: {source} has {_listed(teacher_names, theirs)}, none of which is a class "
-            f"of the data, which has {_listed(names, len(names))}; use a teacher with these classes, or "
-            f"set {WITHOUT_DECODER}"
-        )
-    dropped = theirs - len({row for row in rows if row is not None})
-    if found < len(names) or dropped:
-        missing = [name for name, row in zip(names, rows) if row is None]
-        without = (
-            f" ({', '.join(missing[:MAX_LISTED_CLASSES])})" if missing else ""
-        )
-        logger.info(
-            "distillation: %d of %d classes are classes of the teacher; %d%s get no class signal, and %d of "
-            "the teacher's classes are not used",
-            found,
-            len(names),
-            len(missing),
-            without,
-            dropped,
-        )
-    return [*rows, *[None] * (num_classes - len(rows))]
-
-
-def _listed(names: Sequence[str] | None, count: int) -> str:
-    """Return "3 classes (a, b, c)"."""
-    if not names:
-        return f"{count} classes without names"
-    more = ", ..." if len(names) > MAX_LISTED_CLASSES else ""
-    return f"{count} classes ({', '.join(names[:MAX_LISTED_CLASSES])}{more})"
 
 
 def _check_decoder_settings(

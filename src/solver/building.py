@@ -350,7 +350,8 @@ def _build_rates(
     base = cfg.settings.lr_base_batch_size
     if base:
         schedule = (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type")
-        scale_to_batch(optimizer, base, plan.batch_size, schedule)
+        rule = cfg.settings.lr_scaling
+        scale_to_batch(optimizer, base, plan.batch_size, schedule, rule)
     if cfg.lr_scheduler is not None:
         # raises now if the schedule ends before the run
         cfg.lr_scheduler.rates(plan.epochs - 1)

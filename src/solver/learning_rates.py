@@ -7,7 +7,8 @@ times the schedule and the warm-up.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 
@@ -82,14 +83,17 @@ def scale_to_batch(
     base: int,
     batch: int,
     scheduler: str | None,
+    rule: Literal["linear", "sqrt"] = "linear",
 ) -> None:
-    """Scale learning rates linearly with the batch size (Goyal et al., 2017, section 2.1).
+    """Scale learning rates with the batch size.
 
     Args:
         optimizer: optimizer whose groups are scaled, before a schedule reads their rates.
         base: batch size for which the rates were chosen.
         batch: images of one step over all ranks.
         scheduler: name of the schedule.
+        rule: "linear" multiplies rates by batch / base (Goyal et al., 2017, section 2.1); "sqrt" by the
+            square root of it, which suits optimizers such as AdamW (Malladi et al., 2022, arXiv 2205.10287).
 
     Raises:
         ConfigError: for a schedule that does not use the optimizer's rates.
@@ -99,11 +103,15 @@ def scale_to_batch(
             "lr_base_batch_size scales the optimizer's rates, but OneCycleLR takes its rates from max_lr; "
             "scale max_lr yourself and remove lr_base_batch_size"
         )
+    factor = batch / base
+    if rule == "sqrt":
+        factor = math.sqrt(factor)
     for group in optimizer.param_groups:
-        group["lr"] *= batch / base
+        group["lr"] *= factor
     logger.info(
-        "learning rates are scaled by %.3g: chosen for a batch of %d, used with %d",
-        batch / base,
+        "learning rates are scaled by %.3g: chosen for a batch of %d, used with %d (lr_scaling: %s)",
+        factor,
         base,
         batch,
+        rule,
     )

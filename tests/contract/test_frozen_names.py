@@ -21,7 +21,7 @@ COMPONENTS = {
     "HGNetv2": "name use_lab return_idx freeze_stem_only freeze_at freeze_norm pretrained local_model_dir",
     "DINOv3Backbone": "model_name pretrained checkpoint_path out_channels feat_strides "
     "freeze_backbone tap_blocks tap_norm upsample_mode position_encoding detail_channels "
-    "detail_strides adapter_start "
+    "detail_strides adapter_start windows window_blocks "
     "gradient_checkpointing rope_rescale_coords drop_path lora_rank lora_alpha lora_targets "
     "image_mean image_std embed_dim depth num_heads mlp_ratio init_values "
     "num_reg_tokens swiglu_mlp qkv_bias",
@@ -67,6 +67,8 @@ COMPONENTS = {
     "LinearWarmup": "warmup_duration",
     "GramAnchoring": "weight num_tokens all_taps checkpoint_path",
     "FeatureDistillation": "teacher checkpoint_path weight share tolerance default_weight",
+    "DetectorDistillation": "teacher config family encoder_weight encoder_share encoder_tolerance "
+    "encoder_default_weight decoder_weight min_score max_detections",
 }
 
 TOP_LEVEL_KEYS = [

@@ -98,12 +98,17 @@ def test_the_parts_in_the_top_comment_are_what_is_built(size):
     "file",
     [
         "dfine_dinov3_s_coco.yml",
+        "dfine_dinov3_s2_coco.yml",
+        "dfine_dinov3_s2_windows_coco.yml",
+        "dfine_dinov3_t_coco.yml",
         "dfine_dinov3_l_coco.yml",
         "dfine_dinov3_x_coco.yml",
+        "custom/dfine_dinov3_s2_custom.yml",
         "custom/dfine_dinov3_s_custom.yml",
         "dfine_dinov3_s_finetune_coco.yml",
         "dfine_dinov3_vitb_coco.yml",
         "objects365/dfine_dinov3_s_obj365.yml",
+        "objects365/dfine_dinov3_s2_obj365.yml",
         "deim/dfine_dinov3_s_deim_coco.yml",
     ],
 )
@@ -169,6 +174,58 @@ def test_dinov3_s_has_between_24_and_26_million_parameters(small):
 
 def test_dinov3_s_has_a_whole_vit_of_size_s(small):
     assert count(small.model.backbone.vit) == 21_586_944
+
+
+@pytest.fixture(scope="module", params=["dinov3_s2", "dinov3_t"])
+def second_generation(request, tmp_path_factory):
+    """Return the name and the COCO model of an architecture of the second generation, without weights."""
+    include = ROOT / "configs/dfine/include"
+    config = tmp_path_factory.mktemp("config") / "config.yml"
+    names = ["optimizer", "dfine_dinov3", request.param]
+    files = [str(include / f"{name}.yml") for name in names]
+    config.write_text(f"__include__: {files}\n")
+    cfg = YAMLConfig(
+        config, num_classes=80, DINOv3Backbone={"pretrained": False}
+    )
+    return request.param, cfg.model
+
+
+def test_parts_of_the_second_generation_have_their_sizes(second_generation):
+    name, model = second_generation
+    backbone = model.backbone
+    parts = (backbone.vit, backbone.adapter, model.encoder, model.decoder)
+    sizes = {
+        "dinov3_s2": [21_586_944, 261_785, 1_367_360, 2_723_118],
+        "dinov3_t": [5_486_208, 149_465, 1_367_360, 2_723_118],
+    }
+    assert [count(part) for part in parts] == sizes[name]
+    assert count(model) == sum(sizes[name])
+    assert name == "dinov3_t" or 24.0e6 <= count(model) <= 26.0e6
+
+
+def test_deployed_models_of_the_second_generation_have_their_sizes(
+    second_generation,
+):
+    name, model = second_generation
+    sizes = {"dinov3_s2": 25_866_772, "dinov3_t": 9_653_716}
+    assert count(model.deploy()) == sizes[name]
+
+
+def test_maps_of_the_second_generation_enter_the_encoder_without_projection(
+    second_generation,
+):
+    _, model = second_generation
+    assert model.backbone.out_channels == [192, 192, 192]
+    assert count(model.encoder.input_proj) == 0
+
+
+def test_details_of_the_second_generation_are_added_at_stride_8_only(
+    second_generation,
+):
+    _, model = second_generation
+    adapter = model.backbone.adapter
+    assert adapter.detail_strides == (8,)
+    assert len(adapter.detail.layers) == 3
 
 
 def test_dinov3_s_learns_the_vit_at_1e_5_and_the_rest_at_25e_5(small):

@@ -236,6 +236,25 @@ def test_value_out_of_range_is_named_with_the_range(tmp_path, text, fault):
     assert faults(tmp_path, text) == f"{fault} (config.yml:1)"
 
 
+def test_a_rule_for_learning_rates_without_the_batch_they_were_chosen_for_is_refused(
+    tmp_path,
+):
+    assert faults(tmp_path, "lr_scaling: sqrt\n") == (
+        "lr_scaling is 'sqrt', but lr_base_batch_size is not set; set it to the batch size for which the "
+        "learning rates were chosen, or remove lr_scaling (config.yml:1)"
+    )
+
+
+def test_an_unknown_rule_for_learning_rates_is_refused_with_those_that_exist(
+    tmp_path,
+):
+    text = "lr_scaling: quadratic\nlr_base_batch_size: 32\n"
+    assert faults(tmp_path, text) == (
+        "the configuration has a fault: lr_scaling is 'quadratic', expected one of 'linear', 'sqrt' "
+        "(config.yml:1)"
+    )
+
+
 # ---- components ----
 
 

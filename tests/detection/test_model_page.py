@@ -15,9 +15,10 @@ from src.detection.model_page import (
     commands,
     description,
     short_list,
+    table_of_models,
     with_tables,
 )
-from src.detection.model_table import Entry, read_table
+from src.detection.model_table import Entry, InputSize, read_table
 from tests.fixtures.tiny import ROOT
 
 TABLE = read_table()
@@ -36,7 +37,10 @@ EXPECTED = {
         f"deimv2_{size}_coco"
         for size in ("s", "m", "l", "x", "n", "pico", "femto", "atto")
     ),
-    *(f"dfine_dinov3_{size}_coco" for size in "slx"),
+    *(
+        f"dfine_dinov3_{size}_coco"
+        for size in ("s", "s2", "s2_windows", "t", "l", "x")
+    ),
 }
 
 
@@ -163,6 +167,33 @@ def test_unknown_values_are_dashes():
         "-",
         "-",
     ]
+
+
+def test_a_model_has_a_row_for_each_of_its_input_sizes():
+    other = {"input": 768, "gflops": 209.5, "cost": 1.9}
+    row = entry(
+        input=640,
+        gflops=125.3,
+        cost=1.16,
+        other_inputs=[InputSize(**other)],
+        ap=50.0,
+        ap_source="D",
+    )
+    first, second = table_of_models([row]).splitlines()[2:]
+    assert "| 640 |" in first and "| 125.3 | 1.16 | 50.0 | D |" in first
+    assert "| 768 |" in second and "| 209.5 | 1.90 | - | - |" in second
+    assert "`-u 'eval_spatial_size=[768, 768]'`" in second
+    text = description(row)
+    assert "768 x 768 pixels (209.5 GFLOPs, CPU cost 1.90)" in text
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_other_input_sizes_can_be_trained_and_cost_what_they_should(name):
+    row = TABLE[name]
+    for size in row.other_inputs:
+        assert size.input % 32 == 0 and size.input != row.input
+        assert (size.input > row.input) == (size.gflops > row.gflops)
+        assert (size.input > row.input) == (size.cost > row.cost)
 
 
 def test_a_description_names_where_the_file_comes_from_and_goes():

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from src.cli.common import FAMILIES
+from src.core import YAMLConfig
 from src.core.errors import CheckpointError
 from src.detection import model_table
 from src.detection.model_table import (
@@ -35,6 +36,22 @@ def test_the_commands_accept_the_families_of_the_table():
 def test_titles_are_spelled_as_the_authors_do():
     assert title_of("deimv2_pico") == "DEIMv2-Pico"
     assert titles_of("dfine_n") == "D-FINE-N or DEIM-N"
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("dfine_dinov3_s_coco", "relu"),
+        ("dfine_dinov3_x_coco", "relu"),
+        ("dfine_dinov3_s2_coco", "silu"),
+        ("dfine_dinov3_s2_windows_coco", "silu"),
+        ("dfine_dinov3_t_coco", "silu"),
+    ],
+)
+def test_the_second_generation_has_silu_in_the_decoder(name, activation):
+    entry = read_table()[name]
+    settings = YAMLConfig(ROOT / entry.config).yaml_cfg["DFINETransformer"]
+    assert entry.activation == settings.get("activation", "relu") == activation
 
 
 def test_a_file_is_found_under_its_published_name_or_that_of_the_model(

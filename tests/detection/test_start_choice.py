@@ -135,3 +135,21 @@ def test_an_unknown_model_is_refused_with_a_hint(folder, model, hint):
         ConfigError, match=f"^--model {model} is not known; {hint}"
     ):
         choose_start(model)
+
+
+@pytest.mark.parametrize(
+    ("size", "file"), [("s2", DINOV3), ("t", "vitt_distill.pt")]
+)
+def test_the_second_generation_is_a_size_of_its_own(folder, size, file):
+    (folder / file).write_bytes(b"weights")
+    start = choose_start(size)
+    assert start.config.stem == f"dfine_dinov3_{size}_custom"
+    assert start.weights is None and file in start.reason
+    (folder / f"dfine_dinov3_{size}_coco.pth").write_bytes(b"weights")
+    assert choose_start(size).weights == f"dfine_dinov3_{size}_coco"
+
+
+def test_a_model_with_windows_is_started_by_its_name_alone(folder):
+    (folder / DINOV3).write_bytes(b"weights")
+    start = choose_start("dfine_dinov3_s2_windows_coco")
+    assert start.config.stem == "dfine_dinov3_s2_windows_coco"

@@ -9,14 +9,19 @@ from tests.fixtures.tiny import write_tiny_teacher
 WORKER = "tests/end_to_end/gradients_worker.py"
 
 
-@pytest.fixture(scope="module")
-def gradients(tiny_data, tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"windows": 2, "window_blocks": [0]}],
+    ids=["global", "windows"],
+)
+def gradients(request, tiny_data, tmp_path_factory):
     """Results of one and two ranks in the first step of an epoch, with the same total batch."""
     folder = tmp_path_factory.mktemp("ranks")
     config = write_tiny_config(
         folder,
         tiny_data,
         train_dataloader={"total_batch_size": 8},
+        DINOv3Backbone=request.param,
         DFINETransformer={"num_denoising": 0},
         DFINECriterion={"weight_dict": {"loss_ddf": 0}},
         distillation=write_tiny_teacher(folder),

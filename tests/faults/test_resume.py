@@ -7,11 +7,13 @@ import pytest
 
 from src.core.errors import CheckpointError, ConfigError
 from src.runtime.files import LOCK
+from src.runtime.weight_files import read_tensor_file
 from src.solver.saving import Saver
 from tests.faults.runs import STEPS, final_state, run, same
 from tests.fixtures.commands import read_log
 from tests.fixtures.processes import run_forked
 from tests.fixtures.tiny import write_tiny_teacher
+from tests.fixtures.trained_tiny import DETECTOR_TEACHER, TRAINED
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,63 @@ def test_f01_a_distillation_stopped_in_an_epoch_ends_with_the_same_state(
     assert same(final_state(tmp_path), straight)
     assert straight["/distillation/weight"] == settings["default_weight"]
     assert straight["/distillation/projector/weight"].any()
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_data, tmp_path_factory):
+    """Return the final state of an uninterrupted run with a detector as teacher, and its folder."""
+    folder = tmp_path_factory.mktemp("taught")
+    settings = {"distillation": DETECTOR_TEACHER, "tuning": None}
+    assert run(tiny_data, folder, **settings)
+    return final_state(folder), folder
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_f01_a_run_with_a_detector_as_teacher_ends_with_the_same_state(
+    taught, tiny_data, tmp_path, step
+):
+    settings = {"distillation": DETECTOR_TEACHER, "tuning": None}
+    assert not run(tiny_data, tmp_path, stop_after=step, **settings)
+    assert run(tiny_data, tmp_path, **settings)
+    assert same(final_state(tmp_path), taught[0])
+    assert taught[0]["/distillation/projector/weight"].any()
+
+
+def test_checkpoints_do_not_contain_the_detector_that_teaches(
+    taught, tiny_data
+):
+    _, folder = taught
+    names = set(read_tensor_file(TRAINED)["model"])
+    last = read_tensor_file(folder / "last.pth")
+    best = read_tensor_file(folder / "best.pth")
+    for weights in (last["model"], last["ema"]["module"], best["model"]):
+        assert set(weights) == names
+    assert set(last["distillation"]["projector"]) == {"weight", "bias"}
+
+
+def test_the_losses_of_a_detector_as_teacher_are_in_the_log(taught):
+    records = read_log(taught[1])
+    soft = [f"train_loss_soft_{name}" for name in ("cls", "bbox", "giou")]
+    for record in records[:2]:
+        assert all(record[name] > 0 for name in soft)
+    weights = [record["distillation_decoder_weight"] for record in records]
+    assert weights == [0.5, 0.25, 0.0]
+    assert not any(name in records[2] for name in soft)
+    assert all(record["train_loss_distill"] > 0 for record in records)
+
+
+def test_f01_a_run_with_windows_stopped_on_two_ranks_ends_with_the_same_state(
+    straight, tiny_data, tmp_path
+):
+    windows = {"DINOv3Backbone": {"windows": 2, "window_blocks": [0]}}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(tiny_data, whole, ranks=2, **windows)
+    assert not run(tiny_data, stopped, ranks=2, stop_after=3, **windows)
+    assert run(tiny_data, stopped, ranks=2, **windows)
+    assert same(final_state(stopped), final_state(whole))
+    assert not same(
+        final_state(whole), straight[0][2]
+    )  # windows have an effect
 
 
 def test_a_run_without_distillation_is_not_resumed_with_one(

@@ -278,3 +278,37 @@ def test_an_hgnetv2_detector_is_exported_too(tmp_path):
         images,
         [f"noise {seed}" for seed in range(8)],
     )
+
+
+@pytest.mark.parametrize(
+    "exporter", ["torchscript", pytest.param("dynamo", marks=pytest.mark.slow)]
+)
+def test_a_detector_with_windows_is_exported_too(exporter, tmp_path):
+    cfg = tiny_config(
+        num_classes=3, DINOv3Backbone={"windows": 2, "window_blocks": [0]}
+    )
+    torch.manual_seed(0)
+    model = cfg.model
+    for parameter in model.parameters():  # zeros would hide differences
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    detector = Detector.from_parts(
+        TorchEngine(
+            model.deploy(), cfg.postprocessor.deploy(), torch.device("cpu")
+        ),
+        Preprocessing.from_config(cfg),
+        named_classes(None, 3),
+    )
+    batch_size = 2 if exporter == "torchscript" else None
+    path = export_onnx(
+        detector,
+        tmp_path / "windows.onnx",
+        batch_size=batch_size,
+        exporter=exporter,
+    )
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(8)]
+    names = [f"noise {number}" for number in range(8)]
+    check_agreement(detector, Detector.from_onnx(path), images, names)

@@ -15,6 +15,7 @@ from src.nn.detector_distillation import DetectorDistillation
 from src.nn.distillation import cosine_distance
 from src.optim.ema import ModelEMA
 from tests.fixtures.processes import on_ranks
+from tests.fixtures.published import write_published
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 from tests.fixtures.vits import randomize
@@ -153,6 +154,22 @@ def test_a_run_folder_is_a_teacher(tmp_path):
     assert built.teacher is not None and built.teacher.width == 32
     built.match_classes(["ring"], 1)
     assert taught(built).probabilities.shape[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("deimv2_n", 128), ("deimv2_atto", None)]
+)
+def test_a_published_file_is_a_teacher(tmp_path, name, width):
+    file = write_published(tmp_path, name)
+    built = DetectorDistillation(student(), teacher=str(file), min_score=0.0)
+    built.load_teacher()
+    built.match_classes(["dog", "person", "disc", "cat"], 4)
+    found = taught(built, images(side=96))
+    assert built.teacher is not None and built.teacher.width == width
+    assert (built.encoder is None) == (width is None)
+    assert found.known.tolist() == [1, 1, 0, 1]
+    tokens = 3 * 3 + 6 * 6  # of two levels; a decoder has no more queries
+    assert found.counts.tolist() == [tokens, tokens]
 
 
 # ---- the encoder part ----

@@ -299,6 +299,23 @@ def test_student_with_gradient_checkpointing_is_compared_all_the_same(watched):
 # ---- gradients ----
 
 
+def test_a_student_with_windows_is_compared_with_global_attention(watched):
+    model, anchoring = watched(
+        drift=0.0, backbone={"windows": 2, "window_blocks": [0]}
+    )
+    images = torch.rand(2, 3, 64, 64)
+    model.train()(images)
+    backbone = model.backbone
+    normalized = (images - backbone.image_mean) / backbone.image_std
+    expected = gram_distance(
+        backbone._windowed_taps(normalized)[-1],
+        backbone.taps_of(backbone.vit, normalized)[-1],
+    )
+    loss = anchoring()
+    assert loss > 0  # although no weight has changed
+    torch.testing.assert_close(loss, anchoring.weight * expected)
+
+
 def test_gradients_reach_the_vit_of_the_student_alone(watched):
     model, anchoring = watched()
     model(images())

@@ -12,6 +12,7 @@ from tests.fixtures.tiny import (
     write_tiny_data,
     write_tiny_teacher,
 )
+from tests.fixtures.trained_tiny import DETECTOR_TEACHER
 from tests.fixtures.vits import official_layout
 
 pytestmark = pytest.mark.slow
@@ -124,6 +125,23 @@ def test_distillation_on_each_generation_and_two_ranks(
     records = read_log(tmp_path / "run")
     assert all(record["train_loss_distill"] > 0 for record in records)
     assert records[0]["distillation_share"] > 0
+
+
+@pytest.mark.parametrize(("ranks", "capability"), [(1, 75), (2, 90)])
+def test_a_detector_as_teacher_in_fp16_and_on_two_ranks(
+    train, tmp_path, ranks, capability
+):
+    train(
+        settings={
+            "grad_accum_steps": 2,
+            "distillation": DETECTOR_TEACHER | {"min_score": 0.0},
+        },
+        ranks=ranks,
+        capability=capability,
+    )
+    records = read_log(tmp_path / "run")
+    assert all(record["train_loss_distill"] > 0 for record in records)
+    assert records[0]["train_loss_soft_cls"] > 0
 
 
 @pytest.mark.parametrize("capability", [75, 80, 90])

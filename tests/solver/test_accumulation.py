@@ -12,6 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 )
 
 from src.nn.backbone.hgnetv2 import freeze_batch_norms
+from src.nn.detector_distillation import DetectorDistillation
 from src.runtime.distributed import rank, world_size
 from src.solver.det_engine import windows
 from src.solver.numerics import NumericsGuard
@@ -20,6 +21,7 @@ from src.solver.training_step import TrainStep
 from tests.fixtures.detector import random_boxes
 from tests.fixtures.processes import on_ranks
 from tests.fixtures.tiny import tiny_config
+from tests.fixtures.trained_tiny import TRAINED
 
 PROMISED = {
     "DFINETransformer": {"num_denoising": 0},
@@ -59,8 +61,19 @@ def sixteen_images():
     return torch.rand(16, 3, 64, 64), targets
 
 
-def make_step(exact: bool = True, criterion=None) -> TrainStep:
+def make_step(
+    exact: bool = True, criterion=None, *, taught: bool = False
+) -> TrainStep:
     model, loss = copy.deepcopy(detector())
+    distillation = None
+    if taught:
+        torch.manual_seed(2)  # the projector is the same on all ranks
+        distillation = DetectorDistillation(
+            model, teacher=str(TRAINED), min_score=0.02
+        )
+        distillation.load_teacher()
+        distillation.attach()
+        distillation.match_classes(["disc", "square", "triangle", "ring"], 4)
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=1.0
     )  # a step is the gradient
@@ -75,6 +88,7 @@ def make_step(exact: bool = True, criterion=None) -> TrainStep:
         clip_max_norm=0.0,
         guard=NumericsGuard(1000),
         exact=exact,
+        distillation=distillation,
     )
 
 
@@ -94,10 +108,10 @@ def window(parts: int) -> list:
 
 
 def gradient(
-    parts: int, exact: bool = True
+    parts: int, exact: bool = True, *, taught: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, float], int]:
     """Return the gradients of one step, its losses, and how often gradients were averaged over ranks."""
-    step = make_step(exact)
+    step = make_step(exact, taught=taught)
     calls = []
     Phases(step).begin(0)
     if world_size() > 1:
@@ -110,6 +124,10 @@ def gradient(
     trained = {
         name: p for name, p in step.model.named_parameters() if p.requires_grad
     }
+    if step.distillation:
+        own = step.distillation.parameters()
+        step.optimizer.add_param_group({"params": own})
+        trained |= {f"projector {i}": p for i, p in enumerate(own)}
     before = {name: p.detach().clone() for name, p in trained.items()}
     losses = step(0, window(parts))
     return (
@@ -153,6 +171,44 @@ def test_a_step_in_parts_on_two_ranks_is_the_step_of_the_whole_batch(
     assert sum(
         losses["loss_vfl"] for _, losses, _ in results
     ) / 2 == pytest.approx(whole[1]["loss_vfl"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def whole_taught():
+    return gradient(1, taught=True)
+
+
+def test_a_teacher_adds_its_terms_to_a_step(whole, whole_taught):
+    added = whole_taught[1].keys() - whole[1].keys()
+    soft = {f"loss_soft_{name}" for name in ("cls", "bbox", "giou", "fgl")}
+    assert added == {"loss_distill"} | soft
+    assert all(whole_taught[1][name] > 0 for name in added)
+    assert any("projector" in name for name in whole_taught[0])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_terms_of_a_teacher_in_parts_are_those_of_the_whole_batch(
+    whole_taught, exact
+):
+    gradients, losses, _ = gradient(4, exact, taught=True)
+    for name, value in whole_taught[1].items():
+        if "distill" in name or "soft" in name:
+            assert losses[name] == pytest.approx(value, rel=1e-4)
+    if exact:
+        assert apart(whole_taught[0], gradients) <= 1e-4
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_with_a_teacher_on_two_ranks_is_the_step_of_the_whole_batch(
+    whole_taught, parts
+):
+    results = on_ranks(2, lambda: gradient(parts, taught=True))
+    assert all(
+        apart(whole_taught[0], gradients) <= 1e-4 for gradients, _, _ in results
+    )
+    for name in ("loss_soft_cls", "loss_soft_fgl", "loss_distill"):
+        mean = sum(losses[name] for _, losses, _ in results) / 2
+        assert mean == pytest.approx(whole_taught[1][name], rel=1e-4)
 
 
 def test_ranks_average_gradients_once_a_step_however_many_parts_it_has():

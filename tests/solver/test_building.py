@@ -8,7 +8,7 @@ import yaml
 
 from src.core.durations import RunLength
 from src.core.errors import CheckpointError, ConfigError
-from src.core.yaml_config import RunSettings
+from src.core.yaml_config import RunSettings, YAMLConfig
 from src.detection.weight_file import WeightFile, read_weights
 from src.solver.building import (
     amp_dtype_of_run,
@@ -23,7 +23,7 @@ from src.solver.start_weights import Start
 from tests.fixtures.processes import on_ranks
 from tests.fixtures.states import small_state
 from tests.fixtures.tiny import tiny_config, write_tiny_teacher
-from tests.fixtures.trained_tiny import TRAINED
+from tests.fixtures.trained_tiny import DETECTOR_TEACHER, TRAINED
 
 CPU = torch.device("cpu")
 
@@ -144,6 +144,62 @@ def test_the_projector_of_a_distillation_starts_the_same_on_all_ranks(tmp_path):
 
     first, second = on_ranks(2, start_weights)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def step_with_detector(**changes):
+    """Return a step whose teacher is the trained detector, for data with its classes in another order."""
+    settings = DETECTOR_TEACHER | changes.pop("distillation", {})
+    cfg = tiny_config(num_classes=4, distillation=settings, **changes)
+    cfg.resolve_lengths(RunLength(2, 6))
+    return build_step(
+        cfg,
+        cfg.model.train(),
+        NumericsGuard(6),
+        None,
+        CPU,
+        None,
+        class_names=["ring", "disc", "square", "cow"],
+    )
+
+
+def test_a_step_gets_the_losses_of_a_detector_as_teacher():
+    step = step_with_detector(distillation={"min_score": 0.0})
+    target = {
+        "boxes": torch.rand(2, 4) / 4 + 0.3,
+        "labels": torch.zeros(2, dtype=torch.int64),
+    }
+    window = [(torch.rand(1, 3, 64, 64), [target])]
+    (lesson,) = step.distillation.consult([window[0][0]])
+    assert lesson.detections.known.tolist() == [1, 1, 1, 0]
+    losses = step(0, window)
+    assert {"loss_distill", "loss_soft_cls"} <= losses.keys()
+
+
+def test_the_decoder_part_alone_has_no_parameters():
+    step = step_with_detector(distillation={"encoder_weight": None})
+    names = [group.get("name") for group in step.optimizer.param_groups]
+    assert "distillation" not in names
+    assert step.distillation.parameters() == []
+
+
+class OtherCriterion(torch.nn.Module):
+    """A criterion of a user, which knows nothing about teachers."""
+
+    def forward(self, outputs, targets):
+        return {}
+
+
+def test_a_criterion_that_cannot_use_detections_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        YAMLConfig, "criterion", property(lambda cfg: OtherCriterion())
+    )
+    with pytest.raises(ConfigError) as error:
+        step_with_detector()
+    assert str(error.value) == (
+        "the criterion OtherCriterion has no method taught_terms, which the decoder part of the distillation "
+        "needs; use DFINECriterion, or set distillation.decoder_weight=~"
+    )
+    step_with_detector(distillation={"decoder_weight": None})
 
 
 def test_the_optimizer_has_the_projector_of_a_distillation_in_a_group_of_its_own(

@@ -103,6 +103,21 @@ def test_rates_follow_the_batch_in_proportion(base, batch, factor, caplog):
     assert f"chosen for a batch of {base}, used with {batch}" in caplog.text
 
 
+def test_rates_follow_the_square_root_of_the_batch_if_asked_and_the_log_names_the_rule(
+    caplog,
+):
+    made = optimizer()
+    with caplog.at_level("INFO"):
+        scale_to_batch(made, 32, 8, "FlatCosineLR", "sqrt")
+    assert [group["lr"] for group in made.param_groups] == pytest.approx(
+        [0.05, 0.01]
+    )
+    assert (
+        "scaled by 0.5: chosen for a batch of 32, used with 8 (lr_scaling: sqrt)"
+        in caplog.text
+    )
+
+
 def test_a_schedule_with_rates_of_its_own_is_not_scaled_in_silence():
     with pytest.raises(
         ConfigError, match="OneCycleLR takes its rates from max_lr"

@@ -293,6 +293,75 @@ def test_benchmark_measures_the_plain_vit_and_every_engine(tmp_path):
     )
 
 
+def test_benchmark_compares_with_the_plain_vit_at_another_size(tmp_path):
+    size = ("--input-size", 96, 96, "--yardstick-size", 32, 64)
+    ended = run_here(
+        "tools/benchmark/benchmark.py",
+        *("-c", DEMO_CONFIG, "--engines", "torch", "--repeats", 1),
+        *size,
+        *("--json", tmp_path / "times.json"),
+    )
+    assert ended.code == 0, ended.err
+    assert "input 96 x 96" in ended.out
+    assert "bare ViT-S/16 at 32 x 64" in ended.out
+    report = json.loads((tmp_path / "times.json").read_text())
+    assert report["input_size"] == [96, 96]
+    assert report["yardstick_size"] == [32, 64]
+
+
+def test_benchmark_measures_variants_of_a_configuration_in_one_table(tmp_path):
+    ended = run_here(
+        "tools/benchmark/benchmark.py",
+        "-c",
+        DEMO_CONFIG,
+        "--input-size",
+        64,
+        64,
+        "--engines",
+        "torch",
+        "--repeats",
+        2,
+        "--warmup",
+        1,
+        "--variant",
+        "DINOv3Backbone.windows=2",
+        "DINOv3Backbone.window_blocks=[0]",
+        "--json",
+        tmp_path / "times.json",
+    )
+    assert ended.code == 0, ended.err
+    rows = json.loads((tmp_path / "times.json").read_text())["rows"]
+    assert [row["engine"] for row in rows] == [
+        "bare ViT-S/16",
+        "torch",
+        "torch, DINOv3Backbone.windows=2 DINOv3Backbone.window_blocks=[0]",
+    ]
+    assert rows[0]["least_cpu_ratio"] == 1
+    lines = ended.out.splitlines()
+    header = [line for line in lines if line.startswith("| engine | median ms")]
+    assert len(header) == 1  # a table has a line for each row
+    assert all(0 < row["least_cpu_ms"] <= row["cpu_ms"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("-r", TRAINED, "--variant", "DINOv3Backbone.windows=2"),
+            "--variant changes settings of a configuration",
+        ),
+        (
+            ("-c", DEMO_CONFIG, "--variant", "eval_spatial_size=[64, 96]"),
+            "--variant eval_spatial_size=[64, 96] has the input size",
+        ),
+    ],
+    ids=["checkpoint", "size"],
+)
+def test_benchmark_refuses_variants_that_cannot_be_compared(arguments, message):
+    ended = run_here("tools/benchmark/benchmark.py", *arguments)
+    assert ended.code == 2 and message in ended.err
+
+
 def test_converted_weights_are_the_average_with_what_the_checkpoint_says_about_itself(
     tmp_path,
 ):

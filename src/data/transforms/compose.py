@@ -105,7 +105,8 @@ class Compose:
 
         Raises:
             ConfigError: if the policy is unknown, names an unregistered transform, or has epochs that do not
-                ascend; or if a Mosaic is not the first transform.
+                ascend; if a Mosaic is not the first transform; or if the size of its tiles is neither set nor
+                known from the other transforms.
         """
         self.ops = list(ops or [])
         self.mosaic_prob = mosaic_prob
@@ -119,6 +120,9 @@ class Compose:
                     f"Compose.ops has Mosaic after {type(before).__name__}; it combines unchanged images, "
                     "move it to the front"
                 )
+        for op in self.ops:
+            if isinstance(op, Mosaic):
+                op.fit_to(self.output_size)
         points, self.named = _read_policy(policy or {"name": "default"})
         check_ascending(points, "Compose.policy.epoch")
         self.start, self.mosaic_stop, self.stop = points

@@ -47,7 +47,7 @@ class Mosaic:
 
     def __init__(
         self,
-        output_size: int = 320,
+        output_size: int | None = 320,
         rotation_range: float = 10,
         translation_range: Sequence[float] = (0.1, 0.1),
         scaling_range: Sequence[float] = (0.5, 1.5),
@@ -60,7 +60,8 @@ class Mosaic:
         """Store the settings.
 
         Args:
-            output_size: shorter side of each of the four images in pixels.
+            output_size: shorter side of each of the four images in pixels; None takes half of the shorter
+                side of the images that the list of transforms returns (`fit_to`).
             rotation_range: maximum rotation in degrees, in either direction.
             translation_range: maximum shift along x and y, as a fraction of the canvas.
             scaling_range: minimum and maximum factor.
@@ -90,7 +91,7 @@ class Mosaic:
                 "Mosaic has no cache, so these settings have no effect: %s",
                 ", ".join(ignored),
             )
-        if output_size < 1:
+        if output_size is not None and output_size < 1:
             raise ConfigError(
                 f"Mosaic.output_size is {output_size}, expected a number of pixels"
             )
@@ -122,11 +123,30 @@ class Mosaic:
         self.probability = probability
         self.fill = fill_value
 
+    def fit_to(self, size: tuple[int, int] | None) -> None:
+        """Set a missing `output_size` to half of the shorter side of `size`.
+
+        Args:
+            size: (height, width) of all samples after the transforms in pixels, or None if their sizes
+                differ.
+
+        Raises:
+            ConfigError: if `output_size` is missing and the samples have no common size.
+        """
+        if self.output_size is not None:
+            return
+        if size is None:
+            raise ConfigError(
+                "Mosaic.output_size is not set, and no transform after it gives all images one size; set it "
+                "to the shorter side of a tile in pixels, or add Resize"
+            )
+        self.output_size = max(min(size) // 2, 1)
+
     def __call__(self, sample: Sample) -> None:
         """Replace the pixels and boxes of a sample by those of a mosaic; its `info` is kept.
 
         Raises:
-            ConfigError: if the sample has no function to draw others.
+            ConfigError: if the sample has no function to draw others, or `output_size` is not known.
         """
         if sample.rng.random() >= self.probability:
             return
@@ -135,6 +155,7 @@ class Mosaic:
                 "Mosaic needs other images, but the data set's samples have no `draw_other`; set "
                 "it as CocoDetection does"
             )
+        self.fit_to(None)  # raises if a missing size has not been set
         others = [sample.draw_other(sample.rng) for _ in range(3)]
         parts = [sample, *others]
         canvas, boxes, fields = self._paste(parts)
@@ -178,8 +199,9 @@ class Mosaic:
     def _tile_size(self, sample: Sample) -> tuple[int, int]:
         """Return (height, width) with the shorter side at `output_size`."""
         width, height = sample.canvas
-        by_shorter = self.output_size / min(width, height)
-        by_longer = LONGEST_TILE * self.output_size / max(width, height)
+        shorter = cast(int, self.output_size)
+        by_shorter = shorter / min(width, height)
+        by_longer = LONGEST_TILE * shorter / max(width, height)
         ratio = min(by_shorter, by_longer)
         return max(round(height * ratio), 1), max(round(width * ratio), 1)
 

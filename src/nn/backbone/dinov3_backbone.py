@@ -450,7 +450,7 @@ def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
 def _check_windows(
     windows: int, blocks: Sequence[int] | None, taps: Sequence[int]
 ) -> list[int]:
-    """Return the blocks that attend within windows, by default those before the last tap that are not tapped.
+    """Return the blocks that attend within windows, by default all before the last tap that are not tapped.
 
     The list is empty if there is one window.
     """
@@ -458,9 +458,15 @@ def _check_windows(
         raise ConfigError(
             f"DINOv3Backbone.windows is {windows}, expected at least 1, which means no windows"
         )
+    if windows == 1 and blocks is None:
+        return []
     if blocks is None:
-        untapped = sorted(set(range(taps[-1])) - set(taps))
-        return untapped if windows > 1 else []
+        blocks = sorted(set(range(taps[-1])) - set(taps))
+        if not blocks:
+            raise ConfigError(
+                f"DINOv3Backbone.windows is {windows}, but every block up to the last tap is tapped "
+                f"(tap_blocks {list(taps)}); name the blocks with windows in window_blocks"
+            )
     blocks = list(blocks)
     if windows == 1:
         raise ConfigError(

@@ -270,6 +270,30 @@ def test_size_that_all_samples_leave_with_is_known(ops, size):
 
 
 @pytest.mark.parametrize(
+    ("size", "tile"), [([640, 640], 320), ([768, 768], 384), ([480, 640], 240)]
+)
+def test_tiles_of_a_mosaic_without_a_size_are_half_of_the_input(size, tile):
+    mosaic = Mosaic(output_size=None)
+    Compose([mosaic, Resize(size)])
+    assert mosaic.output_size == tile
+
+
+def test_a_size_of_tiles_that_is_set_does_not_follow_the_input():
+    mosaic = Mosaic(output_size=64)
+    Compose([mosaic, Resize([640, 640])])
+    assert mosaic.output_size == 64
+
+
+def test_a_mosaic_whose_size_is_neither_set_nor_known_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        Compose([Mosaic(output_size=None), RandomZoomOut()])
+    assert str(caught.value) == (
+        "Mosaic.output_size is not set, and no transform after it gives all images one size; set it to the "
+        "shorter side of a tile in pixels, or add Resize"
+    )
+
+
+@pytest.mark.parametrize(
     ("policy", "fault"),
     [
         (

@@ -9,6 +9,7 @@ from tests.fixtures.vits import (
     GATED,
     PLAIN,
     WITH_BIASES,
+    deimv2_layout,
     features,
     hugging_face_layout,
     official_layout,
@@ -479,14 +480,6 @@ def test_a_file_without_a_state_dict_is_refused(content, tmp_path):
 # ---- DEIMv2's small ViTs ----
 
 TINY = {"embed_dim": 64, "num_heads": 1, "rope_periods": "stored"}
-
-
-def deimv2_layout(vit):
-    """Return weights of a small ViT of DEIMv2 as its files have them."""
-    state = {}
-    for key, value in vit.state_dict().items():
-        state[key.replace("rope.periods", "rope_embed.periods")] = value.clone()
-    return state
 
 
 def test_file_of_a_small_deimv2_vit_gives_the_features_of_the_model_it_came_from(
