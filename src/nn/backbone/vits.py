@@ -41,8 +41,6 @@ def build_vit(name: str, *, store_periods: bool, **arguments: Any) -> Eva:
     Raises:
         ConfigError: if the model is not known, or timm refuses the arguments.
     """
-    from .inference_blocks import speed_up_inference
-
     try:
         vit = _created(name, arguments)
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
@@ -58,7 +56,6 @@ def build_vit(name: str, *, store_periods: bool, **arguments: Any) -> Eva:
             f"{num_heads}: rotary position codes turn pairs of channels in two directions"
         )
     vit.rope = CachedRope(vit.rope, store_periods=store_periods)
-    speed_up_inference(vit)
     return vit
 
 
