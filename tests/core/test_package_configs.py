@@ -34,11 +34,12 @@ def test_names_are_unique_and_parts_have_none():
     files = []
     for path in configs_folder().rglob("*.yml"):
         folders = path.relative_to(configs_folder()).parts[:-1]
-        if folders and not {"include", "dataset"} & set(folders):
+        if folders and not {"include", "dataset", "ablation"} & set(folders):
             files.append(path)
     assert len(configs_by_name()) == len(files) > 80
     assert "dataloader" not in configs_by_name()
     assert "models" not in configs_by_name()
+    assert "adapter_start" not in configs_by_name()
 
 
 def test_a_similar_name_is_suggested():

@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +25,8 @@ from src.cli.ablation.runs import in_order
 from src.cli.ablation.training import Conditions, train_all, training_command
 from src.runtime.files import locked
 from tests.fixtures.ablation_plans import fake_trainer, runs, sides
+from tests.fixtures.progress import wait_until
+from tests.fixtures.tiny import ROOT
 
 LARGE = "optimizer.lr=0.002"
 
@@ -148,6 +153,42 @@ def test_a_signal_interrupts_runs_so_that_they_resume(
     study.train()
     assert study.lines[0].startswith("resumed: ")
     assert study.states() == [COMPLETE] * 4
+
+
+COMMAND = """
+import sys
+from src.cli import ablate
+results, plan, *ablate.TRAINER = sys.argv[1:]
+ablate.main([plan, "--results", results])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_run_saves_its_state_when_the_command_is_killed(
+    tmp_path, monkeypatch
+):
+    study = Study(tmp_path, monkeypatch, {LARGE: {"waits": True}})
+    words = [study.results, tmp_path / "lr.yml", *study.trainer]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words], cwd=ROOT
+    )
+    ready = study.runs[1].folder(study.results) / "ready"
+    wait_until(
+        lambda: ready.exists() and bool(ready.read_text()),
+        process.pid,
+        lambda: "no run waits for a signal",
+    )
+    process.kill()
+    process.wait()
+    trainer = Path("/proc") / ready.read_text()
+    wait_until(
+        lambda: not trainer.exists(), os.getpid(), lambda: "the run goes on"
+    )
+    assert study.states()[:2] == [COMPLETE, INTERRUPTED]
+    study.behave({})
+    study.train()
+    assert study.states() == [COMPLETE] * 4
+    assert read_record(study.runs[1], study.results).lost_minutes
 
 
 def test_cpu_minutes_of_all_parts_are_added(tmp_path, monkeypatch):
