@@ -64,8 +64,8 @@ class WindowGrid:
         """Return a map `[B, D, H, W]` of patches `[B, H * W, D]` in the order of the windows."""
         rows, columns = self.window_size
         x = patches.unflatten(1, (self.rows, self.columns, rows, columns))
-        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # [B, H, W, D]
-        return x.permute(0, 3, 1, 2).contiguous()
+        x = x.permute(0, 5, 1, 3, 2, 4)  # [B, D, rows, h, columns, w]
+        return x.flatten(4, 5).flatten(2, 3)
 
 
 def windowed_taps(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...core.contracts import Deployable
 from ...core.errors import ConfigError
 from ...core.registry import register
+from ...runtime.memory import keep_freed_memory
 
 
 @register()
@@ -58,7 +59,12 @@ class DFINE(nn.Module):
         return self.decoder(self.encoder(self.backbone(images)), targets)
 
     def deploy(self) -> DFINE:
-        """Return a copy for inference: eval mode, norms fused into convolutions, training heads dropped."""
+        """Return a copy for inference: eval mode, norms fused into convolutions, training heads dropped.
+
+        On a CPU, the C library keeps freed memory from now on: between the parts of a model it would return
+        and clear more than 100 MB per image, which takes 4 % of the time.
+        """
+        keep_freed_memory()
         model = copy.deepcopy(self).eval()
         for module in list(model.modules()):
             if isinstance(module, Deployable):

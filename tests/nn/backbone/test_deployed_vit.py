@@ -3,6 +3,7 @@ import torch
 
 from src.nn.backbone.deployed_vit import convert_vit_to_deploy
 from src.nn.backbone.vits import build_vit
+from src.nn.backbone.windowed_vit import windowed_taps
 from src.nn.lora import add_lora
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -30,14 +31,20 @@ def num_parameters(vit):
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3_qkvb"]
+    ("name", "biases"),
+    [
+        ("vit_small_patch16_dinov3", 0),
+        ("vit_small_plus_patch16_dinov3_qkvb", 32),  # zeros of the keys
+    ],
 )
-def test_the_converted_vit_has_the_same_features_without_layer_scales(name):
+def test_the_converted_vit_has_the_same_features_without_layer_scales(
+    name, biases
+):
     vit = random_vit(name)
     before, parameters = features(vit), num_parameters(vit)
     convert_vit_to_deploy(vit)
     assert torch.allclose(features(vit), before, rtol=1e-4, atol=1e-4)
-    assert num_parameters(vit) == parameters - 2 * 2 * 32
+    assert num_parameters(vit) == parameters - 2 * (2 * 32 - biases)
     assert not any("gamma" in name for name, _ in vit.named_parameters())
 
 
@@ -60,3 +67,39 @@ def test_lora_updates_are_merged_before_the_layer_scales():
     convert_vit_to_deploy(vit)
     assert torch.allclose(features(vit), before, rtol=1e-4, atol=1e-4)
     assert not any("lora" in name for name, _ in vit.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch16_dinov3",
+        "vit_small_plus_patch16_dinov3_qkvb",
+        "deimv2_tiny",
+    ],
+)
+def test_attention_in_windows_is_the_same_after_the_conversion(name):
+    vit = random_vit(name)
+    images = torch.rand(2, 3, 64, 96)
+
+    def taps():
+        with torch.no_grad():
+            return windowed_taps(
+                vit, images, [0, 1], windows=2, window_blocks=[0], norm=False
+            )
+
+    before = taps()
+    convert_vit_to_deploy(vit)
+    kinds = {type(block.attn).__name__ for block in vit.blocks}
+    assert kinds == {"DeployedAttention"}
+    for after, expected in zip(taps(), before):
+        assert torch.allclose(after, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_with_gates_or_norms_is_not_replaced():
+    vit = random_vit()
+    vit.blocks[0].attn.q_norm = torch.nn.LayerNorm(16)
+    before = features(vit)
+    convert_vit_to_deploy(vit)
+    kinds = [type(block.attn).__name__ for block in vit.blocks]
+    assert kinds == ["EvaAttention", "DeployedAttention"]
+    assert torch.allclose(features(vit), before, rtol=1e-4, atol=1e-4)
