@@ -50,7 +50,7 @@ These are the key third of each bias of L and X, and the mask token.
 MERGED = {"deimv2_l": 4_608, "deimv2_x": 4_608}
 """Parameters of L and X that our `deploy()` saves.
 
-It merges layer scales, 2 x 12 x 384, into the weights before them, and adds zeros as biases of the keys, 12 x 384.
+It merges layer scales, 2 x 12 x 384, into the weights before them, and adds key biases of zero, 12 x 384.
 """
 
 WITH_OFFICIAL_KEYS = [
