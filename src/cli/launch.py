@@ -105,22 +105,29 @@ def run_child(
         environment: variables that are added to those of this process.
     """
     received: list[signal.Signals] = []
+    early: list[int] = []
     before: dict[signal.Signals, Any] = {}
-    # in a session of its own: Ctrl-C of a terminal reaches the processes once, from here
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **(environment or {})},
-        start_new_session=True,
-    )
+    process: subprocess.Popen | None = None
 
     def pass_on(number: int, frame: object) -> None:
         received.append(signal.Signals(number))
-        process.send_signal(number)
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
 
     for name in STOP_SIGNALS:
         number = signal.Signals[name]
         before[number] = signal.signal(number, pass_on)
     try:
+        # in a session of its own: Ctrl-C of a terminal reaches the processes once, from here
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        while early:  # signals that came before the process was known
+            process.send_signal(early.pop())
         code = process.wait()
     finally:
         for number, handler in before.items():
