@@ -20,6 +20,7 @@ def convert_vit_to_deploy(vit: Eva) -> None:
 
     LoRA updates are merged first. Then each layer scale becomes a part of the linear layer whose output it
     multiplies (CaiT, Touvron et al., 2021, equation 5), and attention is replaced by `DeployedAttention`.
+    Converting again changes nothing.
 
     Args:
         vit: timm's ViT.
@@ -92,6 +93,8 @@ class DeployedAttention(nn.Module):
 
 def _is_plain(attention: Any) -> bool:
     """Return True for attention without gates, norms and dropout, with codes for halves of the channels."""
+    if isinstance(attention, DeployedAttention):
+        return False
     parts = (attention.q_norm, attention.k_norm, attention.norm)
     return (
         attention.fused_attn
