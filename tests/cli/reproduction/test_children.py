@@ -1,17 +1,14 @@
 """Commands of steps: their words, and what is reported about their end."""
 
 import json
-import os
 import signal
+import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from src.cli import trainer
-from src.cli.launch import run_child
 from src.cli.reproduction import children
 from src.cli.reproduction.children import (
     StepFailed,
@@ -22,6 +19,8 @@ from src.cli.reproduction.children import (
 )
 from src.cli.reproduction.job import Job, find_model
 from src.core.errors import Preempted
+from tests.fixtures.golden import ROOT
+from tests.fixtures.progress import wait_until
 
 JOB = Job(
     find_model("dfine_n_coco"),
@@ -105,27 +104,35 @@ def test_a_preempted_run_continues_with_the_same_command(tmp_path):
         run_step("training", command)
 
 
+PARENT = """
+import signal, sys
+from src.cli.launch import run_child
+before = signal.getsignal(signal.SIGTERM)
+ended = run_child([sys.executable, "-c", *sys.argv[1:]])
+print(ended.code, ended.stopped_by.name)
+print(signal.getsignal(signal.SIGTERM) == before)
+"""
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+
 def test_a_signal_is_passed_on_and_its_handler_restored(tmp_path):
     ready = tmp_path / "ready"
-    code = (
-        "import signal, sys, time; from pathlib import Path\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "Path(sys.argv[1]).touch()\n"
-        "time.sleep(60)"
-    )
-
-    def stop():
-        while not ready.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=stop)
-    thread.start()
-    ended = run_child(python(code, str(ready)))
-    thread.join()
-    assert ended == (75, signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
+    with subprocess.Popen(
+        python(PARENT, CHILD, str(ready)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        wait_until(ready.exists, parent.pid, lambda: "the child has no handler")
+        parent.send_signal(signal.SIGTERM)
+        output, _ = parent.communicate()
+    assert output.splitlines() == ["75 SIGTERM", "True"]
 
 
 def test_a_signal_during_a_step_ends_the_command(monkeypatch):
