@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..core.coco_metrics import METRICS
 from ..runtime.own_files import TABLE_HEADER
 from .curve_names import sums_by_kind
 
@@ -19,18 +20,7 @@ Row = dict[str, Any]
 """Values of an epoch by column; None is undefined."""
 
 METRIC_COLUMNS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR1",
-    "AR10",
-    "AR100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
+    *METRICS,
     "F1",
     "F1_threshold",
     "F1_precision",

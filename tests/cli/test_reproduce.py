@@ -16,7 +16,7 @@ import torch
 from src.cli import reproduce
 from src.cli.launch import ChildEnded
 from src.cli.reproduction import children
-from src.cli.reproduction.result import METRICS
+from src.core.coco_metrics import METRICS
 from src.runtime.files import LOCK
 from src.solver.writers import LOG_FILE
 from tests.fixtures.coco_layout import write_coco_layout

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.data.evaluation.coco_evaluator import METRICS
+from src.core.coco_metrics import METRICS
 from src.solver.curve_names import (
     AP_TAGS,
     epoch_scalars,

@@ -14,6 +14,7 @@ import torch
 from msgspec import structs
 
 from ... import __version__
+from ...core.coco_metrics import METRICS
 from ...core.errors import DataError
 from ...core.paths import read_text
 from ...core.yaml_config import YAMLConfig
@@ -33,22 +34,6 @@ from .job import Job
 
 RESULT = "result.json"
 ROW = "result.txt"
-
-METRICS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR1",
-    "AR10",
-    "AR100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
-)
-"""COCO's twelve metrics, fractions of 1."""
 
 FIRST_EPOCH = (
     "the authors of DEIMv2 report 40 AP for DEIMv2-L (ViT-S) after one epoch of COCO if the ViT is trained, "

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...core.coco_metrics import METRICS
 from ...core.contracts import Detections
 from ...core.errors import DataError
 from ...core.registry import register
@@ -18,22 +19,6 @@ from .true_positives import (
     objects_of,
     operating_point_at,
 )
-
-METRICS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR1",
-    "AR10",
-    "AR100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
-)
-"""COCO's twelve metrics in their order; None if there are no objects for a metric."""
 
 LARGEST_AREA = 1e10
 """Maximum area in square pixels; COCO does not score larger objects."""

@@ -7,7 +7,6 @@ import pytest
 from src.cli.reproduction import result
 from src.cli.reproduction.job import Job, find_model
 from src.cli.reproduction.result import (
-    METRICS,
     about_first_epoch,
     describe_session,
     digest_of,
@@ -18,6 +17,7 @@ from src.cli.reproduction.result import (
     table_row,
 )
 from src.core import ConfigError, DataError, YAMLConfig
+from src.core.coco_metrics import METRICS
 from src.core.package_configs import package_config
 
 VIT_S = package_config("configs/dfine/dfine_dinov3_s_coco.yml")

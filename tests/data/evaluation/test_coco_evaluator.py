@@ -11,9 +11,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from src.core.build import create
+from src.core.coco_metrics import METRICS
 from src.core.errors import DataError
 from src.data.dataset.coco_dataset import CocoDetection
-from src.data.evaluation.coco_evaluator import METRICS, CocoEvaluator
+from src.data.evaluation.coco_evaluator import CocoEvaluator
 from src.runtime.distributed import rank
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.processes import on_ranks
