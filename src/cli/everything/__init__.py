@@ -1,0 +1,1 @@
+"""The measurements of `tools/benchmark/everything.py`: one module for each kind of work."""

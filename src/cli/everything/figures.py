@@ -1,0 +1,74 @@
+"""What all measurements share: their settings, their results, and the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of all measurements."""
+
+    folder: Path
+    """An empty folder for files that a measurement writes."""
+    data: Path | None = None
+    """A folder with `images/`, `train.json` and `val.json`; without it, synthetic images are measured."""
+    repeats: int = 5
+    """Measured runs of each work; the least CPU time counts."""
+    peers: Mapping[str, Path] = field(default_factory=dict)
+    """Python interpreters of environments with other libraries, by the name of the library."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure.
+
+    >>> Figure(2, "photos of 12 megapixels", 60.0, "images per CPU second", target=50.0, at_least=True).is_met
+    True
+    """
+
+    row: int
+    """Number of the row in the table of docs/performance.md."""
+    work: str
+    """What was measured, in a few words."""
+    value: float
+    unit: str
+    """Such as `of a bare ViT-S/16` or `images per CPU second`."""
+    who: str = "ours"
+    """Name of the library: `ours` or that of a peer."""
+    target: float | None = None
+    at_least: bool = False
+    """Whether the target is a lower limit instead of an upper limit."""
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the target is reached; None without one."""
+        if self.target is None:
+            return None
+        if self.at_least:
+            return self.value >= self.target
+        return self.value <= self.target
+
+
+def least_cpu_seconds(
+    works: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
+) -> dict[str, float]:
+    """Run all works in turn; return the least CPU seconds of this process for each.
+
+    Args:
+        works: functions by name.
+        repeats: measured runs of each.
+        warmup: runs of each before these, not measured.
+    """
+    least = dict.fromkeys(works, float("inf"))
+    for turn in range(-warmup, repeats):
+        for name, work in works.items():
+            start = time.process_time()
+            work()
+            seconds = time.process_time() - start
+            if turn >= 0:
+                least[name] = min(least[name], seconds)
+    return least
