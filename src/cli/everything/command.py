@@ -46,6 +46,11 @@ PARTS = {
 PEERS = ("ultralytics", "rfdetr", "hotcoco")
 """Libraries that can be measured too: scripts in tools/benchmark/peers."""
 
+PEER_SCRIPTS = Path(__file__).resolve().parents[3] / "tools/benchmark/peers"
+
+INPUTS = "inputs"
+"""Folder below that of a part with `images/` and `train.json`, if the part makes its own images."""
+
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -146,9 +151,12 @@ def everything(arguments: argparse.Namespace) -> list[Figure]:
     peers = dict(arguments.peer)
     parts: list[dict[str, Any]] = []
     for name in arguments.only:
-        parts.append(_measured_apart(name, arguments))
-        for peer, python in peers.items():
-            parts.append(_measured_in(peer, python, name, arguments))
+        with tempfile.TemporaryDirectory() as folder:
+            parts.append(_measured_apart(name, Path(folder), arguments))
+            for peer, python in peers.items():
+                parts.append(
+                    _measured_in(peer, python, name, Path(folder), arguments)
+                )
         say(f"measured: {name}")
     figures = []
     say("")
@@ -212,7 +220,10 @@ def machine_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
     from ...runtime.processor import processor_name
 
-    yardsticks = [1000 * part["yardstick"] for part in parts]
+    yardsticks = []
+    for part in parts:
+        if part["yardstick"] is not None:
+            yardsticks.append(1000 * part["yardstick"])
     versions = []
     for package in ("torch", "onnxruntime", "openvino", "faster-coco-eval"):
         try:
@@ -228,33 +239,32 @@ def machine_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measured_apart(
-    name: str, arguments: argparse.Namespace
+    name: str, folder: Path, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure a part in a process of its own, so that the memory and caches of one do not affect another."""
-    code = "from {package}.command import measure_part; measure_part()"
-    command = [
-        sys.executable,
-        "-c",
-        code.format(package=__package__),
-    ]
-    return _answer(command, name, arguments, name)
+    code = f"from {__package__}.command import measure_part; measure_part()"
+    return _answer([sys.executable, "-c", code], name, name, folder, arguments)
 
 
 def _measured_in(
-    peer: str, python: Path, name: str, arguments: argparse.Namespace
+    peer: str,
+    python: Path,
+    name: str,
+    folder: Path,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Measure a part of a peer in its environment."""
-    script = (
-        Path(__file__).resolve().parents[3]
-        / f"tools/benchmark/peers/{peer}_figures.py"
-    )
-    return _answer(
-        [str(python), str(script)], name, arguments, f"{name} of {peer}"
-    )
+    """Measure a part of another library in its environment, with the images that the own part used."""
+    script = PEER_SCRIPTS / f"{peer}_figures.py"
+    command = [str(python), str(script)]
+    return _answer(command, name, f"{name} of {peer}", folder, arguments)
 
 
 def _answer(
-    command: list[str], name: str, arguments: argparse.Namespace, title: str
+    command: list[str],
+    name: str,
+    title: str,
+    folder: Path,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Run a process that gets its task as JSON on stdin, and read its figures from a file.
 
@@ -263,29 +273,36 @@ def _answer(
     """
     from ...core.errors import ResourceError
 
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "figures.json"
-        task = {
-            "part": name,
-            "folder": folder,
-            "data": str(arguments.data.absolute()) if arguments.data else None,
-            "repeats": arguments.repeats,
-            "result": str(result),
-            "path": sys.path,
-        }
-        process = subprocess.run(
-            command,
-            input=json.dumps(task),
-            text=True,
-            env=os.environ | ONE_THREAD,
-            check=False,
+    result = folder / "figures.json"
+    result.unlink(missing_ok=True)
+    own_images = folder / INPUTS
+    inputs = own_images if own_images.is_dir() else arguments.data
+    task = {
+        "part": name,
+        "folder": str(folder),
+        "data": str(arguments.data.absolute()) if arguments.data else None,
+        "inputs": str(inputs) if inputs else None,
+        "repeats": arguments.repeats,
+        "result": str(result),
+    }
+    environment = os.environ | ONE_THREAD
+    # a child imports this package in the same way as this process
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    if title != name:
+        environment.pop("PYTHONPATH")
+    process = subprocess.run(
+        command,
+        input=json.dumps(task),
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if process.returncode or not result.is_file():
+        raise ResourceError(
+            f"measuring {title} failed (exit code {process.returncode}); the lines above say why. Choose "
+            "other parts with --only"
         )
-        if process.returncode or not result.is_file():
-            raise ResourceError(
-                f"measuring {title} failed (exit code {process.returncode}); the lines above say why. "
-                f"Leave the part out with --only"
-            )
-        return json.loads(result.read_text())
+    return json.loads(result.read_text())
 
 
 def measure_part() -> None:
