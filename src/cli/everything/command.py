@@ -272,6 +272,7 @@ def _answer(
         ResourceError: if the process fails; its messages are on the terminal already.
     """
     from ...core.errors import ResourceError
+    from ...core.paths import read_text
 
     result = folder / "figures.json"
     result.unlink(missing_ok=True)
@@ -302,13 +303,15 @@ def _answer(
             f"measuring {title} failed (exit code {process.returncode}); the lines above say why. Choose "
             "other parts with --only"
         )
-    return json.loads(result.read_text())
+    return json.loads(read_text(result))
 
 
 def measure_part() -> None:
     """Measure the part that stdin names, and write its figures; for processes that this command starts."""
     task = json.loads(sys.stdin.read())
     import torch
+
+    from ...runtime.files import write_json
 
     torch.set_num_threads(1)
     module = importlib.import_module(f".{task['part']}", __package__)
@@ -321,4 +324,4 @@ def measure_part() -> None:
     figures = [asdict(figure) for figure in module.measure(settings)]
     yardstick = min(before, yardstick_seconds())
     answer = {"part": task["part"], "yardstick": yardstick, "figures": figures}
-    Path(task["result"]).write_text(json.dumps(answer))
+    write_json(Path(task["result"]), answer)

@@ -1,4 +1,4 @@
-"""What all measurements share: their settings, their results, and the clock."""
+"""Settings, results and clock of all measurements."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Figure:
     at_least: bool = False
     """Whether the target is a lower limit instead of an upper limit."""
     seconds: float | None = None
-    """CPU seconds of the work, or of one image; None if the value is no time."""
+    """CPU seconds of the work, or of one image; None if the value is not a time."""
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is reached; None without one."""
+        """Return whether the target is reached; None without one."""
         if self.target is None:
             return None
         if self.at_least:
@@ -57,7 +57,7 @@ class Figure:
 
     @property
     def cpu_seconds(self) -> float | None:
-        """CPU seconds of the work, or of one image, if they are known."""
+        """Return the CPU seconds of the work, or of one image, if they are known."""
         if self.seconds is None and self.unit == PER_SECOND:
             return 1 / self.value
         return self.seconds

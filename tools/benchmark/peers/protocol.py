@@ -1,4 +1,4 @@
-"""What the measurements of other libraries share: a task comes as JSON on stdin, figures go to a file.
+"""Task, clock and result of the measurements of other libraries: JSON from stdin, and a file of figures.
 
 These scripts run in the environment of the other library, so they import nothing of this project. Figures
 relative to a bare ViT-S/16 need timm in that environment; without it, they are CPU seconds.
