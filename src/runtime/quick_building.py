@@ -1,0 +1,39 @@
+"""Building a model whose weights are loaded afterwards, without drawing random numbers for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class ZeroStart(TorchFunctionMode):
+    """Within this context, tensors that would be filled with random numbers are filled with zeros.
+
+    Drawing the numbers takes most of the time in which a model is built. Zeros are used instead of memory as
+    it is, so that a weight that a file lacks has the same value each time.
+
+    Example:
+        >>> with ZeroStart():
+        ...     layer = torch.nn.Linear(2, 1)
+        >>> layer.weight.tolist()
+        [[0.0, 0.0]]
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch, or set its tensor to zero if the function would fill it randomly."""
+        if func in _RANDOM:
+            return args[0].zero_()
+        return func(*args, **(kwargs or {}))
+
+
+_RANDOM = (Tensor.uniform_, Tensor.normal_)
+"""Functions that torch's initializations of weights use."""
