@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 
@@ -30,10 +32,24 @@ class ZeroStart(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call a function of torch, or set its tensor to zero if the function would fill it randomly."""
+        arguments = dict(kwargs or {})
         if func in _RANDOM:
-            return args[0].zero_()
-        return func(*args, **(kwargs or {}))
+            tensor = args[0] if args else arguments["tensor"]
+            with torch.no_grad():
+                return tensor.zero_()
+        return func(*args, **arguments)
 
 
-_RANDOM = (Tensor.uniform_, Tensor.normal_)
-"""Functions that torch's initializations of weights use."""
+_RANDOM = (
+    Tensor.uniform_,
+    Tensor.normal_,
+    Tensor.erfinv_,  # how timm makes normal numbers of uniform ones
+    init.uniform_,
+    init.normal_,
+    init.trunc_normal_,
+    init.kaiming_uniform_,
+    init.kaiming_normal_,
+    init.xavier_uniform_,
+    init.xavier_normal_,
+)
+"""Functions whose first argument is a tensor that they fill with random numbers."""
