@@ -52,9 +52,7 @@ def matched(coco_gt, *detections):
         np.array(values, float).reshape(-1, 5),
         np.array([row[1] for row in rows], np.int64),
     )
-    return match_detections(
-        arrays, object_table(coco_gt, number_of), number_of
-    )
+    return match_detections(arrays, object_table(coco_gt, number_of), number_of)
 
 
 def test_each_object_is_found_once_by_the_highest_score():
@@ -70,9 +68,7 @@ def test_each_object_is_found_once_by_the_highest_score():
 
 
 def test_a_detection_hits_at_the_thresholds_that_its_iou_reaches():
-    found = matched(
-        truth((0, 1, 0, 0, 10, 10, 0)), (0, 1, 0, 0, 10, 6, 0.5)
-    )
+    found = matched(truth((0, 1, 0, 0, 10, 10, 0)), (0, 1, 0, 0, 10, 6, 0.5))
     assert found["hits"][0, 0] == 0b111  # 0.50, 0.55 and 0.60
 
 
@@ -144,9 +140,7 @@ def test_detections_without_an_object_count_only_in_their_range_of_areas():
 
 
 def test_images_that_are_not_in_the_ground_truth_are_left_out():
-    found = matched(
-        truth(), (0, 1, 0, 0, 9, 9, 0.5), (7, 1, 0, 0, 9, 9, 0.5)
-    )
+    found = matched(truth(), (0, 1, 0, 0, 9, 9, 0.5), (7, 1, 0, 0, 9, 9, 0.5))
     assert found["image"].tolist() == [0]
 
 
