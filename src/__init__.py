@@ -1,8 +1,8 @@
 """D-FINE with HGNetv2 and DINOv3 backbones.
 
-The package is called `src` in the source tree and `dfine_dinov3` when it is installed. Importing it imports
-hardly anything else: its parts are imported when they are used, and the classes that a configuration can name are
-registered when the first one is looked up (`core.registry`).
+The package is called `src` in the source tree and `dfine_dinov3` when it is installed. Its parts are
+imported when they are used, and the classes that a configuration can name are registered when the first one
+is looked up (`core.registry`).
 """
 
 from __future__ import annotations

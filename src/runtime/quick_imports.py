@@ -2,7 +2,7 @@
 
 torchvision and timm use two functions of `torch._dynamo` while they are imported: one is only called in a
 compiled model, and one marks a method that the compiler must not follow. Stand-ins for these two load the
-compiler when they are called.
+compiler when they are called. torch itself marks its functions for the device "meta" when they are called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 _PACKAGE = "torch._dynamo"
 _UTILS = "torch._dynamo.utils"
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 
 def import_timm() -> None:
@@ -67,6 +67,13 @@ def without_compiler() -> Iterator[None]:
             yield
         finally:
             _remove_stand_ins()
+            for function in _used_unmarked:
+                vars(function).pop("__dynamo_disable", None)
+            _used_unmarked.clear()
+
+
+_used_unmarked: list[Any] = []
+"""Functions of torch that were called without the mark; torch marks them when they are called again."""
 
 
 class _StandIn(ModuleType):
@@ -92,8 +99,17 @@ def _remove_stand_ins() -> None:
             del sys.modules[name]
 
 
-def _disable(function: Any, recursive: bool = True, **_: Any) -> Any:
-    """Mark a function that the compiler must not follow, as torch does it for its own optimizers."""
+def _disable(
+    function: Any, recursive: bool = True, *, wrapping: bool = True, **_: Any
+) -> Any:
+    """Mark a function that the compiler must not follow, as torch does it for its own optimizers.
+
+    Without `wrapping`, torch is about to call a function that it has marked in this way. Nothing is compiled
+    now, so the function itself is called.
+    """
+    if not wrapping:
+        _used_unmarked.append(function)
+        return function
     from torch._compile import _disable_dynamo
 
     return _disable_dynamo(function, recursive)
