@@ -232,3 +232,32 @@ def test_the_first_rank_counts_if_two_ranks_have_scored_an_image():
     _, right_first = score_on_ranks(coco_gt, [found(10.0), found(2.0)])
     _, wrong_first = score_on_ranks(coco_gt, [found(2.0), found(10.0)])
     assert (right_first["AP"], wrong_first["AP"]) == (1, 0)
+
+
+@pytest.mark.parametrize("second", [[0, 0, 10, 10], [4, 0, 14, 10]])
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_equal_overlaps_the_same_object_is_taken(second, turned):
+    """The first detection overlaps both objects alike; the second one overlaps one of them."""
+    boxes = [[0, 0, 10, 10], [4, 0, 10, 10]]
+    annotations = []
+    for box in boxes[::-1] if turned else boxes:
+        annotations.append(
+            {"image_id": 0, "category_id": 3, "bbox": box, "area": 100.0}
+        )
+    coco_gt = {
+        "images": [{"id": 0}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "3"}],
+    }
+    detections = {
+        0: {
+            "boxes": torch.tensor([[2.0, 0, 12, 10], second]),
+            "scores": torch.tensor([0.9, 0.5]),
+            "labels": torch.tensor([3, 3]),
+        }
+    }
+    evaluator, scores = score_on_ranks(coco_gt, [detections])
+    metrics, _ = reference(coco_gt, detections)
+    assert [scores[name] for name in METRICS] == metrics
+    expected = operating_point(coco_gt, evaluator)
+    assert {key: scores[key] for key in expected} == expected
