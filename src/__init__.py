@@ -1,14 +1,16 @@
 """D-FINE with HGNetv2 and DINOv3 backbones.
 
-The package is called `src` in the source tree and `dfine_dinov3` when it is installed. Importing it imports
-nothing else: its parts are imported when they are used, and the classes that a configuration can name are
-registered when the first one is looked up (`core.registry`).
+The package is called `src` in the source tree and `dfine_dinov3` when it is installed. Its parts are
+imported when they are used, and the classes that a configuration can name are registered when the first one
+is looked up (`core.registry`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from .runtime.quick_imports import collector_paused
 
 if TYPE_CHECKING:
     from .api import evaluate, export, train
@@ -40,7 +42,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
-        place = importlib.import_module(f"{__name__}.{_PLACES[name]}")
+        with collector_paused():
+            place = importlib.import_module(f"{__name__}.{_PLACES[name]}")
         return getattr(place, name)
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")

@@ -19,6 +19,7 @@ from ..core.schemas import shown
 from ..core.yaml_config import MODEL_ROLES, YAMLConfig
 from ..runtime.finite import COMPUTED_KEYS
 from ..runtime.log import logger
+from ..runtime.quick_imports import without_compiler
 from .fitting import completed, describe_misfits
 from .published.recognition import Recognized, shown_activation
 from .weight_file import WeightFile, decoder_activation
@@ -167,7 +168,8 @@ def check_sizes(file: WeightFile, cfg: YAMLConfig) -> None:
     place = f"the configuration in {file.path}"
     _refuse_large_numbers(cfg.yaml_cfg, file.weights, place)
     try:
-        with _LimitedBuilding(len(file.weights), place), torch.device("meta"):
+        limits = _LimitedBuilding(len(file.weights), place)
+        with without_compiler(), limits, torch.device("meta"):
             model, _ = (
                 create(cfg.yaml_cfg[role], cfg.resolved_cfg, load_files=False)
                 for role in MODEL_ROLES

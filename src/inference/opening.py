@@ -16,6 +16,8 @@ from ..detection.weight_file import WeightFile, read_weights
 from ..runtime.distributed import pick_device
 from ..runtime.forks import prepare_torch_after_fork
 from ..runtime.log import logger
+from ..runtime.quick_building import ZeroStart
+from ..runtime.quick_imports import collector_paused
 from .engines import Engine, TorchEngine
 from .exported_engines import (
     ExportedEngine,
@@ -58,17 +60,18 @@ def checkpoint_parts(
         'disc'
     """
     prepare_torch_after_fork()
-    file = read_weights(path, family)
-    picked = pick_device(device)
-    cfg = model_config(file, config)
-    return weights_parts(
-        file,
-        cfg,
-        picked,
-        input_size=input_size,
-        use_amp=use_amp,
-        bit_depth=bit_depth,
-    )
+    with collector_paused():
+        file = read_weights(path, family)
+        picked = pick_device(device)
+        cfg = model_config(file, config)
+        return weights_parts(
+            file,
+            cfg,
+            picked,
+            input_size=input_size,
+            use_amp=use_amp,
+            bit_depth=bit_depth,
+        )
 
 
 def weights_parts(
@@ -116,7 +119,8 @@ def weights_parts(
         "the input size",
     )
     refuse_other_family(file, cfg)
-    model = cfg.model
+    with ZeroStart():
+        model = cfg.model
     load_strictly(model, file)
     if file.config_text is None:
         logger.info("%s", describe_loading(file, model, cfg.path))

@@ -439,6 +439,15 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def gather_on_main(value: Any) -> list[Any] | None:
+    """Return the values of all ranks, in rank order, on rank 0, and None on the others."""
+    if world_size() == 1:
+        return [value]
+    gathered = [None] * world_size() if is_main() else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
 def check_ranks_agree(known: dict[str, Any]) -> None:
     """Compare values that must be the same on all ranks.
 

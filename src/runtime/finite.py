@@ -41,15 +41,28 @@ def first_non_finite(content: Any) -> str | None:
         if has_floats and not name.endswith(COMPUTED_KEYS):
             usual = tensor if tensor.dtype in _USUAL else tensor.float()
             by_device[tensor.device].append((name, usual))
-    for found in by_device.values():
-        largest = torch._foreach_norm(
-            [tensor for _, tensor in found], float("inf")
-        )
+    for device, found in by_device.items():
+        tensors = [tensor for _, tensor in found]
+        largest = _extremes(tensors, device)
         norms = torch.stack([value.double() for value in largest])
         finite = torch.isfinite(norms).tolist()
         if not all(finite):
             return found[finite.index(False)][0]
     return None
+
+
+def _extremes(
+    tensors: Sequence[Tensor], device: torch.device
+) -> Sequence[Tensor]:
+    """Return for each tensor a number that is finite exactly if all its values are."""
+    if device.type != "cpu":  # few kernels
+        return torch._foreach_norm(list(tensors), float("inf"))
+    # on a CPU, minimum and maximum take a tenth of the time of a maximum norm
+    extremes = []
+    for tensor in tensors:
+        low, high = torch.aminmax(tensor)
+        extremes.append(torch.maximum(high.abs(), low.abs()))
+    return extremes
 
 
 def refuse_non_finite_outputs(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..core.contracts import Batch, DetectionLoader, Evaluator, KeepsDetections
 from ..core.errors import DataError, NumericsError
-from ..runtime.distributed import is_main, rank
+from ..runtime.distributed import broadcast_object, is_main, rank
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger
 from ..runtime.precision import full_float32
@@ -117,10 +117,13 @@ def evaluate(
 
 
 def _check_complete(evaluator: Evaluator, loader: DetectionLoader) -> None:
-    """Raise if images were not scored on any rank; skipped for evaluators that do not keep detections."""
+    """Raise if images were not scored on any rank; skipped for evaluators that do not keep detections.
+
+    Rank 0 counts, because only its evaluator has the detections of all ranks.
+    """
     if not isinstance(evaluator, KeepsDetections):
         return
-    scored = len(evaluator.detections)
+    scored = broadcast_object(len(evaluator.detections))
     images = len(loader.dataset)
     if scored != images:
         raise DataError(

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.multiprocessing import reductions
 
 from src.core import YAMLConfig, create
+from src.core.contracts import Detections
 from src.core.durations import RunLength
 from src.core.errors import ConfigError, NumericsError
+from src.data.evaluation import CocoEvaluator
 from src.inference import Detector
 from src.runtime.distributed import join_group, pick_device, world_size
 from src.runtime.sync_batch_norm import synchronize_batch_norms
@@ -185,6 +187,35 @@ def detect(gpu: PretendedGpu) -> dict[str, Any]:
         if name == "cuda":
             found["report"] = gpu.report()
     return found
+
+
+def score(gpu: PretendedGpu) -> dict[str, Any]:
+    """Return the scores of a batch of detections on a GPU, and the report of adding them."""
+    coco_gt = {
+        "images": [{"id": image} for image in range(4)],
+        "annotations": [
+            {
+                "image_id": image,
+                "category_id": 1,
+                "bbox": [0, 0, 8, 8],
+                "area": 64.0,
+            }
+            for image in range(4)
+        ],
+        "categories": [{"id": 1, "name": "one"}],
+    }
+    batch = {}
+    for image in range(4):
+        batch[image] = Detections(
+            boxes=torch.tensor([[0.0, 0, 8, 8]], device="cuda"),
+            scores=torch.tensor([0.5], device="cuda"),
+            labels=torch.tensor([1], device="cuda"),
+        )
+    evaluator = CocoEvaluator(coco_gt)
+    gpu.reset()
+    evaluator.update(batch)
+    report = gpu.report()
+    return {"report": report, "AP": evaluator.summarize()["AP"]}
 
 
 def make_step(

@@ -116,3 +116,12 @@ def test_a_detector_copies_no_constants_to_the_device(gpu):
     places = result.value["report"]["synchronizations"]
     decoder = "src/zoo/dfine/dfine_decoder.py"
     assert not [place for place, _, _ in places if place.startswith(decoder)]
+
+
+def test_detections_of_a_batch_are_copied_to_the_host_together(gpu):
+    (result,) = gpu.call("score")
+    assert result.code == 0, result.output
+    assert result.value["AP"] == 1
+    assert result.value["report"]["launches"] == 0
+    copies = result.value["report"]["synchronizations"]
+    assert [times for *_, times in copies] == [1]

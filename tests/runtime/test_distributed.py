@@ -10,6 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from src.runtime.distributed import (
     broadcast_tensors,
     everywhere,
     gather_objects,
+    gather_on_main,
     is_distributed,
     is_main,
     join_group,
@@ -552,3 +554,14 @@ def test_answers_of_the_other_ranks_do_not_depend_on_a_stopped_rank_0():
         "see its output for the reason; "
         "torch reports: Timed out waiting 5000ms for recv operation to complete"
     )
+
+
+def test_values_of_all_ranks_are_gathered_on_rank_0():
+    assert gather_on_main("x") == ["x"]
+    gathered = on_ranks(3, lambda: gather_on_main(np.arange(rank() * 2)))
+    assert [values.tolist() for values in gathered[0]] == [
+        [],
+        [0, 1],
+        [0, 1, 2, 3],
+    ]
+    assert gathered[1:] == [None, None]

@@ -1,4 +1,7 @@
-"""COCO average precision over all ranks; each image is counted once."""
+"""COCO average precision over all ranks; each image is counted once.
+
+The rank that holds detections matches them with objects, and rank 0 receives the results as a few arrays.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,32 @@ from ...core.coco_metrics import METRICS
 from ...core.contracts import Detections
 from ...core.errors import DataError
 from ...core.registry import register
-from ...runtime.distributed import broadcast_object, gather_objects, is_main
+from ...runtime.distributed import broadcast_object, gather_on_main, is_main
+from .average_precision import Tables, precision_tables
+from .block_matching import (
+    AREAS,
+    LARGEST_AREA,
+    ObjectTable,
+    match_detections,
+    object_table,
+)
+from .collected_detections import CollectedDetections
 from .diagnosis import diagnose
 from .true_positives import (
+    Matches,
     best_operating_point,
-    match,
-    objects_of,
-    operating_point_at,
+    count_objects,
+    points_of_categories,
 )
-
-LARGEST_AREA = 1e10
-"""Maximum area in square pixels; COCO does not score larger objects."""
-
-AREAS = {
-    "small": (0.0, 32.0**2),
-    "medium": (32.0**2, 96.0**2),
-    "large": (96.0**2, LARGEST_AREA),
-}
-"""COCO's size classes: minimum and maximum area in square pixels, both inclusive."""
 
 
 @register()
 class CocoEvaluator:
-    """Collect detections by image id and score them with faster-coco-eval."""
+    """Collect detections by image id and compute COCO's metrics.
+
+    The metrics equal those of faster-coco-eval on the detections of all ranks. `metrics`, `scores_of_classes`
+    and `operating_point` compute parts of the result of `summarize`, for callers who need nothing else.
+    """
 
     metric_names = (*METRICS, "F1")
 
@@ -86,34 +92,45 @@ class CocoEvaluator:
 
     @property
     def detections(self) -> Mapping[int, np.ndarray]:
-        """Detections by image id, `[R, 6]`: x, y, w, h, score, category; of all ranks after `synchronize`."""
+        """Detections by image id, `[R, 6]`: x, y, w, h, score, category.
+
+        They are those of this rank, and on rank 0 after `synchronize` those of all ranks.
+        """
         return self._detections
 
     def reset(self) -> None:
         """Discard all detections."""
-        self._detections: dict[int, np.ndarray] = {}
+        self._detections = CollectedDetections()
+        self._matched: np.ndarray | None = None
+        self._tables: Tables | None = None
 
     def update(self, predictions: Mapping[int, Detections]) -> None:
         """Add the detections of some images, by image id; an image that was added before is skipped."""
-        for image_id, found in predictions.items():
-            if image_id in self._detections:
-                continue
-            boxes = found["boxes"].double().cpu().numpy()
-            scores = found["scores"].double().cpu().numpy()
-            labels = found["labels"].double().cpu().numpy()
-            starts = boxes[:, :2]
-            extents = boxes[:, 2:] - starts
-            rows = np.column_stack([starts, extents, scores, labels])
-            self._detections[image_id] = (
-                rows  # [R, 6]: x, y, w, h, score, category
-            )
+        self._detections.add_predictions(predictions)
+        self._matched = None
+        self._tables = None
 
     def synchronize(self) -> None:
-        """Merge the detections of all ranks."""
-        merged: dict[int, np.ndarray] = {}
-        for part in gather_objects(self._detections):
-            merged = part | merged
+        """Match the detections of this rank, and merge the results of all ranks on rank 0."""
+        number_of = self._numbers_of_images()
+        objects = object_table(self.coco_gt, number_of)
+        arrays = self._detections.arrays()
+        matched = match_detections(arrays, objects, number_of)
+        parts = gather_on_main((arrays, matched))
+        if parts is None or len(parts) == 1:
+            self._matched = matched
+            return
+        merged = CollectedDetections()
+        kept = []
+        for arrays, matched in parts:
+            is_double = np.zeros(len(number_of), bool)
+            for image_id in arrays.image_ids.tolist():
+                if image_id in merged and image_id in number_of:
+                    is_double[number_of[image_id]] = True
+            kept.append(matched[~is_double[matched["image"]]])
+            merged.add(arrays)
         self._detections = merged
+        self._matched = np.concatenate(kept)
 
     def summarize(self) -> dict[str, Any]:
         """Score the collected detections.
@@ -124,74 +141,41 @@ class CocoEvaluator:
             `AP_of_class`, and `precision_of_class` and `recall_of_class` at this threshold. Undefined values
             are None. The result is the same on every rank.
         """
-        return broadcast_object(self._score() if is_main() else None)
+        scores = None
+        if is_main():
+            by_class = {"AP_of_class": self.scores_of_classes()}
+            scores = self.metrics() | self.operating_point() | by_class
+        return broadcast_object(scores)
 
-    def _score(self) -> dict[str, Any]:
-        from faster_coco_eval import COCO, COCOeval_faster
+    def metrics(self) -> dict[str, float | None]:
+        """Return the metrics in `METRICS`; on rank 0. Undefined ones are None.
 
-        number_of = {}
-        for number, image in enumerate(self.coco_gt["images"], 1):
-            number_of[image["id"]] = number
-        foreign = [i for i in self._detections if i not in number_of]
-        if foreign:
-            raise DataError(
-                f"detections for image ids that are not in the annotation file: {foreign[:20]}"
-            )
-        truth = COCO(self._numbered_truth(number_of), print_function=_silent)
-        detections = []
-        for image_id, rows in sorted(self._detections.items()):
-            number = number_of[image_id]
-            for *box, score, category in rows.tolist():
-                record = {
-                    "image_id": number,
-                    "bbox": box,
-                    "score": score,
-                    "category_id": int(category),
-                }
-                detections.append(record)
-        results = truth.loadRes(detections)
-        run = COCOeval_faster(truth, results, "bbox", print_function=_silent)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-        precision = run.eval["precision"][
-            :, :, :, 0, -1
-        ]  # [IoU, recall, category]
-        metrics = dict(zip(METRICS, map(_defined, run.stats)))
-        by_class = {}
-        for column, category in enumerate(run.params.catIds):
-            values = precision[:, :, column]
-            known = values[values > -1]
-            average = _defined(known.mean()) if known.size else None
-            by_class[int(category)] = average
-        return metrics | self._operating_point() | {"AP_of_class": by_class}
-
-    def _numbered_truth(self, number_of: Mapping[int, int]) -> dict[str, Any]:
-        """Return a copy of the ground truth whose images and annotations are numbered from 1.
-
-        The library modifies its input, and it stores ids as floating-point numbers, so large ids would
-        collide.
+        Raises:
+            DataError: if there are detections of images that the ground truth does not contain.
         """
-        annotations = []
-        for number, entry in enumerate(self.coco_gt["annotations"], 1):
-            image_id = number_of[entry["image_id"]]
-            annotations.append({**entry, "id": number, "image_id": image_id})
-        images = []
-        for image in self.coco_gt["images"]:
-            images.append({**image, "id": number_of[image["id"]]})
-        return {**self.coco_gt, "images": images, "annotations": annotations}
+        return self._precision_tables().metrics()
 
-    def _operating_point(self) -> dict[str, Any]:
-        matches = match(objects_of(self.coco_gt), self._detections)
+    def scores_of_classes(self) -> dict[int, float | None]:
+        """Return AP by category id; on rank 0. It is None for a category without objects."""
+        return self._precision_tables().average_precision_of_classes()
+
+    def operating_point(self) -> dict[str, Any]:
+        """Return the maximum F1 and the values at its score threshold, as in `summarize`; on rank 0."""
+        matched = self._all_matched()
+        matches = Matches(
+            matched["score"],
+            matched["category"],
+            matched["image"],
+            matched["found"],
+            count_objects(self.coco_gt),
+        ).best_first()
         best = best_operating_point(matches)
         if best is None:
             return {"F1": 0.0}
         precisions = {}
         recalls = {}
-        for category in sorted(matches.objects):
-            point = operating_point_at(
-                matches.of_category(category), best.threshold
-            )
+        points = points_of_categories(matches, best.threshold)
+        for category, point in points.items():
             precisions[category] = point.precision
             recalls[category] = point.recall
         return {
@@ -203,11 +187,35 @@ class CocoEvaluator:
             "recall_of_class": recalls,
         }
 
+    def _numbers_of_images(self) -> dict[int, int]:
+        """Return the position of each image in the ground truth by its id."""
+        numbers = {}
+        for number, image in enumerate(self.coco_gt["images"]):
+            numbers[image["id"]] = number
+        return numbers
 
-def _defined(value: float) -> float | None:
-    """Return a value of the library, or None for its -1, which means undefined."""
-    return None if value < 0 else float(value)
+    def _objects(self) -> ObjectTable:
+        return object_table(self.coco_gt, self._numbers_of_images())
 
+    def _all_matched(self) -> np.ndarray:
+        """Return the matched detections; without `synchronize`, those of this rank."""
+        number_of = self._numbers_of_images()
+        foreign = [i for i in self._detections if i not in number_of]
+        if foreign:
+            raise DataError(
+                f"detections for image ids that are not in the annotation file: {foreign[:20]}"
+            )
+        if self._matched is None:
+            self._matched = match_detections(
+                self._detections.arrays(), self._objects(), number_of
+            )
+        return self._matched
 
-def _silent(*_: object) -> None:
-    """Discard the progress messages of the library."""
+    def _precision_tables(self) -> Tables:
+        matched = self._all_matched()
+        if self._tables is None:
+            ids = [category["id"] for category in self.coco_gt["categories"]]
+            self._tables = precision_tables(
+                matched, self._objects(), np.unique(np.array(ids, np.int64))
+            )
+        return self._tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,9 +24,23 @@ class Matches(NamedTuple):
     image_ids: np.ndarray
     """`[N]`."""
     found: np.ndarray
-    """`[N]`: row of the object in the `Objects` of its image, or `MISSED` or `CROWD`."""
+    """`[N]`: row of the object in the `Objects` of its image, or `MISSED` or `CROWD`.
+
+    Functions that only count need no row: any value from 0 stands for an object.
+    """
     objects: dict[int, int]
     """Number of objects by category, without crowd regions."""
+
+    def best_first(self) -> Matches:
+        """Return the same matches with the highest score first; equal scores keep their order."""
+        best = np.argsort(-self.scores, kind="stable")
+        return Matches(
+            self.scores[best],
+            self.categories[best],
+            self.image_ids[best],
+            self.found[best],
+            self.objects,
+        )
 
     def of_category(self, category: int) -> Matches:
         """Return the matches of one category."""
@@ -96,18 +111,26 @@ def match(
         all_found.append(found)
         all_images.append(np.full(len(rows), image, np.int64))
     rows = np.concatenate(all_rows)
-    best = np.argsort(-rows[:, 4], kind="stable")
     truth = np.concatenate([np.empty((0, 6)), *objects.values()])
     is_crowd = truth[:, 5] != 0
     categories_of_objects = truth[~is_crowd, 4].astype(int)
     categories, counts = np.unique(categories_of_objects, return_counts=True)
     return Matches(
-        rows[best, 4],
-        rows[best, 5].astype(np.int64),
-        np.concatenate(all_images)[best],
-        np.concatenate(all_found)[best],
+        rows[:, 4],
+        rows[:, 5].astype(np.int64),
+        np.concatenate(all_images),
+        np.concatenate(all_found),
         dict(zip(categories.tolist(), counts.tolist())),
-    )
+    ).best_first()
+
+
+def count_objects(coco_gt: Mapping[str, Any]) -> dict[int, int]:
+    """Return the number of objects of a COCO dictionary by category, without crowd regions."""
+    counts: Counter[int] = Counter()
+    for entry in coco_gt["annotations"]:
+        if not entry.get("iscrowd", 0):
+            counts[entry["category_id"]] += 1
+    return dict(sorted(counts.items()))
 
 
 def operating_points(matches: Matches) -> OperatingCurve | None:
@@ -149,6 +172,34 @@ def operating_point_at(matches: Matches, threshold: float) -> OperatingPoint:
     right = int((matches.found[counted] >= 0).sum())
     found = int(counted.sum())
     total = sum(matches.objects.values())
+    return _point(threshold, right, found, total)
+
+
+def points_of_categories(
+    matches: Matches, threshold: float
+) -> dict[int, OperatingPoint]:
+    """Return the operating point of each category with objects, by category id."""
+    counted = (matches.scores >= threshold) & (matches.found != CROWD)
+    ids = np.array(sorted(matches.objects), np.int64)
+    own = counted & np.isin(matches.categories, ids)
+    columns = np.searchsorted(ids, matches.categories[own])
+    is_right = matches.found[own] >= 0
+    found = np.bincount(columns, minlength=len(ids))
+    right = np.bincount(columns[is_right], minlength=len(ids))
+    points = {}
+    for column, category in enumerate(ids.tolist()):
+        points[category] = _point(
+            threshold,
+            int(right[column]),
+            int(found[column]),
+            matches.objects[category],
+        )
+    return points
+
+
+def _point(
+    threshold: float, right: int, found: int, total: int
+) -> OperatingPoint:
     return OperatingPoint(
         threshold,
         right / found if found else None,

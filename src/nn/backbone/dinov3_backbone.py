@@ -14,6 +14,7 @@ from ...core.durations import EpochLength, RunLength
 from ...core.errors import ConfigError
 from ...core.registry import Argument, arguments_of, register
 from ...runtime.log import logger
+from ...runtime.quick_imports import import_timm
 from ..lora import add_lora
 from .concat_adapter import ConcatAdapter
 from .deployed_vit import convert_vit_to_deploy
@@ -50,6 +51,7 @@ _SET_BY_BACKBONE = frozenset(
 
 def _timm_arguments() -> dict[str, Argument]:
     """Return the arguments of timm's ViT that a configuration may set."""
+    import_timm()
     from timm.models.eva import Eva
 
     arguments = dict(arguments_of(Eva))

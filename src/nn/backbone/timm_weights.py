@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 from torch import Tensor
 
 from ...core.errors import CheckpointError, first_line
+from ...runtime.quick_imports import import_timm
 
 
 def timm_state_dict(model_name: str) -> dict[str, Tensor]:
@@ -17,6 +18,7 @@ def timm_state_dict(model_name: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if they are neither cached nor reachable; the message says why.
     """
+    import_timm()
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
 

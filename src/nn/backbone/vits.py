@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from ...core.errors import ConfigError
+from ...runtime.quick_imports import import_timm
 from .cached_rope import CachedRope
 
 if TYPE_CHECKING:  # timm takes long to import
@@ -61,6 +62,7 @@ def build_vit(name: str, *, store_periods: bool, **arguments: Any) -> Eva:
 
 def _created(name: str, arguments: dict[str, Any]) -> Eva:
     """Return timm's model of a name, with its own rotary position codes."""
+    import_timm()
     import timm
     from timm.models.eva import Eva
 
