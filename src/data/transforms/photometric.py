@@ -83,20 +83,27 @@ class RandomPhotometricDistort:
         order = rng.permutation(3)
         if not use.any():
             return
-        colour = sample.colour if sample.colour is not None else np.eye(3, 4)
-        if use[0]:
-            colour = colour * values[0]
-        if use[1] and contrast_first:
-            colour = adjust_contrast(colour, values[1], mean_rgb(sample))
-        if use[2]:
-            colour = saturation_matrix(values[2]) @ colour
-        if use[3]:
-            colour = hue_matrix(values[3]) @ colour
-        if use[1] and not contrast_first:
-            colour = adjust_contrast(colour, values[1], mean_rgb(sample))
-        if use[4]:
-            colour = colour[order]
-        sample.colour = colour
+
+        def combine(sample: Sample) -> None:
+            colour = (
+                sample.colour if sample.colour is not None else np.eye(3, 4)
+            )
+            if use[0]:
+                colour = colour * values[0]
+            if use[1] and contrast_first:
+                colour = adjust_contrast(colour, values[1], mean_rgb(sample))
+            if use[2]:
+                colour = saturation_matrix(values[2]) @ colour
+            if use[3]:
+                colour = hue_matrix(values[3]) @ colour
+            if use[1] and not contrast_first:
+                colour = adjust_contrast(colour, values[1], mean_rgb(sample))
+            if use[4]:
+                colour = colour[order]
+            sample.colour = colour
+
+        # only contrast needs the pixels, which may not be decoded yet
+        sample.when_decoded(combine)
 
 
 def mean_rgb(sample: Sample) -> np.ndarray:
