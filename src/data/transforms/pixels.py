@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from .layers import Layers
+
 REDUCTIONS = (8, 4, 2)
 """Factors by which the sides of a JPEG can be reduced while it is decoded, the largest first."""
 
@@ -13,8 +15,8 @@ REDUCTIONS = (8, 4, 2)
 class Pixels(NamedTuple):
     """Decoded pixels; a point (x, y) of the file is at (x, y) / reduction + origin in the image."""
 
-    image: Tensor
-    """`[3, h, w]` uint8, RGB."""
+    image: Tensor | Layers
+    """`[3, h, w]` uint8, RGB; or several images on one canvas, which are not drawn yet."""
     reduction: int = 1
     """Pixels of the file along each side of a pixel of the image."""
     origin: tuple[float, float] = (0.0, 0.0)

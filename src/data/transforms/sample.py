@@ -1,8 +1,8 @@
 """A sample: the decoded pixels of an image, and the accumulated transforms.
 
 Geometric transforms only move a canvas and the boxes, colour transforms only multiply a matrix. `render` then
-resamples the pixels once, directly into the batch, whatever the number of transforms. Only a mosaic creates
-new pixels, and the sample restarts with them.
+resamples the pixels once, directly into the batch, whatever the number of transforms. A mosaic is a list of
+images with their maps (`layers`), which are resampled in the same way.
 
 A large image is decoded when `render` knows how many of its pixels are needed, at a reduced size if that
 suffices (docs/decisions/0028). Coordinates remain those of the whole file.
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.contracts import Target
+from .layers import Layers
 from .pixels import Pixels, PixelSource, reduction_for
 
 PixelWindow = tuple[int, int, int, int]
@@ -42,8 +43,10 @@ class Sample:
     [[5.0, 2.5, 15.0, 7.5]]
     """
 
-    source: Tensor | PixelSource
-    """Pixels `[3, H, W]` uint8, or an image that is decoded when its pixels are needed."""
+    source: Tensor | PixelSource | Layers
+    """Pixels `[3, H, W]` uint8; an image that is decoded when its pixels are needed; or several images, which
+    are drawn by `render`.
+    """
     boxes: np.ndarray
     """`[T, 4]` float64."""
     fields: dict[str, np.ndarray]
@@ -93,7 +96,7 @@ class Sample:
         if self.boxes_read < 0:
             self.boxes_read = len(self.boxes)
         self._decoded = None
-        if isinstance(self.source, Tensor):
+        if isinstance(self.source, (Tensor, Layers)):
             self._decoded = Pixels(self.source)
         self._colour = None
         self._waiting = []
@@ -111,12 +114,14 @@ class Sample:
 
     @property
     def image(self) -> Tensor:
-        """`[3, h, w]` uint8: the pixels that are decoded, at full size if none are decoded yet.
+        """`[3, h, w]` uint8: the pixels that are decoded, at full size if none are decoded yet; of a mosaic,
+        its canvas, drawn now.
 
         `pixels` returns them at the size that a scale needs, with their position in the file.
         """
         decoded = self._decoded
-        return self.pixels().image if decoded is None else decoded.image
+        image = self.pixels().image if decoded is None else decoded.image
+        return image.whole() if isinstance(image, Layers) else image
 
     @image.setter
     def image(self, image: Tensor) -> None:
@@ -134,6 +139,15 @@ class Sample:
     def colour(self, colour: np.ndarray | None) -> None:
         self._waiting = []
         self._colour = colour
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the canvas shows the file without any transform."""
+        return (
+            self.canvas == self.file_size
+            and bool((self.scale == 1).all() and (self.shift == 0).all())
+            and self.colour is None
+        )
 
     def pixels(self, scale: float = 1.0) -> Pixels:
         """Return the pixels, decoded now unless they are already, or were at a size too small.
@@ -196,10 +210,13 @@ class Sample:
         }
 
     def restart(
-        self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]
+        self,
+        source: Tensor | Layers,
+        boxes: np.ndarray,
+        fields: dict[str, np.ndarray],
     ) -> None:
         """Restart with other pixels and boxes, without any transforms."""
-        self.source = image
+        self.source = source
         self.boxes = boxes
         self.fields = fields
         self.scale = np.ones(2)
@@ -270,13 +287,24 @@ class Sample:
         return source, target
 
     def _resample(
-        self, image: Tensor, source: PixelWindow, target: PixelWindow
+        self,
+        image: Tensor | Layers,
+        source: PixelWindow,
+        target: PixelWindow,
     ) -> Tensor:
-        """Cut the source out of the image, resize it to the target, and flip it if the canvas is mirrored."""
-        x0, y0, x1, y1 = source
-        pixels = image[None, :, y0:y1, x0:x1]
+        """Cut the source out of the image, resize it to the target, and flip it if the canvas is mirrored.
+
+        Returns:
+            `[3, h, w]`, uint8 or in the range of uint8.
+        """
         left, top, right, bottom = target
         size = (bottom - top, right - left)
+        if isinstance(image, Layers):
+            return image.draw(
+                source, size, (self.scale[0] < 0, self.scale[1] < 0)
+            )
+        x0, y0, x1, y1 = source
+        pixels = image[None, :, y0:y1, x0:x1]
         if pixels.shape[2:] != size:
             pixels = F.interpolate(
                 pixels, size, mode="bilinear", antialias=True
@@ -291,9 +319,11 @@ class Sample:
         return pixels[0]
 
     def _write(self, pixels: Tensor, out: Tensor) -> None:
-        """Apply the colour matrix to `pixels` (uint8), scale them, and write them into `out`."""
+        """Apply the colour matrix to `pixels` (0..255), scale them, and write them into `out`."""
         factor = self._factor
         if self.colour is None:
+            if pixels.is_floating_point() and not self.as_float:
+                pixels.round_()
             out.copy_(pixels)
             if factor != 1.0:
                 out.mul_(factor)
@@ -329,6 +359,15 @@ class Sample:
         )
         boxes = _mapped(in_file, factor, offset)
         return boxes.clip(np.tile(out_low, 2), np.tile(out_high, 2))
+
+    def target(self, size_hw: tuple[int, int]) -> Target:
+        """Return the target that `render` returns with this size, without resampling any pixels."""
+        height, width = size_hw
+        pixels = self.pixels(self.drawn_scale(size_hw))
+        stretch = np.array([width / self.canvas[0], height / self.canvas[1]])
+        source, target = self._snap(pixels, stretch, width, height)
+        boxes = self._final_boxes(pixels, source, target)
+        return self._target(boxes, width, height)
 
     def _target(self, boxes: np.ndarray, width: int, height: int) -> Target:
         """Return the target; boxes without area are dropped and counted."""
