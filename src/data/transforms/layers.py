@@ -1,14 +1,14 @@
 """Several images on one canvas, such as a mosaic, which are drawn directly into the batch.
 
-An image is only stored with its map to the canvas. When the size of the batch and the visible part of the
-canvas are known, its visible pixels are resized to the scale of the batch with antialiasing, and sampled once
-by the rotated grid of the result's pixels (docs/decisions/0029).
+An image is only stored with its place on the canvas, and the canvas with its rotation. When the size of the
+batch and the visible part are known, the visible pixels of each image are resized to the scale of the batch
+with antialiasing, and all of them are rotated into the batch at once (docs/decisions/0029).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,50 +16,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MARGIN = 3
-"""Pixels of the result around it whose colours can contribute to its own."""
+BAND = 96
+"""Rows of the result that are drawn at once, few enough for the processor's cache."""
+
+MARGIN = 2
+"""Pixels around the visible ones that can contribute to their colours."""
 
 MEAN_STEP = 6
 """Distance in pixels of the canvas between those of which the mean colour is computed."""
 
+_CUTS = 16
+"""Columns or rows of an image among which the one is chosen that is nearest to the edge of a drawn pixel."""
+
 
 class Layer(NamedTuple):
-    """An image, and its map p -> matrix @ p + shift to the canvas.
-
-    Positions are (x, y) in pixels; integers are the edges of pixels.
-    """
+    """An image on a canvas, before the canvas is rotated."""
 
     image: Tensor
     """`[3, h, w]` uint8."""
-    matrix: np.ndarray
-    """`[2, 2]`."""
-    shift: np.ndarray
-    """`[2]`, in pixels of the canvas."""
-
-    def then(self, scale: np.ndarray, shift: np.ndarray) -> Layer:
-        """Return the layer with p -> scale * p + shift after its map; scale and shift are `[2]`."""
-        return Layer(
-            self.image,
-            scale[:, None] * self.matrix,
-            scale * self.shift + shift,
-        )
-
-    def thinned(self, step: int) -> Layer:
-        """Return the layer with every `step`-th pixel of its image, in both directions."""
-        centre = np.array([0.5, 0.5])
-        offset = centre - step * centre
-        return Layer(
-            self.image[:, ::step, ::step],
-            step * self.matrix,
-            self.shift + self.matrix @ offset,
-        )
+    scale: tuple[float, float]
+    """Factors (x, y) from pixels of the image to the canvas."""
+    corner: tuple[float, float]
+    """Position (x, y) of the image's upper left corner."""
 
 
 class Layers:
-    """Images on a canvas, which do not overlap by more than the width of a pixel at their edges.
+    """Images on a canvas that is rotated; the images do not overlap.
 
     >>> image = torch.full((3, 4, 4), 200, dtype=torch.uint8)
-    >>> layers = Layers([Layer(image, np.eye(2), np.array([4.0, 0.0]))], (8, 4))
+    >>> layers = Layers([Layer(image, (1.0, 1.0), (4.0, 0.0))], (8, 4), np.eye(2), np.zeros(2))
     >>> layers.draw((0, 0, 8, 4), (2, 4))[0].tolist()
     [[0.0, 0.0, 200.0, 200.0], [0.0, 0.0, 200.0, 200.0]]
     """
@@ -68,17 +53,23 @@ class Layers:
         self,
         layers: Sequence[Layer],
         size: tuple[int, int],
+        matrix: np.ndarray,
+        shift: np.ndarray,
         fill: float = 0.0,
     ) -> None:
         """Store the layers.
 
         Args:
-            layers: images with their maps.
-            size: (width, height) of the canvas in pixels.
+            layers: images with their places.
+            size: (width, height) of the canvas in pixels, before and after the rotation.
+            matrix: `[2, 2]`; the canvas is moved by p -> matrix @ p + shift, (x, y) in pixels.
+            shift: `[2]`, in pixels.
             fill: grey value between and around the images, 0..255.
         """
         self.layers = tuple(layers)
         self.size = size
+        self.matrix = matrix
+        self.shift = shift
         self.fill = fill
 
     @property
@@ -87,37 +78,95 @@ class Layers:
         width, height = self.size
         return 3, height, width
 
-    def draw(
+    def bands(
         self,
         window: tuple[int, int, int, int],
         size_hw: tuple[int, int],
         mirrored: tuple[bool, bool] = (False, False),
-    ) -> Tensor:
-        """Draw a part of the canvas.
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Draw a part of the rotated canvas in bands, from top to bottom.
 
         Args:
             window: the part, xyxy in pixels of the canvas.
             size_hw: (height, width) of the result; the part is stretched to it.
             mirrored: whether the result is mirrored along x and y.
 
-        Returns:
-            `[3, height, width]` float32 in 0..255.
+        Yields:
+            The first row of a band in the result, and the band, `[3, h, width]` float32 in 0..255. It is
+            overwritten by the next one.
         """
         height, width = size_hw
         size = np.array([width, height], float)
         start = np.array(window[:2], float)
-        end = np.array(window[2:], float)
-        scale = size / (end - start)
-        shift = -start * scale
+        stretch = size / (np.array(window[2:], float) - start)
+        shift = (self.shift - start) * stretch
         for axis in range(2):
             if mirrored[axis]:
-                scale[axis] = -scale[axis]
+                stretch[axis] = -stretch[axis]
                 shift[axis] = size[axis] - shift[axis]
-        result = torch.full((3, height, width), float(self.fill))
-        for layer in self.layers:
-            _add(layer.then(scale, shift), result, self.fill)
-        # pixels of two images at their common edge can add up to more
-        return result.clamp_(0, 255)
+        matrix = stretch[:, None] * self.matrix
+        # whole pixels for half of the canvas, so that a mosaic's tiles begin between two pixels
+        half = np.array(self.size) / 2
+        scale = np.maximum(np.round(half * np.sqrt((matrix**2).sum(0))), 1)
+        scale /= half
+        matrix = matrix / scale
+        inverse = np.linalg.inv(matrix)
+        limits = np.array(self.size) * scale
+        low, high = _around(inverse, -inverse @ shift, (0, 0), size, MARGIN)
+        low = low.clip(0, limits).astype(int)
+        high = high.clip(0, np.ceil(limits)).astype(int)
+        memory = torch.empty(3, min(BAND, height), width)
+        if (high <= low).any():
+            shown = np.zeros(4, int)
+        else:
+            flat = self._flat(scale, low, high)
+            shift = shift + matrix @ low
+            first, last = _around(matrix, shift, (0, 0), high - low, 1)
+            shown = np.concatenate([first, last]).clip(0, [*size, *size])
+        left, upper, right, lower = shown.astype(int).tolist()
+        start = -inverse @ shift
+        x = torch.arange(left, right) + 0.5
+        columns = [x * inverse[axis, 0] for axis in range(2)]
+        for top in range(0, height, BAND):
+            band = memory[:, : min(BAND, height - top)]
+            begin = max(top, upper)
+            end = min(top + band.shape[1], lower)
+            inside = begin < end and left < right
+            if not inside or (end - begin, right - left) != band.shape[1:]:
+                band.fill_(self.fill)
+            if inside:
+                part = band[:, begin - top : end - top, left:right]
+                first, last = _around(inverse, start, (left, begin), (right, end), 1)
+                first = first.clip(0, high - low - 1)
+                last = last.clip(first + 1, high - low)
+                near = flat[None, :, first[1]:last[1], first[0]:last[0]].float()
+                if self.fill:
+                    near -= self.fill
+                # the coordinates -1..1 of grid_sample go from edge to edge
+                ratio = 2 / (last - first)
+                y = torch.arange(begin, end)[:, None] + 0.5
+                grid = torch.empty(2, end - begin, right - left)
+                for axis in range(2):
+                    rows = y * (inverse[axis, 1] * ratio[axis]) + ((start[axis] - first[axis]) * ratio[axis] - 1)
+                    torch.add(rows, columns[axis], alpha=ratio[axis], out=grid[axis])
+                drawn = F.grid_sample(
+                    near,
+                    grid.permute(1, 2, 0)[None],
+                    mode="bilinear",
+                    padding_mode="zeros",
+                    align_corners=False,
+                )[0]
+                torch.add(drawn, self.fill, out=part)
+            yield top, band
+
+    def draw(
+        self, window: tuple[int, int, int, int], size_hw: tuple[int, int]
+    ) -> Tensor:
+        """Draw a part of the canvas (`bands`) as one image, `[3, height, width]` float32 in 0..255."""
+        result = torch.empty(3, *size_hw)
+        for top, band in self.bands(window, size_hw):
+            result[:, top : top + band.shape[1]] = band
+        return result
 
     def whole(self) -> Tensor:
         """Return the canvas as an image, `[3, height, width]` uint8."""
@@ -126,80 +175,130 @@ class Layers:
         return drawn.round_().to(torch.uint8)
 
     def mean_rgb(self) -> np.ndarray:
-        """Return the mean colour of the canvas, `[3]` in 0..255, computed from a part of the pixels."""
-        thinned = []
-        for layer in self.layers:
-            scale = np.linalg.norm(layer.matrix, axis=0).max()
-            thinned.append(layer.thinned(max(1, int(MEAN_STEP / scale))))
+        """Return the mean colour of the rotated canvas, `[3]` in 0..255, computed from a part of the pixels."""
         width, height = self.size
-        coarse = (-(-height // MEAN_STEP), -(-width // MEAN_STEP))
-        layers = Layers(thinned, self.size, self.fill)
-        drawn = layers.draw((0, 0, width, height), coarse)
-        return drawn.mean((1, 2)).double().numpy()
+        total = np.zeros(3)
+        covered = 0.0
+        (a, b), (c, d) = self.matrix
+        growth = abs(a * d - b * c)
+        for image, scale, corner in self.layers:
+            area = growth * scale[0] * scale[1]
+            step = max(1, int(MEAN_STEP / math.sqrt(area)))
+            first = step // 2
+            pixels = image[:, first::step, first::step].numpy()
+            rows, columns = pixels.shape[1:]
+            y = (np.arange(rows) * step + first + 0.5) * scale[1] + corner[1]
+            x = (np.arange(columns) * step + first + 0.5) * scale[0] + corner[0]
+            at_x = a * x + (b * y + self.shift[0])[:, None]
+            at_y = c * x + (d * y + self.shift[1])[:, None]
+            inside = (at_x >= 0) & (at_x < width) & (at_y >= 0)
+            inside &= at_y < height
+            weight = area * step**2
+            total += weight * (pixels * inside).sum((1, 2))
+            covered += weight * np.count_nonzero(inside)
+        empty = max(width * height - covered, 0.0)
+        return (total + empty * self.fill) / (covered + empty)
+
+    def _flat(
+        self, scale: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> Tensor:
+        """Return a part of the canvas before its rotation.
+
+        Args:
+            scale: `[2]`, factors (x, y) from the canvas to pixels of the result.
+            low: `[2]`, upper left corner of the part in pixels of the result, int64.
+            high: `[2]`, lower right corner.
+
+        Returns:
+            `[3, h, w]` uint8.
+        """
+        width, height = (high - low).tolist()
+        flat = torch.full((3, height, width), self.fill, dtype=torch.uint8)
+        for layer in self.layers:
+            spans = []
+            for axis in range(2):
+                span = _seen(
+                    layer.image.shape[2 - axis],
+                    layer.scale[axis] * float(scale[axis]),
+                    layer.corner[axis] * float(scale[axis]) - float(low[axis]),
+                    (width, height)[axis],
+                )
+                spans.append(span)
+            across, down = spans
+            if across is None or down is None:
+                continue
+            part = layer.image[
+                None, :, down.first : down.last, across.first : across.last
+            ]
+            size = (down.end - down.start, across.end - across.start)
+            if part.shape[2:] != size:
+                part = F.interpolate(
+                    part, size, mode="bilinear", antialias=True
+                )
+            down.paste(across, part[0], flat)
+        return flat
 
 
-def _add(layer: Layer, result: Tensor, fill: float) -> None:
-    """Add an image minus the fill value to the pixels of the result `[3, H, W]` that show it."""
-    height, width = result.shape[1:]
-    image = layer.image
-    inverse = np.linalg.inv(layer.matrix)
-    start = -inverse @ layer.shift
-    x0, y0, x1, y1 = _bounds(
-        layer.matrix, layer.shift, image.shape[2], image.shape[1], 1
-    ).clip(0, [width, height, width, height])
-    if x1 <= x0 or y1 <= y0:
-        return
-    # the part of the image that is seen, resized to the scale of the result
-    scale = np.linalg.norm(layer.matrix, axis=0)
-    limits = [image.shape[2], image.shape[1]] * 2
-    seen = _bounds(inverse, start, width, height, MARGIN / scale)
-    left, top, right, bottom = seen.clip(0, limits)
-    if right <= left or bottom <= top:
-        return
-    part = image[None, :, top:bottom, left:right]
-    sides = np.array([right - left, bottom - top])
-    resized = np.maximum(np.round(sides * scale), 1).astype(int)
-    if (resized != sides).any():
-        part = F.interpolate(
-            part,
-            (int(resized[1]), int(resized[0])),
-            mode="bilinear",
-            antialias=True,
-        )
-    pixels = part.float().contiguous()
-    if fill:
-        pixels -= fill
-    # the coordinates -1..1 of grid_sample go from edge to edge
-    ratio = 2 / sides
-    inverse = inverse * ratio[:, None]
-    start = (start - (left, top)) * ratio - 1
-    x = torch.arange(x0, x1) + 0.5
-    y = torch.arange(y0, y1)[:, None] + 0.5
-    grid = torch.empty(2, int(y1 - y0), int(x1 - x0))
-    for axis in range(2):
-        along_x = x * inverse[axis, 0]
-        along_y = y * inverse[axis, 1] + start[axis]
-        torch.add(along_x, along_y, out=grid[axis])
-    sampled = F.grid_sample(
-        pixels,
-        grid.permute(1, 2, 0)[None],
-        mode="bilinear",
-        padding_mode="zeros",
-        align_corners=False,
-    )
-    result[:, y0:y1, x0:x1] += sampled[0]
+class _Span(NamedTuple):
+    """Columns or rows of an image, and those of the canvas that they are resized to."""
+
+    first: int
+    last: int
+    start: int
+    """Position on the canvas, which can lie beyond it."""
+    end: int
+
+    def paste(self, across: _Span, part: Tensor, canvas: Tensor) -> None:
+        """Copy a resized image into the canvas; self are the rows and `across` the columns of both."""
+        height, width = canvas.shape[1:]
+        top = max(self.start, 0)
+        left = max(across.start, 0)
+        bottom = min(self.end, height)
+        right = min(across.end, width)
+        if top < bottom and left < right:
+            canvas[:, top:bottom, left:right] = part[
+                :,
+                top - self.start : bottom - self.start,
+                left - across.start : right - across.start,
+            ]
 
 
-def _bounds(
-    matrix: np.ndarray,
-    shift: np.ndarray,
-    width: int,
-    height: int,
-    margin: float | np.ndarray,
-) -> np.ndarray:
-    """Return the whole pixels around a mapped rectangle and a margin, `[4]` xyxy, int64."""
-    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]])
+def _seen(
+    length: int, scale: float, corner: float, room: int
+) -> _Span | None:
+    """Return the part of an image along one axis that a canvas shows, or None.
+
+    The part begins and ends where the edge of one of its pixels is closest to one of the canvas.
+
+    Args:
+        length: pixels of the image.
+        scale: factor from them to those of the canvas.
+        corner: position of the first one on the canvas.
+        room: pixels of the canvas.
+    """
+    reach = 1 + 1 / scale
+    first = max(math.floor(-corner / scale - reach), 0)
+    last = min(math.ceil((room - corner) / scale + reach), length)
+    if first >= last:
+        return None
+
+    def error(at: int) -> float:
+        position = corner + scale * at
+        return abs(position - round(position))
+
+    first = min(range(first, max(first - _CUTS, -1), -1), key=error)
+    if last < length:
+        last = min(range(last, min(last + _CUTS, length + 1)), key=error)
+    start = round(corner + scale * first)
+    end = max(round(corner + scale * last), start + 1)
+    return _Span(first, last, start, end)
+
+
+def _around(
+    matrix: np.ndarray, shift: np.ndarray, low, high, margin: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the whole pixels around the image of a rectangle and a margin: lower and upper corner, `[2]`."""
+    corners = np.array([low, (high[0], low[1]), (low[0], high[1]), high])
     mapped = corners @ matrix.T + shift
-    low = np.floor(mapped.min(0) - margin)
-    high = np.ceil(mapped.max(0) + margin)
-    return np.concatenate([low, high]).astype(int)
+    low = np.floor(mapped.min(0) - margin).astype(int)
+    return low, np.ceil(mapped.max(0) + margin).astype(int)

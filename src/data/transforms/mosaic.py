@@ -162,16 +162,18 @@ class Mosaic:
         places = ((0, 0), (width, 0), (0, height), (width, height))
         canvas = (2 * width, 2 * height)
         matrix, shift = self._draw(sample.rng, *canvas)
+        factor = math.sqrt(abs(np.linalg.det(matrix)))
         layers = []
         for part, size_hw, place in zip(parts, sizes, places):
-            corner = matrix @ place + shift
-            layers.append(_layer(part, size_hw, matrix, corner))
+            layers.append(_layer(part, size_hw, place, factor))
         boxes, fields = _joined(parts, sizes, places)
         boxes, visible = moved_boxes(boxes, matrix, shift, canvas)
         kept = visible >= MIN_VISIBLE
         kept_fields = {name: values[kept] for name, values in fields.items()}
         sample.restart(
-            Layers(layers, canvas, self.fill), boxes[kept], kept_fields
+            Layers(layers, canvas, matrix, shift, self.fill),
+            boxes[kept],
+            kept_fields,
         )
         sample.is_mosaic = True
         sample.boxes_read = sum(part.boxes_read for part in parts)
@@ -211,22 +213,23 @@ class Mosaic:
 def _layer(
     part: Sample,
     size_hw: tuple[int, int],
-    matrix: np.ndarray,
-    corner: np.ndarray,
+    place: tuple[int, int],
+    factor: float,
 ) -> Layer:
-    """Return a tile of (height, width) pixels as a layer; its corner is at a point of the canvas."""
+    """Return a tile of (height, width) pixels at a place on the canvas, which is then scaled by a factor."""
     height, width = size_hw
-    file_width, file_height = part.canvas
-    to_tile = np.array([width / file_width, height / file_height])
-    factor = math.sqrt(abs(np.linalg.det(matrix)))
-    pixels = part.pixels(factor * float(to_tile.max()))
-    image = pixels.image
+    file_width, file_height = part.file_size
+    x = width / file_width
+    y = height / file_height
+    image, reduction, origin = part.pixels(factor * max(x, y))
     if not part.is_unchanged or not isinstance(image, Tensor):
         # a data set that transforms the other images itself
         image, _ = part.render(size_hw)
-        return Layer(image, matrix, corner)
-    scale = matrix * to_tile * pixels.reduction
-    return Layer(image, scale, corner - scale @ pixels.origin)
+        return Layer(image, (1.0, 1.0), place)
+    x *= reduction
+    y *= reduction
+    corner = (place[0] - x * origin[0], place[1] - y * origin[1])
+    return Layer(image, (x, y), corner)
 
 
 def _joined(

@@ -250,8 +250,7 @@ class Sample:
         if not shown or (x1 - x0, y1 - y0) != (width, height):
             out.fill_(self.fill * self._factor)
         if shown:
-            drawn = self._resample(pixels.image, source, target)
-            self._write(drawn, out[:, y0:y1, x0:x1])
+            self._draw(pixels.image, source, out[:, y0:y1, x0:x1])
         if self.normalize is not None:
             mean = torch.as_tensor(self.normalize[0], dtype=out.dtype)
             std = torch.as_tensor(self.normalize[1], dtype=out.dtype)
@@ -286,51 +285,44 @@ class Sample:
         target = (out_left, out_top, out_right, out_bottom)
         return source, target
 
-    def _resample(
-        self,
-        image: Tensor | Layers,
-        source: PixelWindow,
-        target: PixelWindow,
-    ) -> Tensor:
-        """Cut the source out of the image, resize it to the target, and flip it if the canvas is mirrored.
-
-        Returns:
-            `[3, h, w]`, uint8 or in the range of uint8.
-        """
-        left, top, right, bottom = target
-        size = (bottom - top, right - left)
+    def _draw(
+        self, image: Tensor | Layers, source: PixelWindow, out: Tensor
+    ) -> None:
+        """Cut the source out of the image, resize it to `out`, and flip it if the canvas is mirrored."""
+        height, width = out.shape[1:]
+        mirrored = (bool(self.scale[0] < 0), bool(self.scale[1] < 0))
         if isinstance(image, Layers):
-            return image.draw(
-                source, size, (self.scale[0] < 0, self.scale[1] < 0)
-            )
+            for top, band in image.bands(source, (height, width), mirrored):
+                self._write(band, out[:, top : top + band.shape[1]])
+            return
         x0, y0, x1, y1 = source
         pixels = image[None, :, y0:y1, x0:x1]
-        if pixels.shape[2:] != size:
+        if pixels.shape[2:] != (height, width):
             pixels = F.interpolate(
-                pixels, size, mode="bilinear", antialias=True
+                pixels, (height, width), mode="bilinear", antialias=True
             )
-        mirrored = []
-        if self.scale[0] < 0:
-            mirrored.append(3)
-        if self.scale[1] < 0:
-            mirrored.append(2)
-        if mirrored:
-            pixels = pixels.flip(mirrored)
-        return pixels[0]
+        flipped = []
+        if mirrored[0]:
+            flipped.append(3)
+        if mirrored[1]:
+            flipped.append(2)
+        if flipped:
+            pixels = pixels.flip(flipped)
+        self._write(pixels[0], out)
 
     def _write(self, pixels: Tensor, out: Tensor) -> None:
         """Apply the colour matrix to `pixels` (0..255), scale them, and write them into `out`."""
         factor = self._factor
         if self.colour is None:
             if pixels.is_floating_point() and not self.as_float:
-                pixels.round_()
+                pixels = pixels.round()
             out.copy_(pixels)
             if factor != 1.0:
                 out.mul_(factor)
             return
         matrix = torch.from_numpy(self.colour * factor).float()
         flat = pixels.flatten(1).float()
-        in_place = self.as_float and out.is_contiguous()
+        in_place = self.as_float and out.stride()[1:] == (out.shape[2], 1)
         destination = out.view(3, -1) if in_place else None
         mixed = torch.addmm(matrix[:, 3:], matrix[:, :3], flat, out=destination)
         mixed.clamp_(0, 255 * factor)
