@@ -176,7 +176,7 @@ class Mosaic:
         self, samples: list[Sample]
     ) -> tuple[Tensor, np.ndarray, dict[str, np.ndarray]]:
         """Return the canvas `[3, H, W]` float32 in 0..255, all boxes on it, and their fields."""
-        sizes = [self._tile_size(sample) for sample in samples]
+        sizes = [self._tile_size(sample.canvas) for sample in samples]
         height, width = map(max, zip(*sizes))
         canvas = torch.full((3, 2 * height, 2 * width), float(self.fill))
         places = ((0, 0), (width, 0), (0, height), (width, height))
@@ -196,9 +196,14 @@ class Mosaic:
         }
         return canvas, np.concatenate(boxes), joined
 
-    def _tile_size(self, sample: Sample) -> tuple[int, int]:
+    def tile_scale(self, size: tuple[int, int]) -> float:
+        """Return the larger ratio of a side of a tile to that of its image of (width, height)."""
+        height, width = self._tile_size(size)
+        return max(width / size[0], height / size[1])
+
+    def _tile_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) with the shorter side at `output_size`."""
-        width, height = sample.canvas
+        width, height = size
         shorter = cast(int, self.output_size)
         by_shorter = shorter / min(width, height)
         by_longer = LONGEST_TILE * shorter / max(width, height)
