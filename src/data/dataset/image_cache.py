@@ -332,8 +332,8 @@ class MemoryCache:
 
     The memory belongs to an unnamed file, which disappears with the last process, even if all are killed. It
     begins with the position of the first free byte and a row for each image and reduction: the position of
-    its pixels, 0 if there are none, and the head of the entry. Rows and positions are read and changed under a
-    lock that ends with its process. Pages are allocated when they are first written.
+    its pixels, 0 if there are none, and the head of the entry. Rows and positions are read and changed under
+    a lock that ends with its process. Pages are allocated when they are first written.
     """
 
     def __init__(self, images: int, limit: int) -> None:
