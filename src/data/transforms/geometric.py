@@ -164,8 +164,8 @@ def _first_with_an_object(
     """Return the first of the crops `[n, 4]` that contains the centre of a box `[T, 4]` and has a minimum IoU
     with it, or None.
 
-    Crops and boxes are xyxy. A box of area a cannot have a larger IoU than a / c with a crop of area c, so small
-    boxes are left out first.
+    Crops and boxes are xyxy. A box of area a cannot have a larger IoU than a / c with a crop of area c, so
+    small boxes are left out first.
     """
     if not len(crops):
         return None
