@@ -276,7 +276,7 @@ def test_reduced_and_turned_image_knows_where_the_file_begins(
             for line in (profile, reduced)
         ]
         edge = (found[0] + 1) / reduction + origin[axis]
-        assert abs(edge - (found[1] + 1)) <= 0.75
+        assert abs(edge - (found[1] + 1)) < 0.1
 
 
 def test_damaged_files_are_refused_alike_at_all_sizes(tmp_path, capfd):
