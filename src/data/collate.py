@@ -27,8 +27,8 @@ from .transforms.sample import Sample
 STRIDE = 32
 """Image sides are multiples of this number of pixels."""
 
-LARGE_PAGE = 2**21
-"""Bytes of a large page of memory of most processors."""
+ALWAYS_NEW = 2**25
+"""Bytes of an allocation that glibc always takes from the system instead of from memory that was freed."""
 
 FIELDS = ("boxes", "labels", "area", "iscrowd")
 """Keys of finished targets that hold one row per box."""
@@ -274,12 +274,12 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _in_large_pages(num_bytes: int, dtype: torch.dtype) -> Tensor:
-    """Return an uninitialized tensor in large pages of memory, if the system has them.
+    """Return an uninitialized tensor, which is in large pages of memory if it is large and the system has them.
 
     The system clears new memory page by page when it is first written. For a batch in pages of 4 KiB, this
     takes longer than resampling its images.
     """
-    if num_bytes < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if num_bytes < ALWAYS_NEW or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(num_bytes // dtype.itemsize, dtype=dtype)
     memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without large pages

@@ -136,10 +136,14 @@ class Layers:
                 band.fill_(self.fill)
             if inside:
                 part = band[:, begin - top : end - top, left:right]
-                first, last = _around(inverse, start, (left, begin), (right, end), 1)
+                first, last = _around(
+                    inverse, start, (left, begin), (right, end), 1
+                )
                 first = first.clip(0, high - low - 1)
                 last = last.clip(first + 1, high - low)
-                near = flat[None, :, first[1]:last[1], first[0]:last[0]].float()
+                near = flat[
+                    None, :, first[1] : last[1], first[0] : last[0]
+                ].float()
                 if self.fill:
                     near -= self.fill
                 # the coordinates -1..1 of grid_sample go from edge to edge
@@ -147,8 +151,12 @@ class Layers:
                 y = torch.arange(begin, end)[:, None] + 0.5
                 grid = torch.empty(2, end - begin, right - left)
                 for axis in range(2):
-                    rows = y * (inverse[axis, 1] * ratio[axis]) + ((start[axis] - first[axis]) * ratio[axis] - 1)
-                    torch.add(rows, columns[axis], alpha=ratio[axis], out=grid[axis])
+                    rows = y * (inverse[axis, 1] * ratio[axis]) + (
+                        (start[axis] - first[axis]) * ratio[axis] - 1
+                    )
+                    torch.add(
+                        rows, columns[axis], alpha=ratio[axis], out=grid[axis]
+                    )
                 drawn = F.grid_sample(
                     near,
                     grid.permute(1, 2, 0)[None],
@@ -263,9 +271,7 @@ class _Span(NamedTuple):
             ]
 
 
-def _seen(
-    length: int, scale: float, corner: float, room: int
-) -> _Span | None:
+def _seen(length: int, scale: float, corner: float, room: int) -> _Span | None:
     """Return the part of an image along one axis that a canvas shows, or None.
 
     The part begins and ends where the edge of one of its pixels is closest to one of the canvas.

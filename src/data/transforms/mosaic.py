@@ -157,12 +157,12 @@ class Mosaic:
         self.fit_to(None)  # raises if a missing size has not been set
         others = [sample.draw_other(sample.rng) for _ in range(3)]
         parts = [sample, *others]
-        sizes = [self._tile_size(part) for part in parts]
+        sizes = [self._tile_size(part.canvas) for part in parts]
         height, width = map(max, zip(*sizes))
         places = ((0, 0), (width, 0), (0, height), (width, height))
         canvas = (2 * width, 2 * height)
         matrix, shift = self._draw(sample.rng, *canvas)
-        factor = math.sqrt(abs(np.linalg.det(matrix)))
+        factor = math.sqrt(np.linalg.det(matrix))
         layers = []
         for part, size_hw, place in zip(parts, sizes, places):
             layers.append(_layer(part, size_hw, place, factor))
@@ -181,9 +181,14 @@ class Mosaic:
             sample.lost.update(part.lost)
         sample.lost["Mosaic"] += int((~kept).sum())
 
-    def _tile_size(self, sample: Sample) -> tuple[int, int]:
+    def tile_scale(self, size: tuple[int, int]) -> float:
+        """Return the largest scale at which an image of (width, height) can be drawn as a tile."""
+        height, width = self._tile_size(size)
+        return self.scaling[1] * max(width / size[0], height / size[1])
+
+    def _tile_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) with the shorter side at `output_size`."""
-        width, height = sample.canvas
+        width, height = size
         shorter = cast(int, self.output_size)
         by_shorter = shorter / min(width, height)
         by_longer = LONGEST_TILE * shorter / max(width, height)
@@ -249,12 +254,16 @@ def _joined(
     """
     boxes = []
     fields: dict[str, list[np.ndarray]] = {name: [] for name in parts[0].fields}
-    for part, size_hw, (x, y) in zip(parts, sizes, places):
-        target = part.target(size_hw)
-        boxes.append(target["boxes"].double().numpy() + [x, y, x, y])
-        rows = cast(dict[str, Tensor], target)
+    for part, (height, width), (x, y) in zip(parts, sizes, places):
+        size = np.array([width, height, width, height], float)
+        scaled = (part.boxes * (size / [*part.canvas, *part.canvas])).clip(
+            0, size
+        )
+        kept = (scaled[:, 2:] > scaled[:, :2]).all(1)
+        part.lost["resampling"] += int((~kept).sum())
+        boxes.append(scaled[kept] + [x, y, x, y])
         for name, values in fields.items():
-            values.append(rows[name].numpy())
+            values.append(part.fields[name][kept])
     joined = {name: np.concatenate(values) for name, values in fields.items()}
     return np.concatenate(boxes), joined
 

@@ -20,7 +20,7 @@ class Pixels(NamedTuple):
     reduction: int = 1
     """Pixels of the file along each side of a pixel of the image."""
     origin: tuple[float, float] = (0.0, 0.0)
-    """Position (x, y) of the file's (0, 0) in pixels of the image, from -1 to 1.
+    """Position (x, y) of the file's (0, 0) in pixels of the image, from 0 to below 1.
 
     It is not 0 if the image was turned and a side of the file is not a multiple of the reduction: the last
     pixels of the image as stored then extend beyond the file.

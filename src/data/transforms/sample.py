@@ -352,15 +352,6 @@ class Sample:
         boxes = _mapped(in_file, factor, offset)
         return boxes.clip(np.tile(out_low, 2), np.tile(out_high, 2))
 
-    def target(self, size_hw: tuple[int, int]) -> Target:
-        """Return the target that `render` returns with this size, without resampling any pixels."""
-        height, width = size_hw
-        pixels = self.pixels(self.drawn_scale(size_hw))
-        stretch = np.array([width / self.canvas[0], height / self.canvas[1]])
-        source, target = self._snap(pixels, stretch, width, height)
-        boxes = self._final_boxes(pixels, source, target)
-        return self._target(boxes, width, height)
-
     def _target(self, boxes: np.ndarray, width: int, height: int) -> Target:
         """Return the target; boxes without area are dropped and counted."""
         kept: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
