@@ -274,7 +274,7 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _in_large_pages(num_bytes: int, dtype: torch.dtype) -> Tensor:
-    """Return an uninitialized tensor, which is in large pages of memory if it is large and the system has them.
+    """Return an uninitialized tensor; a large one is in large pages of memory if the system has them.
 
     The system clears new memory page by page when it is first written. For a batch in pages of 4 KiB, this
     takes longer than resampling its images.

@@ -49,6 +49,10 @@ class Layers:
     [[0.0, 0.0, 200.0, 200.0], [0.0, 0.0, 200.0, 200.0]]
     """
 
+    reduction = 1
+    origin = (0.0, 0.0)
+    """Both as of `Pixels`: boxes refer to the pixels of the canvas."""
+
     def __init__(
         self,
         layers: Sequence[Layer],
@@ -72,12 +76,6 @@ class Layers:
         self.shift = shift
         self.fill = fill
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(3, height, width) of the canvas, as of an image."""
-        width, height = self.size
-        return 3, height, width
-
     def bands(
         self,
         window: tuple[int, int, int, int],
@@ -96,75 +94,37 @@ class Layers:
             overwritten by the next one.
         """
         height, width = size_hw
-        size = np.array([width, height], float)
-        start = np.array(window[:2], float)
-        stretch = size / (np.array(window[2:], float) - start)
-        shift = (self.shift - start) * stretch
-        for axis in range(2):
-            if mirrored[axis]:
-                stretch[axis] = -stretch[axis]
-                shift[axis] = size[axis] - shift[axis]
-        matrix = stretch[:, None] * self.matrix
+        to_result, shift = self._map(window, size_hw, mirrored)
         # whole pixels for half of the canvas, so that a mosaic's tiles begin between two pixels
         half = np.array(self.size) / 2
-        scale = np.maximum(np.round(half * np.sqrt((matrix**2).sum(0))), 1)
-        scale /= half
-        matrix = matrix / scale
-        inverse = np.linalg.inv(matrix)
-        limits = np.array(self.size) * scale
-        low, high = _around(inverse, -inverse @ shift, (0, 0), size, MARGIN)
-        low = low.clip(0, limits).astype(int)
-        high = high.clip(0, np.ceil(limits)).astype(int)
+        scale = np.maximum(np.round(half * _lengths(to_result)), 1) / half
+        to_result = to_result / scale
+        to_flat = np.linalg.inv(to_result)
+        start = -to_flat @ shift
+        low, high = _around(to_flat, start, (0, 0), (width, height), MARGIN)
+        limits = np.ceil(np.array(self.size) * scale - 1e-6).astype(int)
+        low = low.clip(0, limits)
+        high = high.clip(low, limits)
+        flat = self._flat(scale, low, high)
+        start = start - low
+        first, last = _around(
+            to_result, to_result @ low + shift, (0, 0), high - low, 1
+        )
+        left, upper = first.clip(0, (width, height)).tolist()
+        right, lower = last.clip(0, (width, height)).tolist()
         memory = torch.empty(3, min(BAND, height), width)
-        if (high <= low).any():
-            shown = np.zeros(4, int)
-        else:
-            flat = self._flat(scale, low, high)
-            shift = shift + matrix @ low
-            first, last = _around(matrix, shift, (0, 0), high - low, 1)
-            shown = np.concatenate([first, last]).clip(0, [*size, *size])
-        left, upper, right, lower = shown.astype(int).tolist()
-        start = -inverse @ shift
-        x = torch.arange(left, right) + 0.5
-        columns = [x * inverse[axis, 0] for axis in range(2)]
         for top in range(0, height, BAND):
             band = memory[:, : min(BAND, height - top)]
-            begin = max(top, upper)
-            end = min(top + band.shape[1], lower)
-            inside = begin < end and left < right
-            if not inside or (end - begin, right - left) != band.shape[1:]:
+            box = (left, max(top, upper), right, min(top + BAND, lower))
+            shown = flat.numel() > 0 and left < right and box[1] < box[3]
+            if not shown or (right - left, box[3] - box[1]) != (
+                width,
+                band.shape[1],
+            ):
                 band.fill_(self.fill)
-            if inside:
-                part = band[:, begin - top : end - top, left:right]
-                first, last = _around(
-                    inverse, start, (left, begin), (right, end), 1
-                )
-                first = first.clip(0, high - low - 1)
-                last = last.clip(first + 1, high - low)
-                near = flat[
-                    None, :, first[1] : last[1], first[0] : last[0]
-                ].float()
-                if self.fill:
-                    near -= self.fill
-                # the coordinates -1..1 of grid_sample go from edge to edge
-                ratio = 2 / (last - first)
-                y = torch.arange(begin, end)[:, None] + 0.5
-                grid = torch.empty(2, end - begin, right - left)
-                for axis in range(2):
-                    rows = y * (inverse[axis, 1] * ratio[axis]) + (
-                        (start[axis] - first[axis]) * ratio[axis] - 1
-                    )
-                    torch.add(
-                        rows, columns[axis], alpha=ratio[axis], out=grid[axis]
-                    )
-                drawn = F.grid_sample(
-                    near,
-                    grid.permute(1, 2, 0)[None],
-                    mode="bilinear",
-                    padding_mode="zeros",
-                    align_corners=False,
-                )[0]
-                torch.add(drawn, self.fill, out=part)
+            if shown:
+                rotated = _rotated(flat, to_flat, start, box, self.fill)
+                band[:, box[1] - top : box[3] - top, left:right] = rotated
             yield top, band
 
     def draw(
@@ -183,7 +143,7 @@ class Layers:
         return drawn.round_().to(torch.uint8)
 
     def mean_rgb(self) -> np.ndarray:
-        """Return the mean colour of the rotated canvas, `[3]` in 0..255, computed from a part of the pixels."""
+        """Return the mean colour of the rotated canvas, `[3]` in 0..255, from a part of the pixels."""
         width, height = self.size
         total = np.zeros(3)
         covered = 0.0
@@ -192,6 +152,7 @@ class Layers:
         for image, scale, corner in self.layers:
             area = growth * scale[0] * scale[1]
             step = max(1, int(MEAN_STEP / math.sqrt(area)))
+            step = min(step, *image.shape[1:])
             first = step // 2
             pixels = image[:, first::step, first::step].numpy()
             rows, columns = pixels.shape[1:]
@@ -207,6 +168,23 @@ class Layers:
         empty = max(width * height - covered, 0.0)
         return (total + empty * self.fill) / (covered + empty)
 
+    def _map(
+        self,
+        window: tuple[int, int, int, int],
+        size_hw: tuple[int, int],
+        mirrored: tuple[bool, bool],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return matrix and shift from the canvas before its rotation to a result; arguments as of `bands`."""
+        size = np.array(size_hw[::-1], float)
+        start = np.array(window[:2], float)
+        stretch = size / (np.array(window[2:], float) - start)
+        shift = (self.shift - start) * stretch
+        for axis in range(2):
+            if mirrored[axis]:
+                stretch[axis] = -stretch[axis]
+                shift[axis] = size[axis] - shift[axis]
+        return stretch[:, None] * self.matrix, shift
+
     def _flat(
         self, scale: np.ndarray, low: np.ndarray, high: np.ndarray
     ) -> Tensor:
@@ -221,7 +199,9 @@ class Layers:
             `[3, h, w]` uint8.
         """
         width, height = (high - low).tolist()
-        flat = torch.full((3, height, width), self.fill, dtype=torch.uint8)
+        flat = torch.full(
+            (3, height, width), round(self.fill), dtype=torch.uint8
+        )
         for layer in self.layers:
             spans = []
             for axis in range(2):
@@ -300,11 +280,69 @@ def _seen(length: int, scale: float, corner: float, room: int) -> _Span | None:
     return _Span(first, last, start, end)
 
 
+def _rotated(
+    flat: Tensor,
+    inverse: np.ndarray,
+    start: np.ndarray,
+    box: tuple[int, int, int, int],
+    fill: float,
+) -> Tensor:
+    """Sample a part of the result bilinearly.
+
+    Args:
+        flat: `[3, H, W]` uint8.
+        inverse: `[2, 2]`, map from the result to `flat`: inverse @ p + start, (x, y) in pixels.
+        start: `[2]`, in pixels.
+        box: the part, xyxy in pixels of the result.
+        fill: value outside `flat`.
+
+    Returns:
+        `[3, h, w]` float32 in 0..255.
+    """
+    left, top, right, bottom = box
+    # only what the part shows is converted: little enough for the processor's cache
+    first, last = _around(inverse, start, (left, top), (right, bottom), 1)
+    limits = np.array(flat.shape[:0:-1])
+    first = first.clip(0, limits - 1)
+    last = last.clip(first + 1, limits)
+    near = flat[None, :, first[1] : last[1], first[0] : last[0]].float()
+    if fill:
+        near -= fill
+    # the coordinates -1..1 of grid_sample go from edge to edge
+    ratio = 2 / (last - first)
+    to_near = inverse * ratio[:, None]
+    offset = (start - first) * ratio - 1
+    x = torch.arange(left, right) + 0.5
+    y = torch.arange(top, bottom)[:, None] + 0.5
+    grid = torch.empty(2, bottom - top, right - left)
+    for axis in range(2):
+        along_x = x * to_near[axis, 0]
+        along_y = y * to_near[axis, 1] + offset[axis]
+        torch.add(along_x, along_y, out=grid[axis])
+    sampled = F.grid_sample(
+        near,
+        grid.permute(1, 2, 0)[None],
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )[0]
+    return sampled.add_(fill) if fill else sampled
+
+
+def _lengths(matrix: np.ndarray) -> np.ndarray:
+    """Return the length of each column, `[2]`: the scale along x and y before a rotation."""
+    return np.sqrt((matrix**2).sum(0))
+
+
 def _around(
-    matrix: np.ndarray, shift: np.ndarray, low, high, margin: float
+    matrix: np.ndarray,
+    shift: np.ndarray,
+    low: tuple[float, float],
+    high: tuple[float, float] | np.ndarray,
+    margin: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the whole pixels around the image of a rectangle and a margin: lower and upper corner, `[2]`."""
+    """Return the whole pixels around a mapped rectangle and a margin: lower and upper corner, `[2]` int64."""
     corners = np.array([low, (high[0], low[1]), (low[0], high[1]), high])
     mapped = corners @ matrix.T + shift
-    low = np.floor(mapped.min(0) - margin).astype(int)
-    return low, np.ceil(mapped.max(0) + margin).astype(int)
+    lower = np.floor(mapped.min(0) - margin).astype(int)
+    return lower, np.ceil(mapped.max(0) + margin).astype(int)

@@ -1,8 +1,8 @@
 """Mosaic: four images on one canvas, for more objects per image (Dense O2O; DEIM, Huang et al., arXiv
 2412.04234).
 
-This is the only transform that needs other images. It only computes the maps of the four images to the canvas;
-`Sample.render` draws them (`layers`).
+This is the only transform that needs other images. It only computes where they are on the canvas; `layers`
+draws them, directly into the batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 import numpy as np
-from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...core.registry import register
@@ -226,11 +225,11 @@ def _layer(
     file_width, file_height = part.file_size
     x = width / file_width
     y = height / file_height
-    image, reduction, origin = part.pixels(factor * max(x, y))
-    if not part.is_unchanged or not isinstance(image, Tensor):
+    if not part.is_unchanged:
         # a data set that transforms the other images itself
         image, _ = part.render(size_hw)
         return Layer(image, (1.0, 1.0), place)
+    image, reduction, origin = part.pixels(factor * max(x, y))
     x *= reduction
     y *= reduction
     corner = (place[0] - x * origin[0], place[1] - y * origin[1])
@@ -250,7 +249,7 @@ def _joined(
         places: upper left corners (x, y) of the tiles.
 
     Returns:
-        Boxes `[T, 4]`, xyxy in pixels of the canvas before it is rotated, and the fields `[T]` of these boxes.
+        Boxes `[T, 4]`, xyxy in pixels of the canvas before its rotation, and the fields `[T]` of these boxes.
     """
     boxes = []
     fields: dict[str, list[np.ndarray]] = {name: [] for name in parts[0].fields}

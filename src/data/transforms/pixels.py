@@ -6,8 +6,6 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .layers import Layers
-
 REDUCTIONS = (8, 4, 2)
 """Factors by which the sides of a JPEG can be reduced while it is decoded, the largest first."""
 
@@ -15,8 +13,8 @@ REDUCTIONS = (8, 4, 2)
 class Pixels(NamedTuple):
     """Decoded pixels; a point (x, y) of the file is at (x, y) / reduction + origin in the image."""
 
-    image: Tensor | Layers
-    """`[3, h, w]` uint8, RGB; or several images on one canvas, which are not drawn yet."""
+    image: Tensor
+    """`[3, h, w]` uint8, RGB."""
     reduction: int = 1
     """Pixels of the file along each side of a pixel of the image."""
     origin: tuple[float, float] = (0.0, 0.0)
@@ -25,6 +23,12 @@ class Pixels(NamedTuple):
     It is not 0 if the image was turned and a side of the file is not a multiple of the reduction: the last
     pixels of the image as stored then extend beyond the file.
     """
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the image."""
+        height, width = self.image.shape[1:]
+        return width, height
 
 
 class PixelSource(Protocol):

@@ -96,7 +96,7 @@ class Sample:
         if self.boxes_read < 0:
             self.boxes_read = len(self.boxes)
         self._decoded = None
-        if isinstance(self.source, (Tensor, Layers)):
+        if isinstance(self.source, Tensor):
             self._decoded = Pixels(self.source)
         self._colour = None
         self._waiting = []
@@ -120,8 +120,7 @@ class Sample:
         `pixels` returns them at the size that a scale needs, with their position in the file.
         """
         decoded = self._decoded
-        image = self.pixels().image if decoded is None else decoded.image
-        return image.whole() if isinstance(image, Layers) else image
+        return self.pixels().image if decoded is None else decoded.image
 
     @image.setter
     def image(self, image: Tensor) -> None:
@@ -159,6 +158,8 @@ class Sample:
         Raises:
             ImageError: if the file cannot be read.
         """
+        if isinstance(self.source, Layers):
+            return Pixels(self.source.whole())
         decoded = self._decoded
         wanted = reduction_for(scale)
         if decoded is None or decoded.reduction > wanted:
@@ -181,7 +182,7 @@ class Sample:
 
     def when_decoded(self, work: Callable[[Sample], None]) -> None:
         """Call a function with this sample now, or after its pixels are decoded; it must not use `rng`."""
-        if self._decoded is None:
+        if self._decoded is None and not isinstance(self.source, Layers):
             self._waiting.append(work)
         else:
             work(self)
@@ -240,7 +241,11 @@ class Sample:
         canvas_width, canvas_height = self.canvas
         height, width = size_hw or (canvas_height, canvas_width)
         stretch = np.array([width / canvas_width, height / canvas_height])
-        pixels = self.pixels(self.drawn_scale((height, width)))
+        pixels: Pixels | Layers
+        if isinstance(self.source, Layers):
+            pixels = self.source
+        else:
+            pixels = self.pixels(self.drawn_scale((height, width)))
         source, target = self._snap(pixels, stretch, width, height)
         if out is None:
             dtype = torch.float32 if self.as_float else torch.uint8
@@ -250,7 +255,7 @@ class Sample:
         if not shown or (x1 - x0, y1 - y0) != (width, height):
             out.fill_(self.fill * self._factor)
         if shown:
-            self._draw(pixels.image, source, out[:, y0:y1, x0:x1])
+            self._draw(pixels, source, out[:, y0:y1, x0:x1])
         if self.normalize is not None:
             mean = torch.as_tensor(self.normalize[0], dtype=out.dtype)
             std = torch.as_tensor(self.normalize[1], dtype=out.dtype)
@@ -264,7 +269,11 @@ class Sample:
         return self.value_scale if self.as_float else 1.0
 
     def _snap(
-        self, pixels: Pixels, stretch: np.ndarray, width: int, height: int
+        self,
+        pixels: Pixels | Layers,
+        stretch: np.ndarray,
+        width: int,
+        height: int,
     ) -> tuple[PixelWindow, PixelWindow]:
         """Return the visible ones of the pixels and the pixels that they are drawn to, both xyxy, integers.
 
@@ -276,7 +285,7 @@ class Sample:
         if pixels.reduction > 1:
             in_file = in_file / pixels.reduction + pixels.origin
         seen = corners * stretch
-        image_height, image_width = pixels.image.shape[1:]
+        image_width, image_height = pixels.size
         left, right = _whole(in_file[:, 0], image_width)
         top, bottom = _whole(in_file[:, 1], image_height)
         out_left, out_right = _whole(seen[:, 0], width)
@@ -286,7 +295,7 @@ class Sample:
         return source, target
 
     def _draw(
-        self, image: Tensor | Layers, source: PixelWindow, out: Tensor
+        self, image: Pixels | Layers, source: PixelWindow, out: Tensor
     ) -> None:
         """Cut the source out of the image, resize it to `out`, and flip it if the canvas is mirrored."""
         height, width = out.shape[1:]
@@ -296,7 +305,7 @@ class Sample:
                 self._write(band, out[:, top : top + band.shape[1]])
             return
         x0, y0, x1, y1 = source
-        pixels = image[None, :, y0:y1, x0:x1]
+        pixels = image.image[None, :, y0:y1, x0:x1]
         if pixels.shape[2:] != (height, width):
             pixels = F.interpolate(
                 pixels, (height, width), mode="bilinear", antialias=True
@@ -332,7 +341,7 @@ class Sample:
             out.copy_(mixed.view(pixels.shape))
 
     def _final_boxes(
-        self, pixels: Pixels, source: PixelWindow, target: PixelWindow
+        self, pixels: Pixels | Layers, source: PixelWindow, target: PixelWindow
     ) -> np.ndarray:
         """Map the boxes from the canvas back to the file, and from there to the rendered image."""
         low = np.array(source[:2], float)
