@@ -174,7 +174,7 @@ class Layers:
         size_hw: tuple[int, int],
         mirrored: tuple[bool, bool],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return matrix and shift from the canvas before its rotation to a result; arguments as of `bands`."""
+        """Return matrix and shift from the canvas before its rotation to a result (`bands`)."""
         size = np.array(size_hw[::-1], float)
         start = np.array(window[:2], float)
         stretch = size / (np.array(window[2:], float) - start)
