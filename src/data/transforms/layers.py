@@ -215,9 +215,7 @@ class Layers:
             across, down = spans
             if across is None or down is None:
                 continue
-            part = layer.image[
-                None, :, down.first : down.last, across.first : across.last
-            ]
+            part = across.cut(down.cut(layer.image[None], 2), 3)
             size = (down.end - down.start, across.end - across.start)
             if part.shape[2:] != size:
                 part = F.interpolate(
@@ -235,14 +233,29 @@ class _Span(NamedTuple):
     start: int
     """Position on the canvas, which can lie beyond it."""
     end: int
+    stop: int
+    """End of the image, from which on nothing is copied to the canvas."""
+
+    def cut(self, image: Tensor, axis: int) -> Tensor:
+        """Return these columns or rows; beyond the image, the last one is repeated."""
+        length = image.shape[axis]
+        part = image.narrow(
+            axis, self.first, min(self.last, length) - self.first
+        )
+        if self.last <= length:
+            return part
+        shape = list(part.shape)
+        shape[axis] = self.last - length
+        edge = image.narrow(axis, length - 1, 1)
+        return torch.cat([part, edge.expand(shape)], axis)
 
     def paste(self, across: _Span, part: Tensor, canvas: Tensor) -> None:
         """Copy a resized image into the canvas; self are the rows and `across` the columns of both."""
         height, width = canvas.shape[1:]
         top = max(self.start, 0)
         left = max(across.start, 0)
-        bottom = min(self.end, height)
-        right = min(across.end, width)
+        bottom = min(self.stop, height)
+        right = min(across.stop, width)
         if top < bottom and left < right:
             canvas[:, top:bottom, left:right] = part[
                 :,
@@ -254,7 +267,8 @@ class _Span(NamedTuple):
 def _seen(length: int, scale: float, corner: float, room: int) -> _Span | None:
     """Return the part of an image along one axis that a canvas shows, or None.
 
-    The part begins and ends where the edge of one of its pixels is closest to one of the canvas.
+    The part begins and ends where the edge of one of its pixels is closest to one of the canvas, so that
+    resizing it moves its pixels very little.
 
     Args:
         length: pixels of the image.
@@ -270,14 +284,14 @@ def _seen(length: int, scale: float, corner: float, room: int) -> _Span | None:
 
     def error(at: int) -> float:
         position = corner + scale * at
-        return abs(position - round(position))
+        return round(abs(position - round(position)), 6)
 
     first = min(range(first, max(first - _CUTS, -1), -1), key=error)
-    if last < length:
-        last = min(range(last, min(last + _CUTS, length + 1)), key=error)
+    last = min(range(last, last + _CUTS), key=error)
     start = round(corner + scale * first)
     end = max(round(corner + scale * last), start + 1)
-    return _Span(first, last, start, end)
+    stop = max(round(corner + scale * length), start + 1)
+    return _Span(first, last, start, end, min(stop, end))
 
 
 def _rotated(

@@ -259,7 +259,8 @@ def _joined(
             0, size
         )
         kept = (scaled[:, 2:] > scaled[:, :2]).all(1)
-        part.lost["resampling"] += int((~kept).sum())
+        if not kept.all():
+            part.lost["resampling"] += int((~kept).sum())
         boxes.append(scaled[kept] + [x, y, x, y])
         for name, values in fields.items():
             values.append(part.fields[name][kept])
