@@ -329,6 +329,9 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
     def allow_bad_images(self) -> None:
         """Allow training to skip a few unreadable images. Default: the first one ends the run."""
 
+    def allow_reduced_decoding(self) -> None:
+        """Allow training to decode large images at a reduced size. Default: does nothing."""
+
     def unreadable_images(self) -> list[int]:
         """Return the positions of images that could not be read so far. Default: no positions."""
         return []

@@ -6,7 +6,9 @@ The size of a batch is chosen here, before pixels are resampled; its images are 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +26,9 @@ from .transforms.sample import Sample
 
 STRIDE = 32
 """Image sides are multiples of this number of pixels."""
+
+ALWAYS_NEW = 2**25
+"""Bytes of an allocation that glibc always takes from the system instead of from memory that was freed."""
 
 FIELDS = ("boxes", "labels", "area", "iscrowd")
 """Keys of finished targets that hold one row per box."""
@@ -260,12 +265,26 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
     A worker process allocates it in shared memory, so it need not be copied.
     """
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
+    if get_worker_info() is None:
+        return _in_large_pages(num_bytes, dtype).view(shape)
     storage = torch.UntypedStorage._new_shared(num_bytes)
     flat = torch.empty(0, dtype=dtype).set_(storage)
     return flat.view(shape)
+
+
+def _in_large_pages(num_bytes: int, dtype: torch.dtype) -> Tensor:
+    """Return an uninitialized tensor; a large one is in large pages of memory if the system has them.
+
+    The system clears new memory page by page when it is first written. For a batch in pages of 4 KiB, this
+    takes longer than resampling its images.
+    """
+    if num_bytes < ALWAYS_NEW or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(num_bytes // dtype.itemsize, dtype=dtype)
+    memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def generate_scales(base_size: int, repeat: int) -> list[int]:

@@ -67,6 +67,7 @@ def open_run_data(
     train = train_loader.dataset
     compare_categories(train, val_loader.dataset)
     train.allow_bad_images()
+    train.allow_reduced_decoding()
     parts = {"train": train, "val": val_loader.dataset}
     check_first_items(parts)
     identity = _check_data(cfg, start, seed, folder, parts)

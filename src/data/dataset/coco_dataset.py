@@ -19,10 +19,13 @@ from ...core.registry import register
 from ...runtime.distributed import barrier, is_main
 from ...runtime.log import logger
 from ..transforms.compose import Compose
+from ..transforms.sample import Sample
 from .box_formats import BoxFormat, Order, Unit
 from .coco_format import load_coco
-from .decoding import load_image
+from .decoding import ImageError, load_image
 from .detection_dataset import DetectionDataset
+from .image_cache import open_cache
+from .image_file import ImageFile
 from .image_policy import ImagePolicy
 from .label_ledger import TOO_SMALL, LabelLedger
 from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
@@ -63,6 +66,9 @@ class CocoDetection(DetectionDataset):
         box_order: Order | None = None,
         box_unit: Unit | None = None,
         bit_depth: int | None = None,
+        reduced_decoding: bool | None = None,
+        image_cache: str | None = None,
+        image_cache_gb: float | None = None,
     ) -> None:
         """Read and check the annotation file; images are not opened.
 
@@ -89,6 +95,12 @@ class CocoDetection(DetectionDataset):
                 unit.
             bit_depth: number of bits, 8 to 16, that the samples of 16-bit image files use; None means 16. Set
                 it to 12 for a sensor with 12 bits, whose images are almost black otherwise.
+            reduced_decoding: decode a JPEG at 1/2, 1/4 or 1/8 of its size if that has as many pixels as are
+                drawn. None does so in training and not in evaluation.
+            image_cache: "memory", or a folder, in which decoded images are kept for the next epochs; None
+                decodes them each time. The images and the random numbers of a run do not change.
+            image_cache_gb: maximum size of the cache in units of 10^9 bytes; in memory, for each rank. None
+                means 8.
 
         Raises:
             DataError: if the file has faults.
@@ -133,7 +145,13 @@ class CocoDetection(DetectionDataset):
             follow_links=follow_links,
             watch=watch_files,
         )
-        self.policy = ImagePolicy(self.images, bad_images, bit_depth=bit_depth)
+        self.reduced_decoding = reduced_decoding
+        self.policy = ImagePolicy(
+            self.images,
+            bad_images,
+            bit_depth=bit_depth,
+            cache=open_cache(image_cache, image_cache_gb, len(self)),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -176,6 +194,50 @@ class CocoDetection(DetectionDataset):
     def objects_in(self, image: Tensor, index: int) -> Objects:
         """Return the objects of an image; they were checked when the file was read."""
         return self.objects(index)
+
+    def sample(self, index: int) -> Sample:
+        """Apply the transforms, and decode an image as they need it, except for resampling.
+
+        An image that cannot be read is replaced as by `load_or_replace`, with the same random numbers as if
+        it were decoded before the transforms: the sample starts again, and the number of the replacement is
+        drawn first.
+        """
+        rejected = 0
+        while True:
+            rng = self.generator(index)
+            position = index
+            for _ in range(rejected):
+                position = self.policy.replacement(rng)
+            file = self._file(position)
+            sample = self.sample_of(position, file, self.objects(position), rng)
+            try:
+                self.transforms(sample, self.epoch)
+                sample.pixels(sample.drawn_scale())
+                return sample
+            except ImageError as error:
+                if error is not file.error:  # of another image of a mosaic
+                    raise
+                self.policy.reject(position, error)
+                rejected += 1
+
+    def random_sample(self, rng: np.random.Generator) -> Sample:
+        """Decode a random image for a mosaic, as large as it needs it."""
+
+        def decoded(position: int) -> Sample:
+            sample = self.sample_of(
+                position, self._file(position), self.objects(position), rng
+            )
+            sample.pixels(self.transforms.tile_scale(sample.file_size))
+            return sample
+
+        index = int(rng.integers(len(self)))
+        _, sample = self.policy.first_readable(index, rng, decoded)
+        return sample
+
+    def _file(self, index: int) -> ImageFile:
+        return ImageFile(
+            self.policy, index, may_reduce=bool(self.reduced_decoding)
+        )
 
     def load_or_replace(
         self, index: int, rng: np.random.Generator
@@ -251,6 +313,11 @@ class CocoDetection(DetectionDataset):
         Up to a thousandth of the images may be replaced, unless `bad_images` is set.
         """
         self.policy.allow()
+
+    def allow_reduced_decoding(self) -> None:
+        """Decode large images at a reduced size, unless `reduced_decoding` is set."""
+        if self.reduced_decoding is None:
+            self.reduced_decoding = True
 
     def report_images(self) -> None:
         """Log news about images that were decoded; all ranks call this together (`ImagePolicy.report`)."""

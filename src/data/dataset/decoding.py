@@ -1,7 +1,7 @@
 """Decoding of image files as they are displayed: 8-bit RGB, upright, whatever the mode of the file.
 
-Plain JPEG files are decoded by torchvision, all others by Pillow, which supports more modes. `picture.py`
-defines the result.
+Ordinary JPEG files are decoded by torchvision (`jpeg.py`), all others by Pillow, which supports more modes.
+`picture.py` defines the result.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from torch import Tensor
 from ...core.errors import DataError, first_line
 from ...core.paths import open_regular
 from ...runtime.limits import is_system_limit
-from .jpeg_decoder import find_jpeg_decoder
+from ..transforms.pixels import Pixels
+from .jpeg import Decoded, decode_ordinary_jpeg
 from .picture import (
     ImageFlag,
     PictureError,
     header_sizes,
     picture_of,
 )
-
-decode_jpeg = find_jpeg_decoder()
-"""Decoder of plain JPEG files; without it, Pillow decodes everything, at half the speed."""
 
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels; larger images are not decoded (Pillow's limit against decompression bombs)."""
@@ -117,6 +115,32 @@ def inspect_image(
         ImageError: if the file is missing, damaged, too large, or has a mode without a defined range.
         ImageSizeError: if the image has another size than `expected_wh`.
     """
+    pixels, flags = inspect_reduced(
+        path, expected_wh, check, before_decoding, bit_depth=bit_depth
+    )
+    return pixels.image, flags
+
+
+def inspect_reduced(
+    path: str | Path,
+    expected_wh: tuple[int, int] | None = None,
+    check: Callable[[os.stat_result], None] = lambda _: None,
+    before_decoding: Callable[[int], None] = lambda _: None,
+    *,
+    bit_depth: int | None = None,
+    reduction: int = 1,
+) -> tuple[Pixels, ImageFlag]:
+    """Decode an image as `inspect_image` does, at a reduced size if it is an ordinary JPEG.
+
+    The size of the whole image is compared with that of the labels.
+
+    Args:
+        path, expected_wh, check, before_decoding, bit_depth: as for `inspect_image`, with the same errors.
+        reduction: factor by which the sides may be reduced: 1, 2, 4 or 8.
+
+    Returns:
+        The pixels and the flags.
+    """
     try:
         with open_regular(path) as file:
             check(os.fstat(file.fileno()))
@@ -129,21 +153,22 @@ def inspect_image(
         ) from None
     if not raw:
         raise ImageError(f"image {path} is empty (0 bytes)")
-    image = None
-    flags = ImageFlag(0)
-    if decode_jpeg and raw[:3] == b"\xff\xd8\xff":
-        image = _decode_plain_jpeg(raw, before_decoding)
-    if image is None:
+    decoded = decode_ordinary_jpeg(
+        raw, MAX_PIXELS, expected_wh, before_decoding, reduction
+    )
+    if decoded is None:
         image, flags = _decode_any(
             raw, path, expected_wh, before_decoding, bit_depth
         )
-    height, width = image.shape[1:]
-    if expected_wh is not None and (width, height) != tuple(expected_wh):
+        height, width = image.shape[1:]
+        decoded = Decoded(Pixels(image), (width, height), flags)
+    size = decoded.size
+    if expected_wh is not None and size != tuple(expected_wh):
         raise ImageSizeError(
-            f"image {path} has {width} x {height} pixels but its labels were made for "
+            f"image {path} has {size[0]} x {size[1]} pixels but its labels were made for "
             f"{expected_wh[0]} x {expected_wh[1]}"
         )
-    return image, flags
+    return decoded.pixels, decoded.flags
 
 
 def image_from_pil(
@@ -178,62 +203,6 @@ def inspect_pil(
             f"image {name} is damaged: {first_line(error)}"
         ) from None
     return torch.from_numpy(pixels).permute(2, 0, 1), flags
-
-
-def _decode_plain_jpeg(
-    raw: bytes, before_decoding: Callable[[int], None]
-) -> Tensor | None:
-    """Decode a grey or YCbCr JPEG without an orientation.
-
-    Returns None for all other files, which Pillow decodes.
-    """
-    pixels = _plain_jpeg_pixels(raw)
-    if not pixels or decode_jpeg is None:
-        return None
-    before_decoding(pixels)
-    buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-    try:
-        return decode_jpeg(buffer)
-    except RuntimeError:
-        return None  # Pillow reports the reason
-
-
-def _plain_jpeg_pixels(raw: bytes) -> int:
-    """Return the number of pixels of a JPEG that is grey or YCbCr and has no data about its orientation.
-
-    Return 0 for any other JPEG, and for one that is too large. All segments before the pixels are considered,
-    because Exif data and XMP can follow any others.
-    """
-    components = None
-    pixels = 0
-    at = 2
-    while at + 10 < len(raw) and raw[at] == 0xFF:
-        marker = raw[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if marker == _JPEG_PIXELS:
-            return pixels if components in (1, 3) else 0
-        end = at + 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
-        if marker == _JPEG_APP1:
-            if raw.startswith(_EXIF, at + 4):
-                return 0
-            if raw.find(b"tiff:Orientation", at + 4, end) >= 0:
-                return 0
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = int.from_bytes(raw[at + 5 : at + 7], "big")
-            width = int.from_bytes(raw[at + 7 : at + 9], "big")
-            pixels = height * width
-            if pixels > MAX_PIXELS:
-                return 0
-            components = raw[at + 9]
-        at = end
-    return 0
-
-
-_JPEG_APP1 = 0xE1
-_JPEG_PIXELS = 0xDA
-_EXIF = b"Exif\0\0"
 
 
 def _decode_any(

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...core.contracts import DetectionData, Objects, Picture, Target
 from ...core.own_data import call, check_boxes_inside, check_image, place
 from ..transforms.compose import Compose
+from ..transforms.pixels import PixelSource
 from ..transforms.sample import Sample
 
 
@@ -72,9 +73,30 @@ class DetectionDataset(DetectionData):
             rng: random generator; None derives one from (seed, epoch, index).
         """
         if rng is None:
-            rng = np.random.default_rng([self.seed, self.epoch, index])
+            rng = self.generator(index)
         index, image = self.load_or_replace(index, rng)
         objects = self.objects_in(image, index)
+        return self.sample_of(index, image, objects, rng)
+
+    def generator(self, index: int) -> np.random.Generator:
+        """Return the random generator of an image in this epoch."""
+        return np.random.default_rng([self.seed, self.epoch, index])
+
+    def sample_of(
+        self,
+        index: int,
+        source: Tensor | PixelSource,
+        objects: Objects,
+        rng: np.random.Generator,
+    ) -> Sample:
+        """Return the sample of an image, without the objects that are ignored.
+
+        Args:
+            index: position of the image.
+            source: its pixels, or what decodes them later.
+            objects: all its objects.
+            rng: random generator of the sample.
+        """
         boxes = objects.boxes.detach().double().numpy()
         kept = np.ones(len(boxes), bool)
         if objects.ignored is not None:
@@ -89,14 +111,16 @@ class DetectionDataset(DetectionData):
             "area": areas.astype(np.float32)[kept],
             "iscrowd": np.zeros(np.count_nonzero(kept), np.int64),
         }
-        height, width = image.shape[1:]
         info = {
             "image_id": torch.tensor([int(self.image_id(index))]),
-            "orig_size": torch.tensor([width, height]),
             "idx": torch.tensor([index]),
             "image_path": str(self.image_path(index)),
         }
-        return Sample(image, boxes[kept], fields, info, rng, self.random_sample)
+        sample = Sample(
+            source, boxes[kept], fields, info, rng, self.random_sample
+        )
+        info["orig_size"] = torch.tensor(sample.file_size)
+        return sample
 
     def objects_in(self, image: Tensor, index: int) -> Objects:
         """Return the objects of an image, checked against the contract and the size of the image."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import partial
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,13 +13,16 @@ from torch import Tensor
 from ...core.errors import DataError
 from ...core.fault_lists import FAULTS_SHOWN, listed
 from ...runtime.log import logger
+from ..transforms.pixels import Pixels
 from .decoding import (
     ImageChangedError,
     ImageError,
     ImageSizeError,
     inspect_image,
+    inspect_reduced,
     load_image,
 )
+from .image_cache import Entry, ImageCache, Key
 from .image_flags import ImageFlags
 from .listed_images import ListedImages
 from .picture import FLAG_TEXTS, ImageFlag
@@ -28,6 +32,8 @@ BAD_IMAGES = 0.001
 
 TRIED_IMAGES = 8
 """Number of 16-bit images that are decoded before a run, to find a low range of their samples."""
+
+T = TypeVar("T")
 
 _RANGES = ImageFlag.LOW_RANGE | ImageFlag.FULL_RANGE
 
@@ -49,6 +55,7 @@ class ImagePolicy:
         bad_images: float | None,
         *,
         bit_depth: int | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         """Store the arguments.
 
@@ -56,10 +63,12 @@ class ImagePolicy:
             images: images to read.
             bad_images: fraction of them that may be unreadable, from 0 to below 1; None if it is not set.
             bit_depth: number of bits that the samples of 16-bit files use; None means 16.
+            cache: cache of decoded images.
         """
         self.images = images
         self.bad_images = bad_images
         self.bit_depth = bit_depth
+        self.cache = cache
         self.flags = ImageFlags(len(images))
 
     def allow(self) -> None:
@@ -83,36 +92,119 @@ class ImagePolicy:
         return int((self.bad_images or 0) * len(self.images) + tolerance)
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Decode an image, or random others drawn by `rng` until one is readable.
+        """Decode an image, or random others drawn by `rng` until one is readable (`first_readable`).
 
         Returns:
-            The index and the pixels of the image that was decoded.
+            The index and the pixels of the image that was decoded, `[3, H, W]` uint8.
+        """
+        return self.first_readable(
+            index, rng, lambda position: self.decode(position).image
+        )
+
+    def first_readable(
+        self, index: int, rng: np.random.Generator, read: Callable[[int], T]
+    ) -> tuple[int, T]:
+        """Read an image, or random others drawn by `rng` until one is readable.
+
+        Args:
+            index: position of the image.
+            rng: random generator.
+            read: function that gets a position and decodes the image with `decode`.
+
+        Returns:
+            The position of the image that was read, and the result of `read`.
 
         Raises:
-            ImageError: if the image cannot be read and no image may be unreadable; and always if labels or
-                files were changed.
-            DataError: if too many images are unreadable.
+            ImageError: as for `reject`.
+            DataError: as for `reject`.
         """
         while True:
-            self.flags.begin(index)
-            check = partial(self.images.check_unchanged, index)
-            path = self.images.path(index)
-            size = self.images.size(index)
             try:
-                image, flags = inspect_image(
-                    path, size, check, bit_depth=self.bit_depth
-                )
-            except (ImageSizeError, ImageChangedError):
-                raise  # the image is readable, but its labels are wrong or somebody changes the data
+                return index, read(index)
             except ImageError as error:
-                if not self.bad_images:
-                    raise
-                self.flags.add(index, ImageFlag.UNREADABLE)
-                self.limit(f"; the last: {error}")
-                index = int(rng.integers(len(self.images)))
-            else:
-                self.flags.add(index, flags)
-                return index, image
+                self.reject(index, error)
+                index = self.replacement(rng)
+
+    def replacement(self, rng: np.random.Generator) -> int:
+        """Draw the position of an image that replaces an unreadable one."""
+        return int(rng.integers(len(self.images)))
+
+    def reject(self, index: int, error: ImageError) -> None:
+        """Count an image as unreadable.
+
+        Args:
+            index: position of the image.
+            error: reason.
+
+        Raises:
+            ImageError: if no image may be unreadable; and always if labels or files were changed.
+            DataError: if too many images are unreadable.
+        """
+        # the image is readable, but its labels are wrong or somebody changes the data
+        is_changed = isinstance(error, (ImageSizeError, ImageChangedError))
+        if is_changed or not self.bad_images:
+            raise error
+        self.flags.add(index, ImageFlag.UNREADABLE)
+        self.limit(f"; the last: {error}")
+
+    def decode(self, index: int, reduction: int = 1) -> Pixels:
+        """Decode an image, or take it from the cache, and record its flags.
+
+        Args:
+            index: position of the image.
+            reduction: factor by which the sides may be reduced: 1, 2, 4 or 8.
+
+        Raises:
+            ImageError: if the file cannot be read.
+        """
+        self.flags.begin(index)
+        if self.cache is None:
+            entry, _ = self._decode(index, reduction)
+        else:
+            entry = self._cached(self.cache, index, reduction)
+        self.flags.add(index, entry.flags)
+        return entry.pixels
+
+    def _cached(self, cache: ImageCache, index: int, reduction: int) -> Entry:
+        path = self.images.path(index)
+        key = Key(
+            index,
+            str(path),
+            self.images.size(index),
+            self.bit_depth,
+            reduction,
+        )
+        try:
+            status = os.stat(path)
+        except OSError:  # decoding reports the reason
+            entry, _ = self._decode(index, reduction)
+            return entry
+        cached = cache.get(key, status)
+        if cached is not None:
+            self.images.check_unchanged(index, status)
+            return cached
+        entry, opened = self._decode(index, reduction)
+        cache.put(key, opened, entry)
+        return entry
+
+    def _decode(
+        self, index: int, reduction: int
+    ) -> tuple[Entry, os.stat_result]:
+        """Return a decoded image, and the status that its file had when it was opened."""
+        opened: list[os.stat_result] = []
+
+        def check(now: os.stat_result) -> None:
+            opened.append(now)
+            self.images.check_unchanged(index, now)
+
+        pixels, flags = inspect_reduced(
+            self.images.path(index),
+            self.images.size(index),
+            check,
+            bit_depth=self.bit_depth,
+            reduction=reduction,
+        )
+        return Entry(pixels, flags), opened[0]
 
     def try_deep_images(self) -> None:
         """Decode a few 16-bit images, and flag them if all their samples are low."""

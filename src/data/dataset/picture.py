@@ -37,7 +37,7 @@ LOW_RANGE_LIMIT = 1 << 14
 STRIP_PIXELS = 1 << 22
 """Number of pixels, about, of the strips in which large images are converted, to save memory."""
 
-_SWAPPING = (5, 6, 7, 8)
+SWAPPING = (5, 6, 7, 8)
 """Orientations that swap width and height."""
 
 _TO_UPRIGHT = {
@@ -225,7 +225,7 @@ def header_sizes(
     """Return (width, height) as stored and upright, of an image that is opened and not loaded."""
     stored = stored_size(image)
     width, height = stored
-    if orientation_of(image) in _SWAPPING:
+    if orientation_of(image) in SWAPPING:
         return stored, (height, width)
     return stored, stored
 

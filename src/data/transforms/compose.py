@@ -140,6 +140,13 @@ class Compose:
                 return op.size
         return None
 
+    def tile_scale(self, size: tuple[int, int]) -> float:
+        """Return the largest scale at which a Mosaic draws another image of (width, height)."""
+        for op in self.ops:
+            if isinstance(op, Mosaic):
+                return op.tile_scale(size)
+        return 1.0
+
     def __call__(self, sample: Sample, epoch: int = 0) -> Sample:
         """Apply the transforms that are scheduled in `epoch`, and return the sample."""
         for transform in self.ops:

@@ -146,31 +146,51 @@ class RandomIoUCrop:
         fits = (
             positive & (aspect >= self.aspect[0]) & (aspect <= self.aspect[1])
         )
-        fits &= _contains_an_object(crops, sample.boxes, min_iou)
-        return crops[fits.argmax()] if fits.any() else None
+        crops = crops[fits]
+        first = _first_with_an_object(crops, sample.boxes, min_iou)
+        return None if first is None else crops[first]
 
 
-def _contains_an_object(
+PAIRS_AT_ONCE = 4096
+"""Number, about, of pairs of crops and boxes that are compared before the next crops are considered."""
+
+_ROUNDING = 1 - 1e-9
+"""Factor that makes a limit tolerant of rounding errors."""
+
+
+def _first_with_an_object(
     crops: np.ndarray, boxes: np.ndarray, min_iou: float
-) -> np.ndarray:
-    """Return a mask `[n]` of the crops `[n, 4]` that contain the centre of a box `[T, 4]` and have a minimum
-    IoU with it.
+) -> int | None:
+    """Return the first of the crops `[n, 4]` that contains the centre of a box `[T, 4]` and has a minimum IoU
+    with it, or None.
 
-    Crops and boxes are xyxy.
+    Crops and boxes are xyxy. A box of area a cannot have a larger IoU than a / c with a crop of area c, so
+    small boxes are left out first.
     """
-    starts = boxes[:, :2]
-    ends = boxes[:, 2:]
-    crop_starts = crops[:, None, :2]
-    crop_ends = crops[:, None, 2:]
-    centres = (starts + ends) / 2
-    inside = ((centres > crop_starts) & (centres < crop_ends)).all(2)  # [n, T]
-    low = np.maximum(starts, crop_starts)
-    high = np.minimum(ends, crop_ends)
-    overlap = (high - low).clip(0).prod(2)
-    areas = (ends - starts).prod(1)
-    crop_areas = (crops[:, 2:] - crops[:, :2]).prod(1)
-    iou = overlap / (areas + crop_areas[:, None] - overlap)
-    return (inside & (iou >= min_iou)).any(1)
+    if not len(crops):
+        return None
+    crop_areas = (crops[:, 2] - crops[:, 0]) * (crops[:, 3] - crops[:, 1])
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    is_possible = areas >= min_iou * crop_areas.min() * _ROUNDING
+    areas = areas[is_possible]
+    if not len(areas):
+        return None
+    left, top, right, bottom = boxes[is_possible].T
+    x = (left + right) / 2
+    y = (top + bottom) / 2
+    step = max(1, PAIRS_AT_ONCE // len(areas))
+    for begin in range(0, len(crops), step):
+        block = slice(begin, begin + step)
+        x0, y0, x1, y1 = crops[block].T[..., None]  # [n, 1] each
+        inside = (x > x0) & (x < x1) & (y > y0) & (y < y1)  # [n, T]
+        width = np.minimum(right, x1) - np.maximum(left, x0)
+        height = np.minimum(bottom, y1) - np.maximum(top, y0)
+        overlap = width.clip(0) * height.clip(0)
+        iou = overlap / (areas + crop_areas[block, None] - overlap)
+        suitable = (inside & (iou >= min_iou)).any(1)
+        if suitable.any():
+            return begin + int(suitable.argmax())
+    return None
 
 
 @register()

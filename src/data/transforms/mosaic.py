@@ -1,8 +1,8 @@
 """Mosaic: four images on one canvas, for more objects per image (Dense O2O; DEIM, Huang et al., arXiv
 2412.04234).
 
-This is the only transform that needs other images, and the only one that resamples before the end: a sample
-stores only scale and shift, and no rotation.
+This is the only transform that needs other images. It only computes where they are on the canvas; `layers`
+draws them, directly into the batch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...core.registry import register
 from ...runtime.log import logger
+from .layers import Layer, Layers
 from .sample import Sample
 
 MIN_VISIBLE = 0.1
@@ -158,47 +156,38 @@ class Mosaic:
         self.fit_to(None)  # raises if a missing size has not been set
         others = [sample.draw_other(sample.rng) for _ in range(3)]
         parts = [sample, *others]
-        canvas, boxes, fields = self._paste(parts)
-        height, width = canvas.shape[1:]
-        matrix, shift = self._draw(sample.rng, width, height)
-        image = warp(canvas, matrix, shift, self.fill)
-        boxes, visible = moved_boxes(boxes, matrix, shift, (width, height))
+        sizes = [self._tile_size(part.canvas) for part in parts]
+        height, width = map(max, zip(*sizes))
+        places = ((0, 0), (width, 0), (0, height), (width, height))
+        canvas = (2 * width, 2 * height)
+        matrix, shift = self._draw(sample.rng, *canvas)
+        factor = math.sqrt(np.linalg.det(matrix))
+        layers = []
+        for part, size_hw, place in zip(parts, sizes, places):
+            layers.append(_layer(part, size_hw, place, factor))
+        boxes, fields = _joined(parts, sizes, places)
+        boxes, visible = moved_boxes(boxes, matrix, shift, canvas)
         kept = visible >= MIN_VISIBLE
         kept_fields = {name: values[kept] for name, values in fields.items()}
-        sample.restart(image, boxes[kept], kept_fields)
+        sample.restart(
+            Layers(layers, canvas, matrix, shift, self.fill),
+            boxes[kept],
+            kept_fields,
+        )
         sample.is_mosaic = True
         sample.boxes_read = sum(part.boxes_read for part in parts)
         for part in others:
             sample.lost.update(part.lost)
         sample.lost["Mosaic"] += int((~kept).sum())
 
-    def _paste(
-        self, samples: list[Sample]
-    ) -> tuple[Tensor, np.ndarray, dict[str, np.ndarray]]:
-        """Return the canvas `[3, H, W]` float32 in 0..255, all boxes on it, and their fields."""
-        sizes = [self._tile_size(sample) for sample in samples]
-        height, width = map(max, zip(*sizes))
-        canvas = torch.full((3, 2 * height, 2 * width), float(self.fill))
-        places = ((0, 0), (width, 0), (0, height), (width, height))
-        boxes = []
-        fields: dict[str, list[np.ndarray]] = {
-            name: [] for name in samples[0].fields
-        }
-        for sample, (h, w), (x, y) in zip(samples, sizes, places):
-            tile = canvas[:, y : y + h, x : x + w]
-            _, target = sample.render((h, w), tile)
-            boxes.append(target["boxes"].double().numpy() + [x, y, x, y])
-            rows = cast(dict[str, Tensor], target)
-            for name, values in fields.items():
-                values.append(rows[name].numpy())
-        joined = {
-            name: np.concatenate(values) for name, values in fields.items()
-        }
-        return canvas, np.concatenate(boxes), joined
+    def tile_scale(self, size: tuple[int, int]) -> float:
+        """Return the largest scale at which an image of (width, height) can be drawn as a tile."""
+        height, width = self._tile_size(size)
+        return self.scaling[1] * max(width / size[0], height / size[1])
 
-    def _tile_size(self, sample: Sample) -> tuple[int, int]:
+    def _tile_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) with the shorter side at `output_size`."""
-        width, height = sample.canvas
+        width, height = size
         shorter = cast(int, self.output_size)
         by_shorter = shorter / min(width, height)
         by_longer = LONGEST_TILE * shorter / max(width, height)
@@ -225,43 +214,58 @@ class Mosaic:
         return matrix, centre - matrix @ centre + translation
 
 
-def warp(
-    image: Tensor, matrix: np.ndarray, shift: np.ndarray, fill: float = 0
-) -> Tensor:
-    """Resample an image bilinearly, so that a point p moves to matrix @ p + shift.
+def _layer(
+    part: Sample,
+    size_hw: tuple[int, int],
+    place: tuple[int, int],
+    factor: float,
+) -> Layer:
+    """Return a tile of (height, width) pixels at a place on the canvas, which is then scaled by a factor."""
+    height, width = size_hw
+    file_width, file_height = part.file_size
+    x = width / file_width
+    y = height / file_height
+    if not part.is_unchanged:
+        # a data set that transforms the other images itself
+        image, _ = part.render(size_hw)
+        return Layer(image, (1.0, 1.0), place)
+    image, reduction, origin = part.pixels(factor * max(x, y))
+    x *= reduction
+    y *= reduction
+    corner = (place[0] - x * origin[0], place[1] - y * origin[1])
+    return Layer(image, (x, y), corner)
 
-    >>> image = torch.arange(3.0).expand(3, 1, 3).clone()
-    >>> warp(image, np.eye(2), np.array([1.0, 0.0]))[0].tolist()
-    [[0, 0, 1]]
+
+def _joined(
+    parts: Sequence[Sample],
+    sizes: Sequence[tuple[int, int]],
+    places: Sequence[tuple[int, int]],
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the boxes of all tiles, and their fields.
 
     Args:
-        image: `[3, H, W]` float32 in 0..255; it is overwritten.
-        matrix: `[2, 2]`, (x, y) in pixels; integers are the edges of pixels.
-        shift: `[2]` in pixels.
-        fill: value outside the image.
+        parts: samples, whose boxes are in pixels of their files.
+        sizes: (height, width) of their tiles.
+        places: upper left corners (x, y) of the tiles.
 
     Returns:
-        `[3, H, W]` uint8.
+        Boxes `[T, 4]`, xyxy in pixels of the canvas before its rotation, and the fields `[T]` of these boxes.
     """
-    height, width = image.shape[1:]
-    half = np.array([width, height]) / 2
-    inverse = np.linalg.inv(matrix)
-    # the coordinates -1..1 of grid_sample go from edge to edge
-    start = -inverse @ shift / half - 1
-    inverse = inverse / half[:, None]
-    x = torch.arange(width) + 0.5
-    y = torch.arange(height)[:, None] + 0.5
-    grid = torch.empty(1, height, width, 2)
-    for axis in range(2):
-        along_x = x * inverse[axis, 0]
-        along_y = y * inverse[axis, 1] + start[axis]
-        torch.add(along_x, along_y, out=grid[0, ..., axis])
-    images = image.sub_(fill)[None]
-    sampled = F.grid_sample(
-        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
-    )[0]
-    # + 0.5 rounds, because the conversion truncates
-    return sampled.add_(fill + 0.5).to(torch.uint8)
+    boxes = []
+    fields: dict[str, list[np.ndarray]] = {name: [] for name in parts[0].fields}
+    for part, (height, width), (x, y) in zip(parts, sizes, places):
+        size = np.array([width, height, width, height], float)
+        scaled = (part.boxes * (size / [*part.canvas, *part.canvas])).clip(
+            0, size
+        )
+        kept = (scaled[:, 2:] > scaled[:, :2]).all(1)
+        if not kept.all():
+            part.lost["resampling"] += int((~kept).sum())
+        boxes.append(scaled[kept] + [x, y, x, y])
+        for name, values in fields.items():
+            values.append(part.fields[name][kept])
+    joined = {name: np.concatenate(values) for name, values in fields.items()}
+    return np.concatenate(boxes), joined
 
 
 def moved_boxes(

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...core.errors import ConfigError
 from ...core.registry import register
+from .layers import Layers
 from .sample import GREY_WEIGHTS, Sample
 
 _GREY_AXIS_CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
@@ -83,32 +84,42 @@ class RandomPhotometricDistort:
         order = rng.permutation(3)
         if not use.any():
             return
-        colour = sample.colour if sample.colour is not None else np.eye(3, 4)
-        if use[0]:
-            colour = colour * values[0]
-        if use[1] and contrast_first:
-            colour = adjust_contrast(colour, values[1], mean_rgb(sample))
-        if use[2]:
-            colour = saturation_matrix(values[2]) @ colour
-        if use[3]:
-            colour = hue_matrix(values[3]) @ colour
-        if use[1] and not contrast_first:
-            colour = adjust_contrast(colour, values[1], mean_rgb(sample))
-        if use[4]:
-            colour = colour[order]
-        sample.colour = colour
+
+        def combine(sample: Sample) -> None:
+            colour = (
+                sample.colour if sample.colour is not None else np.eye(3, 4)
+            )
+            if use[0]:
+                colour = colour * values[0]
+            if use[1] and contrast_first:
+                colour = adjust_contrast(colour, values[1], mean_rgb(sample))
+            if use[2]:
+                colour = saturation_matrix(values[2]) @ colour
+            if use[3]:
+                colour = hue_matrix(values[3]) @ colour
+            if use[1] and not contrast_first:
+                colour = adjust_contrast(colour, values[1], mean_rgb(sample))
+            if use[4]:
+                colour = colour[order]
+            sample.colour = colour
+
+        # only contrast needs the pixels, which may not be decoded yet
+        sample.when_decoded(combine)
 
 
 def mean_rgb(sample: Sample) -> np.ndarray:
-    """Return the mean colour of an image, `[3]` in 0..255; large images are subsampled by up to four.
+    """Return the mean colour of an image, `[3]` in 0..255; large images and mosaics are subsampled.
 
     >>> image = torch.full((3, 20, 40), 7, dtype=torch.uint8)
     >>> mean_rgb(Sample(image, np.zeros((0, 4)), {}, {}, np.random.default_rng(0))).tolist()
     [7.0, 7.0, 7.0]
     """
-    shorter_side = min(sample.image.shape[1:])
+    if isinstance(sample.source, Layers):
+        return sample.source.mean_rgb()
+    image = sample.image
+    shorter_side = min(image.shape[1:])
     step = min(4, max(1, shorter_side // 120))
-    pixels = sample.image[:, ::step, ::step]
+    pixels = image[:, ::step, ::step]
     return pixels.float().mean((1, 2)).double().numpy()
 
 

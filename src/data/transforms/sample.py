@@ -1,8 +1,11 @@
 """A sample: the decoded pixels of an image, and the accumulated transforms.
 
 Geometric transforms only move a canvas and the boxes, colour transforms only multiply a matrix. `render` then
-resamples the pixels once, directly into the batch, whatever the number of transforms. Only a mosaic creates
-new pixels, and the sample restarts with them.
+resamples the pixels once, directly into the batch, whatever the number of transforms. A mosaic is a list of
+images with their maps (`layers`), which are resampled in the same way.
+
+A large image is decoded when `render` knows how many of its pixels are needed, at a reduced size if that
+suffices (docs/decisions/0028). Coordinates remain those of the whole file.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.contracts import Target
+from .layers import Layers
+from .pixels import Pixels, PixelSource, reduction_for
 
 PixelWindow = tuple[int, int, int, int]
 """Whole pixels of an image, xyxy."""
@@ -38,8 +43,10 @@ class Sample:
     [[5.0, 2.5, 15.0, 7.5]]
     """
 
-    image: Tensor
-    """`[3, h, w]` uint8, as decoded."""
+    source: Tensor | PixelSource | Layers
+    """Pixels `[3, H, W]` uint8; an image that is decoded when its pixels are needed; or several images, which
+    are drawn by `render`.
+    """
     boxes: np.ndarray
     """`[T, 4]` float64."""
     fields: dict[str, np.ndarray]
@@ -57,15 +64,15 @@ class Sample:
     canvas: tuple[int, int] = (0, 0)
     """(width, height) in pixels."""
     scale: np.ndarray = field(default_factory=lambda: np.ones(2))
-    """Factors (x, y) from pixels of the file to the canvas; negative if mirrored."""
+    """Factors (x, y) from pixels of the file to the canvas; negative if mirrored. The file has full size,
+    even if its pixels are decoded at a reduced size (`pixels`).
+    """
     shift: np.ndarray = field(default_factory=lambda: np.zeros(2))
     """Position of the file's (0, 0) on the canvas."""
     visible: np.ndarray = field(default_factory=lambda: np.zeros(4))
     """The part of the canvas that shows the file, xyxy; the rest shows `fill`."""
     fill: float = 0.0
     """Grey value 0..255 outside the image."""
-    colour: np.ndarray | None = None
-    """`[3, 4]`: out = colour[:, :3] @ rgb + colour[:, 3], in 0..255; None keeps the colours."""
     normalize: tuple[np.ndarray, np.ndarray] | None = None
     """Mean and standard deviation per channel for normalization, the last step."""
     as_float: bool = False
@@ -79,13 +86,106 @@ class Sample:
     """Number of boxes at the beginning; for a mosaic, of all its images."""
     lost: Counter[str] = field(default_factory=Counter)
     """Number of boxes that transforms dropped, by the name of the transform."""
+    _decoded: Pixels | None = field(default=None, init=False)
+    _colour: np.ndarray | None = field(default=None, init=False)
+    _waiting: list[Callable[[Sample], None]] = field(
+        default_factory=list, init=False
+    )
 
     def __post_init__(self) -> None:
         if self.boxes_read < 0:
             self.boxes_read = len(self.boxes)
-        height, width = self.image.shape[1:]
+        self._decoded = None
+        if isinstance(self.source, Tensor):
+            self._decoded = Pixels(self.source)
+        self._colour = None
+        self._waiting = []
+        width, height = self.file_size
         self.canvas = (width, height)
         self.visible = np.array([0.0, 0.0, width, height])
+
+    @property
+    def file_size(self) -> tuple[int, int]:
+        """(width, height) of the file, upright; `scale`, `shift` and boxes refer to its pixels."""
+        if isinstance(self.source, Tensor):
+            height, width = self.source.shape[1:]
+            return width, height
+        return self.source.size
+
+    @property
+    def image(self) -> Tensor:
+        """`[3, h, w]` uint8: the pixels that are decoded, at full size if none are decoded yet; of a mosaic,
+        its canvas, drawn now.
+
+        `pixels` returns them at the size that a scale needs, with their position in the file.
+        """
+        decoded = self._decoded
+        return self.pixels().image if decoded is None else decoded.image
+
+    @image.setter
+    def image(self, image: Tensor) -> None:
+        self.source = image
+        self._decoded = Pixels(image)
+
+    @property
+    def colour(self) -> np.ndarray | None:
+        """`[3, 4]`: out = colour[:, :3] @ rgb + colour[:, 3], in 0..255; None keeps the colours."""
+        if self._waiting:
+            self.pixels()
+        return self._colour
+
+    @colour.setter
+    def colour(self, colour: np.ndarray | None) -> None:
+        self._waiting = []
+        self._colour = colour
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the canvas shows the file without any transform."""
+        return (
+            self.canvas == self.file_size
+            and bool((self.scale == 1).all() and (self.shift == 0).all())
+            and self.colour is None
+        )
+
+    def pixels(self, scale: float = 1.0) -> Pixels:
+        """Return the pixels, decoded now unless they are already, or were at a size too small.
+
+        Args:
+            scale: pixels that are drawn for each pixel of the file along a side; if the two sides differ, the
+                larger number.
+
+        Raises:
+            ImageError: if the file cannot be read.
+        """
+        if isinstance(self.source, Layers):
+            return Pixels(self.source.whole())
+        decoded = self._decoded
+        wanted = reduction_for(scale)
+        if decoded is None or decoded.reduction > wanted:
+            source = cast(PixelSource, self.source)
+            decoded = source.decode(wanted)
+            self._decoded = decoded
+            waiting = self._waiting
+            self._waiting = []
+            for work in waiting:
+                work(self)
+        return decoded
+
+    def drawn_scale(self, size_hw: tuple[int, int] | None = None) -> float:
+        """Return the `scale` of `pixels` for `render` with this size."""
+        width, height = self.canvas
+        stretch = np.ones(2)
+        if size_hw is not None:
+            stretch = np.array([size_hw[1] / width, size_hw[0] / height])
+        return float(np.abs(self.scale * stretch).max())
+
+    def when_decoded(self, work: Callable[[Sample], None]) -> None:
+        """Call a function with this sample now, or after its pixels are decoded; it must not use `rng`."""
+        if self._decoded is None and not isinstance(self.source, Layers):
+            self._waiting.append(work)
+        else:
+            work(self)
 
     def move(
         self,
@@ -111,16 +211,18 @@ class Sample:
         }
 
     def restart(
-        self, image: Tensor, boxes: np.ndarray, fields: dict[str, np.ndarray]
+        self,
+        source: Tensor | Layers,
+        boxes: np.ndarray,
+        fields: dict[str, np.ndarray],
     ) -> None:
         """Restart with other pixels and boxes, without any transforms."""
-        self.image = image
+        self.source = source
         self.boxes = boxes
         self.fields = fields
         self.scale = np.ones(2)
         self.shift = np.zeros(2)
         self.fill = 0.0
-        self.colour = None
         self.__post_init__()
 
     def render(
@@ -139,7 +241,12 @@ class Sample:
         canvas_width, canvas_height = self.canvas
         height, width = size_hw or (canvas_height, canvas_width)
         stretch = np.array([width / canvas_width, height / canvas_height])
-        source, target = self._snap(stretch, width, height)
+        pixels: Pixels | Layers
+        if isinstance(self.source, Layers):
+            pixels = self.source
+        else:
+            pixels = self.pixels(self.drawn_scale((height, width)))
+        source, target = self._snap(pixels, stretch, width, height)
         if out is None:
             dtype = torch.float32 if self.as_float else torch.uint8
             out = torch.empty(3, height, width, dtype=dtype)
@@ -148,13 +255,12 @@ class Sample:
         if not shown or (x1 - x0, y1 - y0) != (width, height):
             out.fill_(self.fill * self._factor)
         if shown:
-            pixels = self._resample(source, target)
-            self._write(pixels, out[:, y0:y1, x0:x1])
+            self._draw(pixels, source, out[:, y0:y1, x0:x1])
         if self.normalize is not None:
             mean = torch.as_tensor(self.normalize[0], dtype=out.dtype)
             std = torch.as_tensor(self.normalize[1], dtype=out.dtype)
             out.sub_(mean[:, None, None]).div_(std[:, None, None])
-        boxes = self._final_boxes(source, target)
+        boxes = self._final_boxes(pixels, source, target)
         return out, self._target(boxes, width, height)
 
     @property
@@ -163,55 +269,69 @@ class Sample:
         return self.value_scale if self.as_float else 1.0
 
     def _snap(
-        self, stretch: np.ndarray, width: int, height: int
+        self,
+        pixels: Pixels | Layers,
+        stretch: np.ndarray,
+        width: int,
+        height: int,
     ) -> tuple[PixelWindow, PixelWindow]:
-        """Return the visible pixels of the file and the pixels that they are drawn to, both xyxy, integers.
+        """Return the visible ones of the pixels and the pixels that they are drawn to, both xyxy, integers.
 
         Rounding to whole pixels moves the image by less than one pixel. The boxes are moved by the same
         distance, so they stay on their pixels.
         """
         corners = self.visible.reshape(2, 2)
         in_file = np.sort((corners - self.shift) / self.scale, axis=0)
+        if pixels.reduction > 1:
+            in_file = in_file / pixels.reduction + pixels.origin
         seen = corners * stretch
-        file_height, file_width = self.image.shape[1:]
-        left, right = _whole(in_file[:, 0], file_width)
-        top, bottom = _whole(in_file[:, 1], file_height)
+        image_width, image_height = pixels.size
+        left, right = _whole(in_file[:, 0], image_width)
+        top, bottom = _whole(in_file[:, 1], image_height)
         out_left, out_right = _whole(seen[:, 0], width)
         out_top, out_bottom = _whole(seen[:, 1], height)
         source = (left, top, right, bottom)
         target = (out_left, out_top, out_right, out_bottom)
         return source, target
 
-    def _resample(self, source: PixelWindow, target: PixelWindow) -> Tensor:
-        """Cut the source out of the file, resize it to the target, and flip it if the canvas is mirrored."""
+    def _draw(
+        self, image: Pixels | Layers, source: PixelWindow, out: Tensor
+    ) -> None:
+        """Cut the source out of the image, resize it to `out`, and flip it if the canvas is mirrored."""
+        height, width = out.shape[1:]
+        mirrored = (bool(self.scale[0] < 0), bool(self.scale[1] < 0))
+        if isinstance(image, Layers):
+            for top, band in image.bands(source, (height, width), mirrored):
+                self._write(band, out[:, top : top + band.shape[1]])
+            return
         x0, y0, x1, y1 = source
-        pixels = self.image[None, :, y0:y1, x0:x1]
-        left, top, right, bottom = target
-        size = (bottom - top, right - left)
-        if pixels.shape[2:] != size:
+        pixels = image.image[None, :, y0:y1, x0:x1]
+        if pixels.shape[2:] != (height, width):
             pixels = F.interpolate(
-                pixels, size, mode="bilinear", antialias=True
+                pixels, (height, width), mode="bilinear", antialias=True
             )
-        mirrored = []
-        if self.scale[0] < 0:
-            mirrored.append(3)
-        if self.scale[1] < 0:
-            mirrored.append(2)
-        if mirrored:
-            pixels = pixels.flip(mirrored)
-        return pixels[0]
+        flipped = []
+        if mirrored[0]:
+            flipped.append(3)
+        if mirrored[1]:
+            flipped.append(2)
+        if flipped:
+            pixels = pixels.flip(flipped)
+        self._write(pixels[0], out)
 
     def _write(self, pixels: Tensor, out: Tensor) -> None:
-        """Apply the colour matrix to `pixels` (uint8), scale them, and write them into `out`."""
+        """Apply the colour matrix to `pixels` (0..255), scale them, and write them into `out`."""
         factor = self._factor
         if self.colour is None:
+            if pixels.is_floating_point() and not self.as_float:
+                pixels = pixels.round()
             out.copy_(pixels)
             if factor != 1.0:
                 out.mul_(factor)
             return
         matrix = torch.from_numpy(self.colour * factor).float()
         flat = pixels.flatten(1).float()
-        in_place = self.as_float and out.is_contiguous()
+        in_place = self.as_float and out.stride()[1:] == (out.shape[2], 1)
         destination = out.view(3, -1) if in_place else None
         mixed = torch.addmm(matrix[:, 3:], matrix[:, :3], flat, out=destination)
         mixed.clamp_(0, 255 * factor)
@@ -221,11 +341,14 @@ class Sample:
             out.copy_(mixed.view(pixels.shape))
 
     def _final_boxes(
-        self, source: PixelWindow, target: PixelWindow
+        self, pixels: Pixels | Layers, source: PixelWindow, target: PixelWindow
     ) -> np.ndarray:
         """Map the boxes from the canvas back to the file, and from there to the rendered image."""
         low = np.array(source[:2], float)
         high = np.array(source[2:], float)
+        if pixels.reduction > 1:
+            low = (low - pixels.origin) * pixels.reduction
+            high = (high - pixels.origin) * pixels.reduction
         out_low = np.array(target[:2], float)
         out_high = np.array(target[2:], float)
         ratio = (out_high - out_low) / (high - low)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.data.dataset import decoding
+from src.data.dataset import jpeg
 from src.data.dataset.decoding import (
     MAX_PIXELS,
     ImageError,
@@ -254,7 +254,7 @@ def test_grey_jpeg_gives_three_channels(tmp_path):
 
 def test_jpeg_is_read_without_torchvisions_decoder_too(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(SMOOTH), "image.jpg", quality=95)
-    monkeypatch.setattr(decoding, "decode_jpeg", None)
+    monkeypatch.setattr(jpeg, "decode_jpeg", None)
     assert np.array_equal(load(path), np.array(Image.open(path)))
 
 
@@ -561,7 +561,7 @@ def test_jpeg_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     raw[at : at + 4] = struct.pack(">HH", 10_000, 10_000)
     path.write_bytes(raw)
     monkeypatch.setattr(
-        decoding,
+        jpeg,
         "decode_jpeg",
         lambda *_, **__: pytest.fail("the image was decoded"),
     )

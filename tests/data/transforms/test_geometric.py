@@ -19,6 +19,7 @@ from src.data.transforms import (
     Resize,
     Sample,
     SanitizeBoundingBoxes,
+    geometric,
 )
 from tests.fixtures.samples import (
     drawn,
@@ -342,6 +343,70 @@ def test_boxes_that_are_too_small_are_dropped(min_size, kept):
     )
     SanitizeBoundingBoxes(min_size)(sample)
     assert sample.fields["index"].tolist() == kept
+
+
+def all_pairs(crops: np.ndarray, boxes: np.ndarray, min_iou: float):
+    """Compare all crops with all boxes; return a mask of the suitable crops."""
+    starts, ends = boxes[:, :2], boxes[:, 2:]
+    low, high = crops[:, None, :2], crops[:, None, 2:]
+    centres = (starts + ends) / 2
+    inside = ((centres > low) & (centres < high)).all(2)
+    sides = np.minimum(ends, high) - np.maximum(starts, low)
+    overlap = sides.clip(0).prod(2)
+    areas = (ends - starts).prod(1)
+    crop_areas = (crops[:, 2:] - crops[:, :2]).prod(1)
+    union = areas + crop_areas[:, None] - overlap
+    return (inside & (overlap / union >= min_iou)).any(1)
+
+
+def plainly_found_crop(crop: RandomIoUCrop, sample: Sample, min_iou: float):
+    """Draw as `RandomIoUCrop` does, and compare all crops of a trial with all boxes at once."""
+    size = np.array(sample.canvas)
+    draws = sample.rng.random((crop.trials, 4))
+    low, high = crop.scale
+    sides = (size * (low + (high - low) * draws[:, :2])).astype(int)
+    corner = ((size - sides) * draws[:, 2:]).astype(int)
+    crops = np.concatenate([corner, corner + sides], 1).astype(float)
+    aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
+    fits = (sides > 0).all(1)
+    fits &= (aspect >= crop.aspect[0]) & (aspect <= crop.aspect[1])
+    fits &= all_pairs(crops, sample.boxes, min_iou)
+    return crops[fits.argmax()] if fits.any() else None
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 1000])
+@pytest.mark.parametrize("longest", [20, 100, 300])
+def test_crop_by_overlap_is_the_first_of_all_drawn_ones(
+    monkeypatch, count, longest
+):
+    rng = np.random.default_rng([count, longest])
+    crop = RandomIoUCrop(p=0.9)
+    found = []
+    for seed in range(40):
+        corners = rng.uniform(0, 300, (count, 2)).round(seed % 3)
+        sides = rng.uniform(0, longest, (count, 2)).round(seed % 3)
+        boxes = np.concatenate([corners, corners + sides], 1).clip(0, 300)
+        ours, plain = (
+            plain_sample(300, 300, boxes.tolist(), seed) for _ in range(2)
+        )
+        crop(ours)
+        with monkeypatch.context() as patch:
+            patch.setattr(RandomIoUCrop, "_find_crop", plainly_found_crop)
+            crop(plain)
+        assert ours.canvas == plain.canvas
+        assert np.array_equal(ours.shift, plain.shift)
+        assert np.array_equal(ours.boxes, plain.boxes)
+        assert ours.rng.random() == plain.rng.random()
+        found.append(ours.canvas != (300, 300))
+    assert any(found)
+
+
+def test_crop_by_overlap_accepts_an_overlap_of_exactly_the_minimum():
+    boxes = np.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 30.0, 30.0]])
+    crops = np.array([[0.0, 0.0, 60.0, 60.0]])
+    assert geometric._first_with_an_object(crops, boxes, 0.25) == 0
+    assert geometric._first_with_an_object(crops, boxes, 0.2501) is None
+    assert geometric._first_with_an_object(crops[:0], boxes, 0.0) is None
 
 
 # ---- random state ----

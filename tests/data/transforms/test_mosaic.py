@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from src.core.build import create
@@ -20,7 +19,7 @@ from src.data.transforms import (
     Resize,
     Sample,
 )
-from src.data.transforms.mosaic import MIN_VISIBLE, moved_boxes, warp
+from src.data.transforms.mosaic import MIN_VISIBLE, moved_boxes
 from tests.fixtures.samples import (
     drawn,
     filled,
@@ -29,6 +28,7 @@ from tests.fixtures.samples import (
     sample_of,
     tight_box,
 )
+from tests.fixtures.three_step_mosaic import warp
 
 UNTOUCHED = {
     "rotation_range": 0,
@@ -253,39 +253,6 @@ def test_box_of_a_disc_keeps_its_size_however_it_is_turned(turn):
         (100, 100),
     )
     assert boxes == pytest.approx(np.array([[40, 40, 60, 60]]))
-
-
-@pytest.mark.parametrize(
-    ("angle", "translate", "scale"),
-    [
-        (0, [0, 0], 1.0),
-        (10, [0, 0], 1.0),
-        (-7, [12, -5], 0.6),
-        (4, [-20, 3], 1.4),
-    ],
-)
-def test_pixels_are_moved_as_torchvision_moves_them(angle, translate, scale):
-    image = F.pad(
-        scene_of(0).image.float(), [2, 2, 2, 2]
-    )  # how the very edge fades into the fill value is torchvision's own
-    centre, turn = (
-        np.array([image.shape[2], image.shape[1]]) / 2,
-        math.radians(angle),
-    )
-    matrix = scale * np.array(
-        [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
-    )
-    ours = warp(image.clone(), matrix, centre - matrix @ centre + translate)
-    theirs = v2.functional.affine(
-        image,
-        angle,
-        translate,
-        scale,
-        [0, 0],
-        interpolation=v2.InterpolationMode.BILINEAR,
-        fill=[0.0, 0.0, 0.0],
-    )
-    assert (ours.float() - theirs).abs().max() <= 1
 
 
 def test_draws_fill_their_ranges_and_keep_to_them():
