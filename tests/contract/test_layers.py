@@ -83,7 +83,9 @@ LAZY = {
 COMMANDS = [
     ROOT / "train.py",
     *sorted((ROOT / "src/cli").glob("*.py")),
-    *sorted((ROOT / "tools").rglob("*.py")),
+    # not those of tools/benchmark/peers, which run in the environments of other libraries
+    *sorted((ROOT / "tools").glob("*.py")),
+    *sorted((ROOT / "tools").glob("*/*.py")),
     *sorted((ROOT / "reference").glob("*.py")),
     *sorted((ROOT / "tests/harness").glob("*.py")),
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from ...core.paths import read_text
 from ...core.schemas import checked
 from ...core.yaml_text import dump_yaml
 from ...runtime.files import is_in_use, write_atomically, write_json
+from ...runtime.processor import processor_name
 from .runs import Run
 
 COMPLETE = "complete"
@@ -229,7 +229,7 @@ def new_part() -> Part:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "unknown"
-    return Part(commit=commit_of_code(), torch=torch, processor=processor())
+    return Part(commit=commit_of_code(), torch=torch, processor=processor_name())
 
 
 def commit_of_code() -> str:
@@ -254,19 +254,6 @@ def _git(folder: Path, *arguments: str) -> str:
     except OSError:
         return ""
     return ended.stdout.strip() if ended.returncode == 0 else ""
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = read_text("/proc/cpuinfo").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def summary_of_parts(outcomes: Mapping[Any, Outcome]) -> dict[str, list[str]]:

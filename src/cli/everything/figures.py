@@ -1,11 +1,14 @@
-"""What all measurements share: their settings, their results, and the clock."""
+"""Settings, results and clock of all measurements."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+PER_SECOND = "images per CPU second"
+OF_A_VIT = "of a bare ViT-S/16"
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,13 @@ class Settings:
     """A folder with `images/`, `train.json` and `val.json`; without it, synthetic images are measured."""
     repeats: int = 5
     """Measured runs of each work; the least CPU time counts."""
-    peers: Mapping[str, Path] = field(default_factory=dict)
-    """Python interpreters of environments with other libraries, by the name of the library."""
 
 
 @dataclass(frozen=True)
 class Figure:
     """One measured figure.
 
-    >>> Figure(2, "photos of 12 megapixels", 60.0, "images per CPU second", target=50.0, at_least=True).is_met
+    >>> Figure(2, "photos of 12 megapixels", 60.0, PER_SECOND, target=50.0, at_least=True).is_met
     True
     """
 
@@ -42,15 +43,24 @@ class Figure:
     target: float | None = None
     at_least: bool = False
     """Whether the target is a lower limit instead of an upper limit."""
+    seconds: float | None = None
+    """CPU seconds of the work, or of one image; None if the value is not a time."""
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is reached; None without one."""
+        """Return whether the target is reached; None without one."""
         if self.target is None:
             return None
         if self.at_least:
             return self.value >= self.target
         return self.value <= self.target
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """Return the CPU seconds of the work, or of one image, if they are known."""
+        if self.seconds is None and self.unit == PER_SECOND:
+            return 1 / self.value
+        return self.seconds
 
 
 def least_cpu_seconds(
@@ -72,3 +82,12 @@ def least_cpu_seconds(
             if turn >= 0:
                 least[name] = min(least[name], seconds)
     return least
+
+
+def yardstick_seconds(repeats: int = 15) -> float:
+    """Return the least CPU seconds of a 1024 x 1024 float32 matrix product on one thread."""
+    import torch
+
+    matrix = torch.rand(1024, 1024)
+    work = {"yardstick": lambda: matrix @ matrix}
+    return least_cpu_seconds(work, repeats)["yardstick"]

@@ -22,8 +22,8 @@ from ...core.yaml_text import dump_yaml
 from ...detection.model_page import table_of_models
 from ...detection.model_table import Entry
 from ...runtime.files import write_atomically
-from ...runtime.memory import system_lines
 from ...runtime.own_files import refuse_foreign, write_report
+from ...runtime.processor import processor_name
 from ...solver.earlier_runs import EVALUATION
 from ...solver.provenance import code_version
 from ...solver.resume import FREE, FREE_OF_LOADERS
@@ -78,15 +78,6 @@ def _gpu_names(check: Mapping[str, Any]) -> list[str]:
         for gpu in (result.get("numbers") or {}).get("gpus", []):
             names.append(gpu["name"])
     return names
-
-
-def processor_name() -> str | None:
-    """Return the name of the processor as the system reports it, or None."""
-    for line in system_lines("/proc/cpuinfo"):
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return None
 
 
 def digest_of(cfg: YAMLConfig) -> str:
