@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,8 @@ def write_labels(
         sides: smallest and largest side of a box in pixels.
     """
     rng = np.random.default_rng(0)
-    images = []
-    annotations = []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, name in enumerate(names, 1):
         width, height = size
         images.append(
