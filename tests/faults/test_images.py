@@ -596,3 +596,38 @@ def test_bit_depth_out_of_range_is_refused(own_data, fit):
     ended = fit(bit_depth=40)
     assert ended.code == 2
     assert "bit_depth is 40, expected 8 to 16" in ended.err
+
+
+# ---- caches of decoded images ----
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_training_with_an_image_cache_ends_as_it_does_without(
+    fit, tmp_path, monkeypatch, place, workers
+):
+    plain = fit()
+    assert plain.code == 0
+    losses = read_log(tmp_path / "run")
+    if place == "folder":
+        place = str(tmp_path / "cache")
+    cached = fit(workers, image_cache=place, image_cache_gb=0.01)
+    assert (cached.code, cached.err) == (0, "")
+    again = read_log(tmp_path / "run")
+    assert again[-1]["train_loss"] == losses[-1]["train_loss"]
+
+
+def test_image_cache_in_a_folder_that_cannot_be_written_is_named(fit, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    ended = fit(image_cache=str(tmp_path / "file"))
+    assert ended.code == 2
+    assert f"image_cache {tmp_path / 'file'} cannot be used" in ended.err
+
+
+def test_wrong_size_of_an_image_cache_is_refused(fit):
+    ended = fit(image_cache="memory", image_cache_gb=0)
+    assert ended.code == 2
+    assert (
+        "CocoDetection.image_cache_gb is 0, expected a number above 0"
+        in ended.err
+    )

@@ -229,7 +229,9 @@ def new_part() -> Part:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "unknown"
-    return Part(commit=commit_of_code(), torch=torch, processor=processor_name())
+    return Part(
+        commit=commit_of_code(), torch=torch, processor=processor_name()
+    )
 
 
 def commit_of_code() -> str:

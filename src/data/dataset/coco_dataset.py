@@ -202,6 +202,8 @@ class CocoDetection(DetectionDataset):
         it were decoded before the transforms: the sample starts again, and the number of the replacement is
         drawn first.
         """
+        if self._decodes_itself():
+            return super().sample(index)
         rejected = 0
         while True:
             rng = self.generator(index)
@@ -222,6 +224,8 @@ class CocoDetection(DetectionDataset):
 
     def random_sample(self, rng: np.random.Generator) -> Sample:
         """Decode a random image for a mosaic, as large as it needs it."""
+        if self._decodes_itself():
+            return super().random_sample(rng)
 
         def decoded(position: int) -> Sample:
             sample = self.sample_of(
@@ -233,6 +237,14 @@ class CocoDetection(DetectionDataset):
         index = int(rng.integers(len(self)))
         _, sample = self.policy.first_readable(index, rng, decoded)
         return sample
+
+    def _decodes_itself(self) -> bool:
+        """Return whether a subclass replaces the methods that decode an image before the transforms."""
+        own = type(self)
+        return (
+            own.raw_sample is not DetectionDataset.raw_sample
+            or own.load_or_replace is not CocoDetection.load_or_replace
+        )
 
     def _file(self, index: int) -> ImageFile:
         return ImageFile(

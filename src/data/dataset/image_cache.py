@@ -55,7 +55,7 @@ class Key(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What decoding an image gave."""
+    """A decoded image."""
 
     pixels: Pixels
     flags: ImageFlag

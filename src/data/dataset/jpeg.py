@@ -190,7 +190,7 @@ def _decode_reduced(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(raw))
+            image: Image.Image = Image.open(io.BytesIO(raw))
             image.draft(
                 None,
                 (
@@ -200,7 +200,9 @@ def _decode_reduced(
             )
             if image.size != (width, height):
                 return None
-            pixels = np.array(image.convert("RGB"))
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+            pixels = np.array(image)
     except Exception:
         return None  # the decoder for full size decides
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -184,6 +184,29 @@ def test_an_unreadable_tile_ends_a_run_without_bad_images(folder, tmp_path):
         data.sample(0)
 
 
+def test_a_subclass_that_decodes_itself_is_asked(folder):
+    asked = []
+
+    class Own(CocoDetection):
+        def load_or_replace(self, index, rng):
+            asked.append(index)
+            return super().load_or_replace(index, rng)
+
+    class OwnSample(CocoDetection):
+        def raw_sample(self, index, rng=None):
+            asked.append(index)
+            return super().raw_sample(index, rng)
+
+    for kind in (Own, OwnSample):
+        asked.clear()
+        data = kind(
+            str(folder), str(folder / "labels.json"), training(mosaic=1.0)
+        )
+        data.sample(3)
+        assert asked[0] == 3
+        assert len(asked) == 4
+
+
 # ---- reduced ----
 
 
