@@ -101,7 +101,7 @@ def test_attention_equals_a_loop_over_points(case):
 
 def test_discrete_attention_equals_a_loop_over_points(case):
     torch.testing.assert_close(
-        deformable_attention(*case, discrete=True), plain_loops(*case, nearest)
+        deformable_attention(*case, sample=sample_nearest_pixel), plain_loops(*case, nearest)
     )
 
 
