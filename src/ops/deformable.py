@@ -56,7 +56,10 @@ def sample_bilinear_by_gather(value: Tensor, locations: Tensor) -> Tensor:
         (left, 1 - right_share),
         (left + 1, right_share),
     ):
-        for row, row_share in ((top, 1 - bottom_share), (top + 1, bottom_share)):
+        for row, row_share in (
+            (top, 1 - bottom_share),
+            (top + 1, bottom_share),
+        ):
             is_inside = (
                 (column >= 0) & (column < width) & (row >= 0) & (row < height)
             )
