@@ -19,6 +19,8 @@ With --int8, AP is measured on the validation data before and after. If it falls
 --max-ap-loss whatever parts stay in float, nothing is written and the exit code is 8.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images that show an int8 quantizer the ranges of activations, and labelled images that show what it costs."""
+"""Images for the calibration of int8, and labelled images that show what it costs."""
 
 from __future__ import annotations
 

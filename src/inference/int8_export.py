@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -130,7 +131,7 @@ def export_int8(
                     before,
                     spread(calibration, NUM_TRIAL_IMAGES),
                     search.quantized_parts,
-                    lambda others: quantized(others, few),
+                    partial(quantized, images=few),
                 )
             search.keep_most_sensitive_in_float()
         note = Int8Note(
@@ -194,12 +195,12 @@ class _Search:
         left = self.quantized_parts
         if len(left) < 2:
             raise ExportError(
-                f"int8 lowers AP by {self._least_loss:.4f} at best, {self._max_ap_loss:g} allowed; nothing was "
-                "written: give more calibration images, or a larger --max-ap-loss"
+                f"int8 lowers AP by {self._least_loss:.4f} at best, {self._max_ap_loss:g} allowed; nothing "
+                "was written: give more calibration images, or a larger --max-ap-loss"
             )
         worst = max(left, key=lambda part: self.sensitivity[part])
         logger.info(
-            "AP falls by more than %g: %s stays in float, whose int8 alone changes predictions most (by %.3f)",
+            "AP falls by more than %g: %s stays in float, whose int8 alone changes predictions by %.3f",
             self._max_ap_loss,
             worst,
             self.sensitivity[worst],

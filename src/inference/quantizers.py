@@ -85,8 +85,8 @@ def parts_of(graph: Path) -> list[str]:
     parts.pop("", None)
     if not parts:
         raise ExportError(
-            f"{graph}: no operation is named by its module, so no part could stay in float; export with torch "
-            "2.14, which was tested"
+            f"{graph}: no operation is named by its module, so no part could stay in float; export "
+            "with torch 2.14, which was tested"
         )
     return list(parts)
 
@@ -153,7 +153,7 @@ def quantize_for_openvino(
     images: Sequence[Inputs],
     float_parts: Collection[str],
 ) -> None:
-    """Write an `.xml` file for OpenVINO with NNCF, which smooths the inputs of linear layers (`Quantizer`)."""
+    """Write an `.xml` file for OpenVINO with NNCF, which smooths inputs of linear layers (`Quantizer`)."""
     openvino = import_optional("openvino")
     nncf = import_optional("nncf")
     nncf.set_log_level(logging.ERROR)

@@ -103,7 +103,7 @@ class MultiScaleDeformableAttention(nn.Module):
         )
 
     def sample_by_gather(self) -> None:
-        """Sample with gather operations from now on, as the nearest pixel always is; some runtimes need it."""
+        """Sample with gather operations from now on, as the nearest pixel always is."""
         if not self.discrete:
             self._sample = sample_bilinear_by_gather
 
