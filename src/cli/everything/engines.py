@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def measure(
     works: dict[str, Callable[[], object]] = {}
     works[YARDSTICK] = torch.inference_mode()(lambda: vit(images))
     for name, engine in _engines(settings.folder, config, input_size).items():
-        works[name] = lambda engine=engine: engine(images, sizes)
+        works[name] = partial(engine, images, sizes)
     seconds = least_cpu_seconds(works, settings.repeats)
     yardstick = seconds.pop(YARDSTICK)
     for name, own in seconds.items():
