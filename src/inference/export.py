@@ -319,9 +319,10 @@ def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
 
 
 def _name_nodes_by_module(proto: onnx.ModelProto) -> None:
-    """Name each node by the module that it comes from, such as `model.encoder.input_proj.0.conv/Conv_3`.
+    """Name each node by the module that it comes from, such as `Conv_3/model.encoder.input_proj.0.conv`.
 
-    Profiles of runtimes show these names, and int8 leaves parts of the model in float by them. The older
+    Profiles of runtimes show these names, and int8 leaves parts of the model in float by them. The type is
+    in front, because TensorRT accepts one wildcard in a name: `LayerNormalization_*:fp32`. The older
     exporter names nodes in this way itself.
     """
     for number, node in enumerate(proto.graph.node):
@@ -330,7 +331,7 @@ def _name_nodes_by_module(proto: onnx.ModelProto) -> None:
                 scopes = ast.literal_eval(entry.value)
                 # the last scope is the operation
                 module = scopes[-2] if len(scopes) > 1 else ""
-                node.name = f"{module}/{node.op_type}_{number}"
+                node.name = f"{node.op_type}_{number}/{module}"
 
 
 def _remove_debug_notes(proto: onnx.ModelProto) -> None:

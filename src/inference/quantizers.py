@@ -58,14 +58,15 @@ def part_of(node: str) -> str:
     """Return the part of the model that a node belongs to.
 
     Example:
-        >>> part_of("model.backbone.vit.blocks.3.mlp.fc1/MatMul_40")
+        >>> part_of("MatMul_40/model.backbone.vit.blocks.3.mlp.fc1")
         'backbone.vit'
-        >>> part_of("model.encoder.lateral_convs.0/Conv_7")
+        >>> part_of("Conv_7/model.encoder.lateral_convs.0")
         'encoder'
-        >>> part_of("postprocessor/TopK_9")
+        >>> part_of("TopK_9/postprocessor")
         ''
     """
-    module = node.partition("/")[0].split(".")
+    # OpenVINO adds words behind another slash
+    module = node.partition("/")[2].partition("/")[0].split(".")
     if module[0] != "model" or len(module) < 2:
         return ""
     levels = 2 if module[1] == "encoder" else 3
@@ -121,9 +122,11 @@ def quantize_for_onnx_runtime(
         def get_next(self) -> Inputs | None:
             return next(self._images, None)
 
-    nodes = [name for part, name in _quantizable(graph) if part in float_parts]
-    # products of activations, as in attention, stay in float
-    extra = {"MatMulConstBOnly": True}
+    # products of activations, as in attention, have no weights and stay in float
+    nodes = []
+    for part, name in _quantizable(graph):
+        if part not in float_parts:
+            nodes.append(name)
     root = logging.getLogger()
     level = root.level
     try:
@@ -137,9 +140,8 @@ def quantize_for_onnx_runtime(
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=nodes,
+            nodes_to_quantize=nodes,
             calibrate_method=quantization.CalibrationMethod.MinMax,
-            extra_options=extra,
         )
     except Exception as error:
         raise _failed("ONNX Runtime's quantizer", error) from error
@@ -160,7 +162,9 @@ def quantize_for_openvino(
     model = openvino.Core().read_model(str(graph))
     ignored = None
     if float_parts:
-        patterns = [f"model\\.{part}[./].*" for part in sorted(float_parts)]
+        patterns = [
+            f"[^/]*/model\\.{part}([./].*)?" for part in sorted(float_parts)
+        ]
         ignored = nncf.IgnoredScope(patterns=patterns, validate=False)
     try:
         quantized = nncf.quantize(

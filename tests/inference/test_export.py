@@ -338,5 +338,5 @@ def test_nodes_are_named_by_their_modules(exported):
     names = [node.name for node in onnx.load(exported).graph.node]
     assert len(set(names)) == len(names)
     assert any(
-        name.startswith("model.encoder.") and "/Conv_" in name for name in names
+        name.startswith("Conv_") and "/model.encoder." in name for name in names
     )
