@@ -145,6 +145,7 @@ def export_onnx(
         )
         if simplifier is not None:
             proto = simplifier(proto)
+    _order_gelu(proto)
     _name_nodes_by_module(proto)
     _remove_debug_notes(proto)
     metadata = _metadata_of(detector, batch_size)
@@ -316,6 +317,35 @@ def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         return result
 
     return simplified
+
+
+def _order_gelu(proto: onnx.ModelProto) -> None:
+    """Write each GELU as 0.5 * (x * (1 + erf(...))), the order that ONNX Runtime fuses to one operation.
+
+    The exporter writes x * (0.5 * (1 + erf(...))). The numbers stay the same, as 0.5 is a power of two.
+    """
+    nodes = proto.graph.node
+    made_by = {name: node for node in nodes for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for half in nodes:
+        if half.op_type != "Mul" or len(readers.get(half.output[0], [])) != 1:
+            continue
+        outer = readers[half.output[0]][0]
+        factor, sum_name = half.input
+        add = made_by.get(sum_name)
+        if factor in made_by or add is None or outer.op_type != "Mul":
+            continue
+        is_erf = [
+            name in made_by and made_by[name].op_type == "Erf"
+            for name in add.input
+        ]
+        if add.op_type == "Add" and any(is_erf):
+            place = list(outer.input).index(half.output[0])
+            half.input[0] = outer.input[1 - place]  # x
+            outer.input[1 - place] = factor
 
 
 def _name_nodes_by_module(proto: onnx.ModelProto) -> None:
