@@ -3,6 +3,9 @@
     dfine benchmark best.pth
     dfine benchmark best.pth -d cuda:0 --engines torch compile
 
+    # exported models in the same table
+    dfine benchmark best.pth --engines torch --files best.int8.xml best.int8.onnx
+
     # random weights
     dfine benchmark dfine_dinov3_s_coco --engines torch onnx
 
@@ -84,6 +87,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=ENGINES,
         default=list(ENGINES),
         help="engines to measure; default: all",
+    )
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        type=user_path,
+        default=[],
+        metavar="FILE",
+        help="also measure these exported models, .onnx in ONNX Runtime and .xml in OpenVINO",
     )
     parser.add_argument(
         "--batch", type=int, default=1, help="batch size; default: 1"
@@ -280,6 +291,8 @@ def build_works(
     for variant, detector in detectors.items():
         for name, engine in engines_of(detector, device, arguments).items():
             engines[f"{name}, {variant}" if variant else name] = engine
+    for file in arguments.files:
+        engines[file.name] = open_file(file, own_size, arguments)
 
     def look() -> None:
         with torch.inference_mode():
@@ -289,6 +302,32 @@ def build_works(
         name: (lambda engine=engine: engine(images, sizes))
         for name, engine in engines.items()
     }
+
+
+def open_file(path: Path, input_size, arguments: argparse.Namespace) -> Any:
+    """Return the engine of an exported model.
+
+    Raises:
+        ConfigError: if the model has another input size, or its kind is not measured.
+    """
+    from ..core.errors import ConfigError
+    from ..inference.exported_engines import OnnxEngine, OpenVinoEngine
+
+    threads = arguments.threads
+    engine: OnnxEngine | OpenVinoEngine
+    if path.suffix == ".onnx":
+        engine = OnnxEngine(path, arguments.device, threads=threads)
+    elif path.suffix == ".xml":
+        engine = OpenVinoEngine(path, threads=threads)
+    else:
+        raise ConfigError(
+            f"--files has {path}, expected exported models that end with .onnx or .xml"
+        )
+    if engine.input_size not in (None, input_size):
+        raise ConfigError(
+            f"{path} has the input size {list(engine.input_size)}, expected {list(input_size)} as the model"
+        )
+    return engine
 
 
 def engines_of(

@@ -202,6 +202,18 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use mixed precision: bf16, or fp16 if not supported; CUDA only",
     )
+    add_engine_argument(parser)
+
+
+def add_engine_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--engine`, for checkpoints on the CPU."""
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "auto"),
+        default="torch",
+        help="auto: the fastest installed engine on this CPU, which the first use tries and a cache keeps; "
+        "only for checkpoints; default: torch",
+    )
 
 
 def add_family_argument(parser: argparse.ArgumentParser) -> None:
@@ -214,13 +226,27 @@ def add_family_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+EXPORTED_ENDINGS = (".onnx", ".xml", ".engine")
+"""Ends of the names of exported models; `EXPORTED` in src/inference/opening.py has their engines."""
+
+
 def detector_from(arguments: argparse.Namespace) -> Detector:
-    """Load the checkpoint, or the exported model, that the arguments name."""
+    """Load the checkpoint, or the exported model, that the arguments name.
+
+    Raises:
+        ConfigError: if an engine is chosen for an exported model.
+    """
+    from ..core.errors import ConfigError
     from ..inference import Detector
 
     use_run_folder(arguments)
     device = {} if arguments.device is None else {"device": arguments.device}
     ending = Path(arguments.resume).suffix
+    if arguments.engine != "torch" and ending in EXPORTED_ENDINGS:
+        raise ConfigError(
+            f"--engine {arguments.engine} is only used with checkpoints, but {arguments.resume} is an "
+            "exported model; leave it out"
+        )
     if ending == ".onnx":
         return Detector.from_onnx(arguments.resume, **device)
     if ending == ".xml":
@@ -235,6 +261,7 @@ def detector_from(arguments: argparse.Namespace) -> Detector:
         use_amp=arguments.use_amp,
         bit_depth=arguments.bit_depth,
         family=arguments.family,
+        engine=arguments.engine,
     )
 
 

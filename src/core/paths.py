@@ -32,6 +32,13 @@ def user_path(text: str | Path) -> Path:
     return Path(text).expanduser()
 
 
+def user_cache() -> Path:
+    """Return this project's folder in the user's cache (XDG base directory specification)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    return base / "dfine_dinov3"
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for binary reading; a FIFO, a socket or a device is refused, which could wait forever.
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from ..core.errors import ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
+from ..ops.boxes import box_iou
 from ..runtime.log import logger
 from .detector import Detector
 from .detector_evaluation import open_labelled_images
@@ -194,6 +196,49 @@ def compare_predictions(
     return Difference(name, len(forward), box_px, score)
 
 
+def mean_difference(
+    reference: Prediction, other: Prediction, threshold: float
+) -> float:
+    """Return how much the detections of an image differ, from 0 (equal) to 1 (nothing in common).
+
+    Each detection of the reference that `compare_predictions` would compare is matched with one of the same
+    class. Its difference is 1 - IoU * (1 - difference of scores), and 1 without a match.
+
+    Example:
+        >>> boxes = np.array([[10, 20, 40, 60]], np.float32)
+        >>> found = Prediction(boxes, np.array([0.5]), np.array([0]), np.array([1]), ["cat"], (64, 64))
+        >>> mean_difference(found, found, threshold=0.4)
+        0.0
+
+    Args:
+        reference: all detections of the reference, with any score.
+        other: all detections of the other detector.
+        threshold: minimum score of detections that are compared.
+    """
+    rows = _compared_rows(reference, threshold)
+    if not len(rows) or not len(other):
+        return float(len(rows) > 0)
+    iou = box_iou(
+        torch.from_numpy(reference.boxes[rows])[:, None],
+        torch.from_numpy(other.boxes)[None],
+    ).numpy()
+    score = np.abs(reference.scores[rows, None] - other.scores)
+    is_other_class = reference.labels[rows, None] != other.labels
+    likeness = np.where(is_other_class, 0.0, iou * (1 - score))
+    from scipy.optimize import linear_sum_assignment  # here: its import is slow
+
+    matched, partners = linear_sum_assignment(-likeness)
+    return float(1 - likeness[matched, partners].sum() / len(rows))
+
+
+def _compared_rows(prediction: Prediction, threshold: float) -> np.ndarray:
+    """Return the rows of detections to compare: those above the threshold, at least `MIN_COMPARED`."""
+    best_first = np.argsort(-prediction.scores, kind="stable")
+    above_threshold = int((prediction.scores >= threshold).sum())
+    count = max(above_threshold, min(MIN_COMPARED, len(prediction)))
+    return best_first[:count]
+
+
 def _distances(
     one: Prediction, other: Prediction, threshold: float
 ) -> np.ndarray:
@@ -201,10 +246,8 @@ def _distances(
 
     Both are infinite for a detection without a match.
     """
-    best_first = np.argsort(-one.scores, kind="stable")
-    above_threshold = int((one.scores >= threshold).sum())
-    count = max(above_threshold, min(MIN_COMPARED, len(one)))
-    rows = best_first[:count, None]
+    rows = _compared_rows(one, threshold)[:, None]
+    count = len(rows)
     sides_px = np.abs(one.boxes[rows] - other.boxes)  # [n, R, 4]
     box_px = sides_px.max(-1, initial=0.0)  # [n, R]
     score = np.abs(one.scores[rows] - other.scores)

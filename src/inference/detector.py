@@ -48,6 +48,9 @@ Errors: TypeAlias = Literal["raise", "skip"]
 
 _Predict = Callable[[Sequence[Tensor]], list[Prediction]]
 
+ENGINES = ("torch", "auto")
+"""Values of `engine`."""
+
 MAX_LISTED_FILES = 8
 """Maximum number of files that an error message names."""
 
@@ -83,6 +86,7 @@ class Detector:
         use_amp: bool = False,
         bit_depth: int | None = None,
         family: str | None = None,
+        engine: str = "torch",
     ) -> None:
         """Open a checkpoint, a run folder, a published model or an exported model.
 
@@ -97,6 +101,7 @@ class Detector:
             use_amp: as for `from_checkpoint`, only for checkpoints.
             bit_depth: as for `from_checkpoint`, only for checkpoints.
             family: as for `from_checkpoint`, only for checkpoints.
+            engine: as for `from_checkpoint`, only for checkpoints.
 
         Raises:
             CheckpointError: as for `from_checkpoint` and `from_onnx`.
@@ -125,10 +130,29 @@ class Detector:
                 "use_amp": use_amp or None,
                 "bit_depth": bit_depth,
                 "family": family,
+                "engine": None if engine == "torch" else engine,
             }
             _refuse_given(path, given)
             parts = exported_parts(open_engine(path, device), path)
         self._use(parts)
+        if open_engine is None:
+            self._choose_engine(engine)
+
+    def _choose_engine(self, engine: str) -> None:
+        """Keep torch, or take the fastest engine of this machine.
+
+        Raises:
+            ConfigError: for another name.
+        """
+        if engine not in ENGINES:
+            raise ConfigError(
+                f"engine is {engine!r}, expected {' or '.join(ENGINES)}; for one engine in particular, "
+                "export the checkpoint and open the file with from_onnx() or from_openvino()"
+            )
+        if engine == "auto":
+            from .engine_choice import fastest_engine
+
+            self.engine = fastest_engine(self)
 
     def _use(self, parts: DetectorParts) -> None:
         """Store the parts of a detector.
@@ -215,6 +239,7 @@ class Detector:
         use_amp: bool = False,
         bit_depth: int | None = None,
         family: str | None = None,
+        engine: str = "torch",
     ) -> Detector:
         """Load `best.pth`, `last.pth` or a published file (D-FINE, DEIM, DEIMv2, RT-DETRv4).
 
@@ -230,6 +255,9 @@ class Detector:
                 the training.
             family: family of the model, such as "deim", where its tensors fit several; None lets notes in the
                 file or its name decide.
+            engine: "torch"; or "auto", the fastest installed engine on the CPU of this machine. The first
+                use exports the model, compares the predictions of ONNX Runtime and OpenVINO with those of
+                torch, and measures all three; the result is cached.
 
         Raises:
             CheckpointError: if the file is damaged, does not fit its configuration, or has no configuration,
@@ -246,7 +274,9 @@ class Detector:
             bit_depth=bit_depth,
             family=family,
         )
-        return cls._of(parts)
+        detector = cls._of(parts)
+        detector._choose_engine(engine)
+        return detector
 
     @classmethod
     def from_weights(

@@ -5,6 +5,8 @@ See docs/decisions/0016-onnx-export.md for the reasons behind the use of torch's
 
 from __future__ import annotations
 
+import ast
+import copy
 import io
 import logging
 import warnings
@@ -23,6 +25,7 @@ from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
 from ..runtime.optional import import_optional
 from ..runtime.own_files import refuse_foreign
+from ..zoo.dfine.deformable_attention import MultiScaleDeformableAttention
 from .detector import Detector
 from .engines import TorchEngine
 from .exported_engines import INPUTS, OUTPUTS
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     import onnx
 
 Exporter = Literal["dynamo", "torchscript"]
+Sampling = Literal["grid_sample", "gather"]
 
 OPSETS: dict[str, int] = {"dynamo": 18, "torchscript": 17}
 """Lowest and default opset of each exporter, which most runtimes can read. From opset 17 on,
@@ -81,6 +85,7 @@ def export_onnx(
     opset: int | None = None,
     exporter: Exporter = "dynamo",
     simplify: bool = False,
+    sampling: Sampling = "grid_sample",
 ) -> Path:
     """Write a detector as an ONNX file, and its metadata as NAME.json beside it.
 
@@ -92,6 +97,8 @@ def export_onnx(
         exporter: "dynamo" (torch.export), or "torchscript", deprecated, for a fixed batch and runtimes that
             need opset 17.
         simplify: pass the graph through onnxslim or onnxsim.
+        sampling: "gather" reads the points of the decoder with gather operations instead of GridSample, for
+            runtimes whose GridSample is slow, wrong or missing. The numbers are the same up to rounding.
 
     Returns:
         Path of the file.
@@ -122,7 +129,8 @@ def export_onnx(
             f"{onnx.defs.onnx_opset_version()}"
         )
     prepare_output_dir(path.parent)
-    deployed = Deployed(engine.model, engine.postprocessor).eval()
+    model = _sampling_by(engine.model, sampling)
+    deployed = Deployed(model, engine.postprocessor).eval()
     example = _example_inputs(detector, batch_size or 2)
     exported_by = (
         _export_with_dynamo
@@ -137,6 +145,8 @@ def export_onnx(
         )
         if simplifier is not None:
             proto = simplifier(proto)
+    _order_gelu(proto)
+    _name_nodes_by_module(proto)
     _remove_debug_notes(proto)
     metadata = _metadata_of(detector, batch_size)
     onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
@@ -158,6 +168,25 @@ def export_onnx(
         beside.name,
     )
     return path
+
+
+def _sampling_by(model: nn.Module, sampling: Sampling) -> nn.Module:
+    """Return the model, or a copy that samples with gather operations.
+
+    Raises:
+        ConfigError: if the sampling is unknown, or the model has no points that could be gathered.
+    """
+    if sampling == "grid_sample":
+        return model
+    if sampling != "gather":
+        raise ConfigError(
+            f"sampling is {sampling!r}, expected 'grid_sample' or 'gather'"
+        )
+    changed = copy.deepcopy(model)
+    for module in changed.modules():
+        if isinstance(module, MultiScaleDeformableAttention):
+            module.sample_by_gather()
+    return changed
 
 
 def _example_inputs(
@@ -288,6 +317,51 @@ def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         return result
 
     return simplified
+
+
+def _order_gelu(proto: onnx.ModelProto) -> None:
+    """Write each GELU as 0.5 * (x * (1 + erf(...))), the order that ONNX Runtime fuses to one operation.
+
+    The exporter writes x * (0.5 * (1 + erf(...))). The numbers stay the same, as 0.5 is a power of two.
+    """
+    nodes = proto.graph.node
+    made_by = {name: node for node in nodes for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for half in nodes:
+        if half.op_type != "Mul" or len(readers.get(half.output[0], [])) != 1:
+            continue
+        outer = readers[half.output[0]][0]
+        factor, sum_name = half.input
+        add = made_by.get(sum_name)
+        if factor in made_by or add is None or outer.op_type != "Mul":
+            continue
+        is_erf = [
+            name in made_by and made_by[name].op_type == "Erf"
+            for name in add.input
+        ]
+        if add.op_type == "Add" and any(is_erf):
+            place = list(outer.input).index(half.output[0])
+            half.input[0] = outer.input[1 - place]  # x
+            outer.input[1 - place] = factor
+
+
+def _name_nodes_by_module(proto: onnx.ModelProto) -> None:
+    """Name each node by the module that it comes from, such as `Conv_3/model.encoder.input_proj.0.conv`.
+
+    Profiles of runtimes show these names, and int8 leaves parts of the model in float by them. The type is
+    in front, because TensorRT accepts one wildcard in a name: `LayerNormalization_*:fp32`. The older
+    exporter names nodes in this way itself.
+    """
+    for number, node in enumerate(proto.graph.node):
+        for entry in node.metadata_props:
+            if entry.key == "pkg.torch.onnx.name_scopes":
+                scopes = ast.literal_eval(entry.value)
+                # the last scope is the operation
+                module = scopes[-2] if len(scopes) > 1 else ""
+                node.name = f"{node.op_type}_{number}/{module}"
 
 
 def _remove_debug_notes(proto: onnx.ModelProto) -> None:

@@ -32,6 +32,21 @@ Version 2 has `bit_depth`. Metadata without it is written as version 1.
 """
 
 
+class Int8Note(Struct, frozen=True, kw_only=True):
+    """How a model was quantized, and what it costs."""
+
+    engine: Text
+    """Engine that the file is for."""
+    images: Positive
+    """Images that showed the ranges of activations."""
+    float_parts: list[Text]
+    """Parts of the model that stayed in float."""
+    ap_float: float
+    """AP on the validation data before."""
+    ap_int8: float
+    """AP on the same data after."""
+
+
 class Metadata(Struct, frozen=True, kw_only=True):
     """Usage and origin of an exported model.
 
@@ -67,6 +82,8 @@ class Metadata(Struct, frozen=True, kw_only=True):
     """File name of the exported checkpoint."""
     bit_depth: BitDepth | None = None
     """Number of bits that the samples of 16-bit images use; None means 16."""
+    int8: Int8Note | None = None
+    """None for a model in float."""
     format: Positive = 1
 
     def __post_init__(self) -> None:

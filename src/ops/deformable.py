@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,48 @@ def sample_bilinear(value: Tensor, locations: Tensor) -> Tensor:
     )
 
 
+def sample_bilinear_by_gather(value: Tensor, locations: Tensor) -> Tensor:
+    """Sample as `sample_bilinear` does, with gather operations; same shapes, same numbers up to rounding.
+
+    Runtimes without a correct or fast GridSample need this form.
+
+    Example:
+        >>> value = torch.tensor([[[[0.0, 2.0]]]])
+        >>> sample_bilinear_by_gather(value, torch.tensor([[[[0.5, 0.5]]]]))
+        tensor([[[[1.]]]])
+    """
+    n, channels, height, width = value.shape
+    x = locations[..., 0] * width - 0.5  # [n, Q, P]
+    y = locations[..., 1] * height - 0.5
+    left = x.floor()
+    top = y.floor()
+    right_share = x - left
+    bottom_share = y - top
+    flat = value.flatten(2)  # [n, c, h * w]
+    total = None
+    for column, column_share in (
+        (left, 1 - right_share),
+        (left + 1, right_share),
+    ):
+        for row, row_share in (
+            (top, 1 - bottom_share),
+            (top + 1, bottom_share),
+        ):
+            is_inside = (
+                (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            )
+            share = column_share * row_share * is_inside.to(value.dtype)
+            # outside, any valid place is read, with the share 0
+            place = torch.where(is_inside, row * width + column, 0)
+            index = place.long()
+            points = index.flatten(1)[:, None].expand(n, channels, -1)
+            corner = flat.gather(2, points).view(n, channels, *index.shape[1:])
+            part = corner * share[:, None]  # [n, c, Q, P]
+            total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
 def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
     """Sample one level at the nearest pixel, clamped to the map; same shapes as `sample_bilinear`.
 
@@ -50,13 +94,17 @@ def sample_nearest_pixel(value: Tensor, locations: Tensor) -> Tensor:
     return sampled.view(n, channels, *flat.shape[1:])
 
 
+Sample = Callable[[Tensor, Tensor], Tensor]
+"""A function that samples one level; `sample_bilinear` has its arguments."""
+
+
 def deformable_attention(
     values: list[Tensor],
     locations: Tensor,
     weights: Tensor,
     num_points: list[int],
     *,
-    discrete: bool = False,
+    sample: Sample = sample_bilinear,
 ) -> Tensor:
     """Return the sum of samples of several levels, weighted by attention.
 
@@ -65,7 +113,7 @@ def deformable_attention(
         locations: `[B, Q, heads, S, 2]` in 0..1, the points of level 0 first; S = sum of `num_points`.
         weights: `[B, Q, heads, S]`, softmax over S.
         num_points: points of each level.
-        discrete: use the nearest pixel instead of bilinear interpolation.
+        sample: function that samples one level.
 
     Returns:
         `[B, Q, heads * c]`.
@@ -77,7 +125,6 @@ def deformable_attention(
         tensor([[[1., 1.]]])
     """
     batch, queries, heads, _, _ = locations.shape
-    sample = sample_nearest_pixel if discrete else sample_bilinear
     by_head = locations.permute(0, 2, 1, 3, 4).flatten(
         0, 1
     )  # [B*heads, Q, S, 2]

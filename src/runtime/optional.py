@@ -20,11 +20,15 @@ TOOLS = (
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 """Disables the telemetry of ONNX Runtime 1.32 and later, which otherwise reports its usage to Microsoft. It
 must be set before the import. This project sends no usage data anywhere unless the user asks for it."""
+os.environ.setdefault("NNCF_CI", "1")
+"""Disables the telemetry of NNCF, which has no switch of its own and leaves it out where this variable is
+set. It must be set before the import."""
 
 
 ADVICE = {
     "cv2": f"videos and cameras need OpenCV: {TOOLS}",
     "fiftyone": "this tool needs FiftyOne, an optional extra: pip install fiftyone",
+    "nncf": f"int8 for OpenVINO needs NNCF: {TOOLS}",
     "onnx": f"the export needs onnx: {TOOLS}",
     "onnxruntime": "ONNX files need ONNX Runtime: pip install onnxruntime (or onnxruntime-gpu)",
     "onnxscript": f"the export needs onnxscript: {TOOLS}",

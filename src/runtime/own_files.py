@@ -354,6 +354,13 @@ def _is_our_graph(path: Path) -> bool:
         return b"\n\x05dfine" in file.read()
 
 
+def _is_our_openvino_model(path: Path) -> bool:
+    """Return whether an OpenVINO model has the mark in its information for the runtime, at its end."""
+    with open_regular(path) as file:
+        file.seek(max(0, path.stat().st_size - LARGEST_READ))
+        return f'<{MARK} value="{WRITER}"'.encode() in file.read()
+
+
 def _head(path: Path) -> bytes:
     with open_regular(path) as file:
         return file.read(LARGEST_READ)
@@ -371,5 +378,6 @@ _RECOGNIZE: dict[str, Callable[[Path], bool]] = {
     ".csv": _is_our_table,
     ".mp4": _is_our_video,
     ".onnx": _is_our_graph,
+    ".xml": _is_our_openvino_model,
 }
 """Function that recognizes each kind of result, by suffix."""

@@ -312,3 +312,31 @@ def test_a_detector_with_windows_is_exported_too(exporter, tmp_path):
     images = [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(8)]
     names = [f"noise {number}" for number in range(8)]
     check_agreement(detector, Detector.from_onnx(path), images, names)
+
+
+def test_gather_in_place_of_grid_sample_gives_the_same_predictions(
+    detector, val_images, tmp_path
+):
+    pytest.importorskip(
+        "onnxruntime",
+        reason="onnxruntime is not installed (tools/requirements.txt)",
+    )
+    path = export_onnx(detector, tmp_path / "gather.onnx", sampling="gather")
+    assert "GridSample" not in ops_of(path)
+    names = [str(image) for image in val_images[:3]]
+    check_agreement(
+        detector, Detector.from_onnx(path, device="cpu"), names, names
+    )
+
+
+def test_an_unknown_sampling_is_refused(detector, tmp_path):
+    with pytest.raises(ConfigError, match="sampling is 'nearest', expected"):
+        export_onnx(detector, tmp_path / "a.onnx", sampling="nearest")
+
+
+def test_nodes_are_named_by_their_modules(exported):
+    names = [node.name for node in onnx.load(exported).graph.node]
+    assert len(set(names)) == len(names)
+    assert any(
+        name.startswith("Conv_") and "/model.encoder." in name for name in names
+    )

@@ -8,6 +8,7 @@ import torch
 from src.ops.deformable import (
     deformable_attention,
     sample_bilinear,
+    sample_bilinear_by_gather,
     sample_nearest_pixel,
 )
 
@@ -101,7 +102,8 @@ def test_attention_equals_a_loop_over_points(case):
 
 def test_discrete_attention_equals_a_loop_over_points(case):
     torch.testing.assert_close(
-        deformable_attention(*case, discrete=True), plain_loops(*case, nearest)
+        deformable_attention(*case, sample=sample_nearest_pixel),
+        plain_loops(*case, nearest),
     )
 
 
@@ -163,4 +165,14 @@ def test_gradients_reach_values_locations_and_weights(case):
     assert torch.autograd.gradcheck(
         lambda loc, w, *v: deformable_attention(list(v), loc, w, num_points),
         (locations, weights, *values),
+    )
+
+
+def test_gather_gives_the_same_numbers_as_grid_sample_inside_and_outside():
+    torch.manual_seed(0)
+    value = torch.randn(3, 5, 7, 9, dtype=torch.float64)
+    locations = torch.rand(3, 11, 4, 2, dtype=torch.float64) * 1.6 - 0.3
+    torch.testing.assert_close(
+        sample_bilinear_by_gather(value, locations),
+        sample_bilinear(value, locations),
     )

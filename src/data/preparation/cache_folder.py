@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from ...core.errors import ConfigError, DataError
-from ...core.paths import open_regular
+from ...core.paths import open_regular, user_cache
 from ...runtime.files import prepare_output_dir, write_atomically
 
 NAME = ".dfine_cache"
@@ -54,14 +54,7 @@ def cache_folder(root: Path, key: str, given: Path | None = None) -> Path:
             return prepare_output_dir(own / name)
     place = os.fsencode(os.path.abspath(root))
     of_root = hashlib.sha256(place).hexdigest()[:12]
-    return prepare_output_dir(_user_cache() / of_root / name)
-
-
-def _user_cache() -> Path:
-    """Return this project's folder in the user's cache (XDG base directory specification)."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    return base / "dfine_dinov3"
+    return prepare_output_dir(user_cache() / of_root / name)
 
 
 def digest_of(paths: Iterable[Path], root: Path, options: str) -> str:

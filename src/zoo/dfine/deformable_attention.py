@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError
-from ...ops.deformable import deformable_attention
+from ...ops.deformable import (
+    Sample,
+    deformable_attention,
+    sample_bilinear,
+    sample_bilinear_by_gather,
+    sample_nearest_pixel,
+)
 
 OFFSET_SCALE = 0.5
 """Scale of offsets: an offset of `num_points` moves a point by half the size of the box."""
@@ -37,6 +43,9 @@ class MultiScaleDeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.num_points = list(num_points)
         self.discrete = discrete
+        self._sample: Sample = (
+            sample_nearest_pixel if discrete else sample_bilinear
+        )
         points = sum(num_points)
         scales = [torch.full((count,), 1 / count) for count in num_points]
         self.register_buffer("num_points_scale", torch.cat(scales))
@@ -90,8 +99,13 @@ class MultiScaleDeformableAttention(nn.Module):
             locations.to(values[0].dtype),
             weights.to(values[0].dtype),
             self.num_points,
-            discrete=self.discrete,
+            sample=self._sample,
         )
+
+    def sample_by_gather(self) -> None:
+        """Sample with gather operations from now on, as the nearest pixel always is."""
+        if not self.discrete:
+            self._sample = sample_bilinear_by_gather
 
 
 def split_heads(
