@@ -40,11 +40,11 @@ def is_faster() -> bool:
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    names = platform.processor()
+    names = platform.processor().encode()
     listing = Path("/proc/cpuinfo")
     if listing.exists():
-        names += listing.read_text(errors="replace")
-    return "AuthenticAMD" in names
+        names += listing.read_bytes()
+    return b"AuthenticAMD" in names
 
 
 def takes(x: Tensor) -> bool:
