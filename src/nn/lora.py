@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.contracts import LORA_FACTORS
 from ..core.errors import ConfigError
+from ..ops import onednn
 
 if TYPE_CHECKING:  # timm takes long to import
     from timm.models.eva import EvaAttention, EvaBlock
@@ -94,8 +94,10 @@ class LoRALinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `[..., in]` to `[..., out]`."""
-        change = F.linear(F.linear(input, self.lora_down), self.lora_up)
-        return torch.add(super().forward(input), change, alpha=self.scale)
+        change = onednn.linear(input, self.lora_down)
+        change = onednn.linear(change, self.lora_up)
+        frozen = onednn.linear(input, self.weight, self.bias)
+        return torch.add(frozen, change, alpha=self.scale)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.onednn import Linear, PointwiseConv2d
+
 GROUP = 48
 """Weights cast together; about as many as one kernel takes. A group's gradients arrive together."""
 
-CAST = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-"""Layers whose weights autocast casts. Subclasses may use them in other ways and are left alone."""
+CAST = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.MultiheadAttention,
+    Linear,
+    PointwiseConv2d,
+)
+"""Layers whose weights autocast casts. Other subclasses may use them in other ways and are left alone."""
 
 NAMES = {"weight", "bias", "in_proj_weight", "in_proj_bias"}
 """Parameters of these layers. Others, such as those of a reparametrization, are used in float32."""

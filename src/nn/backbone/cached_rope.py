@@ -34,14 +34,23 @@ class CachedRope(nn.Module):
         super().__init__()
         self.rope = rope
         self._codes: dict[tuple, Tensor] = {}
+        self._prepare: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("periods", rope.periods if store_periods else None)
 
+    def prepare_with(self, prepare: Callable[[Tensor], Tensor]) -> None:
+        """Let `get_embed` return what a function makes of the codes, which is also kept for each size."""
+        self._prepare = prepare
+        self._codes.clear()
+
     def get_embed(self, shape: tuple[int, int]) -> Tensor:
-        """Return the codes of a grid of patches, (height, width), as `[height * width, channels]`."""
+        """Return the codes of a grid of patches, (height, width), as `[height * width, channels]`.
+
+        After `prepare_with`, the shape is that of the function.
+        """
         is_random = self.rope.training and self.rope.aug_active
         is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if is_random or is_traced:
-            return self.rope.get_embed(shape=shape)
+            return self._computed(shape)
         periods = self.rope.periods
         key = (*shape, periods.device, periods.dtype)
         if key not in self._codes:
@@ -49,8 +58,13 @@ class CachedRope(nn.Module):
                 self._codes.clear()
             # made in an evaluation, they must still be usable in training
             with torch.inference_mode(False), torch.no_grad():
-                self._codes[key] = self.rope.get_embed(shape=shape)
+                self._codes[key] = self._computed(shape)
         return self._codes[key]
+
+    def _computed(self, shape: tuple[int, int]) -> Tensor:
+        """Return the codes of a grid, computed now."""
+        codes = self.rope.get_embed(shape=shape)
+        return codes if self._prepare is None else self._prepare(codes)
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..lora import LoRALinear
+from .cached_rope import CachedRope
 
 if TYPE_CHECKING:  # timm takes long to import
     from timm.models.eva import Eva
@@ -19,11 +21,11 @@ def convert_vit_to_deploy(vit: Eva) -> None:
     """Convert a ViT in place.
 
     LoRA updates are merged first. Then each layer scale becomes a part of the linear layer whose output it
-    multiplies (CaiT, Touvron et al., 2021, equation 5), and attention is replaced by `DeployedAttention`.
-    Converting again changes nothing.
+    multiplies (CaiT, Touvron et al., 2021, equation 5), and attention is replaced by `DeployedAttention` if
+    this is possible in all blocks. Converting again changes nothing.
 
     Args:
-        vit: timm's ViT.
+        vit: timm's ViT of `build_vit`.
     """
     for layer in list(vit.modules()):
         if isinstance(layer, LoRALinear):
@@ -34,8 +36,33 @@ def convert_vit_to_deploy(vit: Eva) -> None:
         _scale(block.mlp.fc2, block.gamma_2)
         block.gamma_1 = None
         block.gamma_2 = None
-        if _is_plain(block.attn):
+    blocks = [cast("Any", block) for block in vit.blocks]
+    if all(_is_plain(block.attn) for block in blocks):
+        prefix = int(blocks[0].attn.num_prefix_tokens)
+        cast("CachedRope", vit.rope).prepare_with(
+            partial(prepared_codes, num_prefix=prefix)
+        )
+        for block in blocks:
             block.attn = DeployedAttention(block.attn)
+
+
+def prepared_codes(codes: Tensor, num_prefix: int) -> Tensor:
+    """Return the two factors that `DeployedAttention` multiplies tokens with, once for all blocks.
+
+    Args:
+        codes: sines and cosines of the patches, `[n, 2 d]`.
+        num_prefix: class and register tokens before the patches, P, which are not rotated.
+
+    Returns:
+        `[2, P + n, d]`: sines, negative in the first half of the channels, and cosines.
+    """
+    sine, cosine = codes.chunk(2, -1)
+    half = sine.shape[-1] // 2
+    signed = torch.cat((-sine[..., :half], sine[..., half:]), -1)
+    before = (0, 0, num_prefix, 0)
+    return torch.stack(
+        (F.pad(signed, before), F.pad(cosine, before, value=1.0))
+    )
 
 
 class DeployedAttention(nn.Module):
@@ -49,7 +76,6 @@ class DeployedAttention(nn.Module):
         """
         super().__init__()
         self.num_heads = int(attention.num_heads)
-        self.num_prefix_tokens = int(attention.num_prefix_tokens)
         self.qkv = _with_joined_bias(attention)
         self.proj = attention.proj
 
@@ -64,7 +90,7 @@ class DeployedAttention(nn.Module):
 
         Args:
             x: class and register tokens, then patches.
-            rope: sines and cosines of the patches, `[n, 2 d]` or `[B, 1, n, 2 d]`.
+            rope: factors of `prepared_codes`: `[2, N, d]`, or `[2, W, 1, N, d]` for W windows per image.
             attn_mask: not supported; an argument because timm's blocks pass it.
             is_causal: not supported either.
         """
@@ -75,20 +101,24 @@ class DeployedAttention(nn.Module):
         x = F.scaled_dot_product_attention(query, key, value)
         return self.proj(x.transpose(1, 2).flatten(2))
 
-    def _turned(self, x: Tensor, rope: Tensor) -> Tensor:
+    def _turned(self, x: Tensor, factors: Tensor) -> Tensor:
         """Return queries and keys `[2, B, heads, N, d]` with patches rotated by their codes.
 
-        The halves (a, b) of the channels become (a cos - b sin, b cos + a sin) (RoPE, Su et al., 2021). The
-        codes of the tokens before the patches are those of no rotation.
+        The halves (a, b) of the channels become (a cos - b sin, b cos + a sin) (RoPE, Su et al., 2021).
         """
-        sine, cosine = rope.chunk(2, -1)
+        signed, cosine = factors
         half = x.shape[-1] // 2
-        signed = torch.cat((-sine[..., :half], sine[..., half:]), -1)
-        before = (0, 0, self.num_prefix_tokens, 0)
-        signed = F.pad(signed, before)
-        cosine = F.pad(cosine, before, value=1.0)
         swapped = torch.cat((x[..., half:], x[..., :half]), -1)
-        return torch.addcmul(swapped * signed, x, cosine)
+        if signed.dim() == 2:
+            return torch.addcmul(swapped * signed, x, cosine)
+        # one set of codes for the windows of all images: [2, images, W, heads, N, d]
+        windows = (-1, len(signed))
+        turned = torch.addcmul(
+            swapped.unflatten(1, windows) * signed,
+            x.unflatten(1, windows),
+            cosine,
+        )
+        return turned.flatten(1, 2)
 
 
 def _is_plain(attention: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ...core.contracts import Learning
 from ...core.errors import ConfigError
 from ...detection.lora_weights import is_lora_factor
+from ...runtime.log import logger
 
 
 class ThawPhase(NamedTuple):
@@ -155,10 +156,34 @@ def read_phases(
                 "meaning; leave it out"
             )
         return _read_plan(plan)
+    if blocks is not None and not frozen_epochs:
+        _report_unused(blocks, depth, frozen=frozen)
     if frozen_epochs:
         thawed = depth if blocks is None else blocks
         return ThawPhase(0, 0), ThawPhase(frozen_epochs, thawed)
     return (ThawPhase(0, 0 if frozen else depth),)
+
+
+def _report_unused(blocks: int, depth: int, *, frozen: bool) -> None:
+    """Log that `unfreeze_blocks` has no effect, unless the result is the same."""
+    if frozen:
+        logger.warning(
+            "DINOv3Backbone.unfreeze_blocks is %d, but freeze_backbone is set, so no block of the ViT is "
+            "ever trained; to train the last %d, set freeze_backbone to False and unfreeze_plan to [[0, %d]]",
+            blocks,
+            blocks,
+            blocks,
+        )
+    elif blocks < depth:
+        logger.warning(
+            "DINOv3Backbone.unfreeze_blocks is %d, but freeze_backbone_epochs is 0, so all %d blocks of the "
+            "ViT are trained from the start; to train only the last %d, remove unfreeze_blocks and set "
+            "unfreeze_plan to [[0, %d]]",
+            blocks,
+            depth,
+            blocks,
+            blocks,
+        )
 
 
 def _read_plan(plan: Sequence[Sequence[int]]) -> tuple[ThawPhase, ...]:

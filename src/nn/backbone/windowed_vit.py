@@ -105,7 +105,10 @@ def windowed_taps(
     ordered = grid.order(tokens[:, num_prefix:])
     tokens = torch.cat((tokens[:, :num_prefix], ordered), 1)
     batch_size = images.shape[0]
-    window_codes, global_codes = _codes_of(codes, grid, batch_size)
+    if codes.dim() == 3:
+        window_codes, global_codes = _prepared_codes_of(codes, grid, layout)
+    else:
+        window_codes, global_codes = _codes_of(codes, grid, batch_size)
     in_windows = False
     maps = []
     for index, block in enumerate(vit.blocks[: taps[-1] + 1]):
@@ -172,3 +175,20 @@ def _codes_of(
     ordered = grid.order(codes[None])[0]  # [W * n, C]
     split = ordered.unflatten(0, (grid.num_windows, 1, -1))  # [W, 1, n, C]
     return split.repeat(batch_size, 1, 1, 1), ordered
+
+
+def _prepared_codes_of(
+    codes: Tensor, grid: WindowGrid, layout: _Layout
+) -> tuple[Tensor, Tensor]:
+    """Return the codes of windows, `[2, W, 1, P + n, d]`, and of images in their order, `[2, P + W * n, d]`.
+
+    Args:
+        codes: what `prepared_codes` returns, with patches in row-major order, `[2, P + H * W, d]`.
+        grid: partition of the patches.
+        layout: number of tokens before the patches, and of windows.
+    """
+    prefix = codes[:, : layout.num_prefix]
+    ordered = grid.order(codes[:, layout.num_prefix :])
+    of_image = torch.cat((prefix, ordered), 1)
+    of_windows = layout.to_windows(of_image).unflatten(0, (2, -1))
+    return of_windows[:, :, None], of_image

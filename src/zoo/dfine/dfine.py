@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...core.contracts import Deployable
 from ...core.errors import ConfigError
 from ...core.registry import register
+from ...ops.onednn import use_onednn
 from ...runtime.memory import keep_freed_memory
 
 
@@ -38,6 +39,7 @@ class DFINE(nn.Module):
         self.backbone = backbone
         self.decoder = decoder
         self.encoder = encoder
+        use_onednn(self)
 
     def forward(
         self, images: Tensor, targets: list[dict[str, Tensor]] | None = None
@@ -69,6 +71,7 @@ class DFINE(nn.Module):
         for module in list(model.modules()):
             if isinstance(module, Deployable):
                 module.convert_to_deploy()
+        use_onednn(model)  # the conversion has made new layers
         return (
             model.eval()
         )  # modules created by the conversion are in training mode

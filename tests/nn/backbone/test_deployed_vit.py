@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from src.nn.backbone import deployed_vit
 from src.nn.backbone.deployed_vit import convert_vit_to_deploy
 from src.nn.backbone.vits import build_vit
 from src.nn.backbone.windowed_vit import windowed_taps
@@ -95,11 +96,38 @@ def test_attention_in_windows_is_the_same_after_the_conversion(name):
         assert torch.allclose(after, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_with_gates_or_norms_is_not_replaced():
+def test_attention_is_not_replaced_if_a_block_has_gates_or_norms():
     vit = random_vit()
     vit.blocks[0].attn.q_norm = torch.nn.LayerNorm(16)
     before = features(vit)
     convert_vit_to_deploy(vit)
     kinds = [type(block.attn).__name__ for block in vit.blocks]
-    assert kinds == ["EvaAttention", "DeployedAttention"]
+    assert kinds == ["EvaAttention", "EvaAttention"]
     assert torch.allclose(features(vit), before, rtol=1e-4, atol=1e-4)
+
+
+def test_codes_are_prepared_once_for_each_size(monkeypatch):
+    calls = []
+    prepared = deployed_vit.prepared_codes
+
+    def counted(codes, num_prefix):
+        calls.append(codes.shape)
+        return prepared(codes, num_prefix)
+
+    monkeypatch.setattr(deployed_vit, "prepared_codes", counted)
+    vit = random_vit()
+    convert_vit_to_deploy(vit)
+    for _ in range(2):
+        features(vit)
+    assert len(calls) == 1
+
+
+def test_codes_rotate_patches_and_leave_the_tokens_before_them():
+    angles = torch.rand(5, 8)
+    codes = torch.cat((angles.sin(), angles.cos()), -1)
+    signed, cosine = deployed_vit.prepared_codes(codes, num_prefix=2)
+    assert torch.equal(signed[:2], torch.zeros(2, 8))
+    assert torch.equal(cosine[:2], torch.ones(2, 8))
+    assert torch.equal(signed[2:, :4], -angles.sin()[:, :4])
+    assert torch.equal(signed[2:, 4:], angles.sin()[:, 4:])
+    assert torch.equal(cosine[2:], angles.cos())

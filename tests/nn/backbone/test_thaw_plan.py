@@ -113,6 +113,31 @@ def test_invalid_plans_are_refused(phases, given, message):
         plan(*phases, **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [
+        (
+            {"blocks": 2},
+            "unfreeze_blocks is 2, but freeze_backbone_epochs is 0, so all 4 blocks of the ViT are trained "
+            "from the start; to train only the last 2, remove unfreeze_blocks and set unfreeze_plan to "
+            "[[0, 2]]",
+        ),
+        (
+            {"blocks": 2, "frozen": True},
+            "unfreeze_blocks is 2, but freeze_backbone is set, so no block of the ViT is ever trained",
+        ),
+        ({"blocks": 4}, None),
+        ({"blocks": 2, "frozen_epochs": 10}, None),
+    ],
+)
+def test_a_number_of_blocks_without_effect_is_logged(given, reported, caplog):
+    with caplog.at_level("WARNING"):
+        read_phases(4, **settings(**given))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (reported is not None)
+    assert reported is None or reported in messages[0]
+
+
 def test_blocks_of_each_epoch():
     assert [
         plan((0, 0), (2, 1), (4, 3)).blocks_in(epoch) for epoch in range(6)
