@@ -2,7 +2,7 @@
 
 torch runs linear layers in MKL on a CPU, and with one thread also 1x1 convolutions. MKL uses vectors of 256
 bits on processors of AMD; oneDNN uses 512 bits where the processor has them, which takes half of the time.
-The numbers are the same up to rounding. docs/decisions/0031 has measurements.
+The numbers are the same up to rounding. docs/decisions/0036 has measurements.
 """
 
 from __future__ import annotations
