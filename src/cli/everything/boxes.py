@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.dataset.synthetic import draw_scene
-from .figures import Figure, Settings, least_cpu_seconds
+from .figures import PER_SECOND, Figure, Settings, least_cpu_seconds
 from .loading import load_epoch, training_loader, write_labels
 
 IMAGES = 64
@@ -33,23 +33,24 @@ def measure(settings: Settings) -> Iterator[Figure]:
 
 def measured_boxes(settings: Settings, count: int, boxes: int) -> Figure:
     """Return the figure of `measure` for a number of images and of boxes in each."""
-    folder = settings.folder / "boxes"
-    folder.mkdir(exist_ok=True)
+    folder = settings.inputs
+    (folder / "images").mkdir(parents=True)
     names = []
     for number in range(count):
         names.append(f"{number}.jpg")
         rng = np.random.default_rng(number)
         scene = draw_scene(rng, SIZE[0], 20).image[: SIZE[1]]
-        Image.fromarray(scene).save(folder / names[-1], quality=90)
-    labels = write_labels(folder, names, SIZE, boxes, SIDES)
-    loader = training_loader(folder, labels, flips_only=False)
+        file = folder / "images" / names[-1]
+        Image.fromarray(scene).save(file, quality=90)
+    write_labels(folder, names, SIZE, boxes, SIDES)
+    loader = training_loader(folder, flips_only=False)
     works = {"training": partial(load_epoch, loader)}
     seconds = least_cpu_seconds(works, settings.repeats)
     return Figure(
         7,
         f"{boxes:,} boxes in each image, training with all transforms",
         count / seconds["training"],
-        "images per CPU second",
+        PER_SECOND,
         target=TARGET,
         at_least=True,
     )

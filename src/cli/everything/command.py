@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import parser_for, run, user_path
-from .figures import Figure, Settings, yardstick_seconds
+from .figures import INPUTS, Figure, Settings, yardstick_seconds
 
 PARTS = {
     "engines": "a deployed detector in each engine, also with int8 (row 1)",
@@ -47,9 +47,6 @@ PEERS = ("ultralytics", "rfdetr", "hotcoco")
 """Libraries that can be measured too: scripts in tools/benchmark/peers."""
 
 PEER_SCRIPTS = Path(__file__).resolve().parents[3] / "tools/benchmark/peers"
-
-INPUTS = "inputs"
-"""Folder below that of a part with `images/` and `train.json`, if the part makes its own images."""
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",

@@ -25,11 +25,10 @@ from ...inference.quantizers import (
     quantize_for_openvino,
 )
 from ..benchmark import YARDSTICK, bare_vit, open_detector
-from .figures import Figure, Settings, least_cpu_seconds
+from .figures import OF_A_VIT, Figure, Settings, least_cpu_seconds
 
 CONFIG = "dfine_dinov3_s2_windows_coco"
 INPUT_SIZE = (640, 640)
-UNIT = f"of a {YARDSTICK}"
 ROW = 1
 FLOAT_TARGET = 0.75
 INT8_TARGET = 0.50
@@ -69,8 +68,9 @@ def measure(
             ROW,
             f"{config} at {input_size[0]} x {input_size[1]}, {name}",
             own / yardstick,
-            UNIT,
+            OF_A_VIT,
             target=None if name == "torch" else target,
+            seconds=own,
         )
 
 

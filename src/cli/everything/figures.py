@@ -9,6 +9,9 @@ from pathlib import Path
 
 PER_SECOND = "images per CPU second"
 OF_A_VIT = "of a bare ViT-S/16"
+CPU_SECONDS = "CPU seconds"
+
+INPUTS = "inputs"
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Settings:
     """A folder with `images/`, `train.json` and `val.json`; without it, synthetic images are measured."""
     repeats: int = 5
     """Measured runs of each work; the least CPU time counts."""
+
+    @property
+    def inputs(self) -> Path:
+        """Folder for images that a measurement makes: `images/` and `train.json`. Other libraries read it."""
+        return self.folder / INPUTS
 
 
 @dataclass(frozen=True)

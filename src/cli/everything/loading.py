@@ -36,10 +36,10 @@ def write_labels(
     boxes: int,
     sides: tuple[float, float],
 ) -> Path:
-    """Write random boxes of one class as a COCO file, and return it.
+    """Write random boxes of one class to `train.json`, and return the file.
 
     Args:
-        folder: folder of the images and of the file.
+        folder: folder of the file; the images are in `images/`.
         names: file names of the images.
         size: (width, height) of all images in pixels.
         boxes: boxes of each image.
@@ -71,7 +71,7 @@ def write_labels(
         "annotations": annotations,
         "categories": [{"id": 1, "name": "object"}],
     }
-    file = folder / "labels.json"
+    file = folder / "train.json"
     file.write_text(json.dumps(content))
     return file
 
@@ -98,14 +98,21 @@ def training_transforms(*, flips_only: bool) -> Compose:
 
 def training_loader(
     folder: Path,
-    labels: Path,
     *,
     flips_only: bool,
     batch_size: int = 8,
 ) -> DataLoader:
-    """Return a loader of a training that works in this process."""
+    """Return a loader of a training that works in this process.
+
+    Args:
+        folder: folder with `images/` and `train.json`.
+        flips_only: whether flips are the only random transform.
+        batch_size: images of a batch.
+    """
     data = CocoDetection(
-        str(folder), str(labels), training_transforms(flips_only=flips_only)
+        str(folder / "images"),
+        str(folder / "train.json"),
+        training_transforms(flips_only=flips_only),
     )
     data.allow_reduced_decoding()
     repeat = None if flips_only else 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .figures import Figure, Settings, least_cpu_seconds
+from .figures import PER_SECOND, Figure, Settings, least_cpu_seconds
 from .loading import load_epoch, training_loader, write_labels
 
 PHOTOS = 16
@@ -37,20 +37,18 @@ def measured_photos(
     settings: Settings, count: int, size: tuple[int, int]
 ) -> Iterator[Figure]:
     """Yield the figures of `measure` for photos of a number and of a (width, height)."""
-    folder = settings.folder / "photos"
-    folder.mkdir(exist_ok=True)
+    folder = settings.inputs
+    (folder / "images").mkdir(parents=True)
     names = []
     for number in range(count):
         names.append(f"{number}.jpg")
-        write_photo(folder / names[-1], size, number)
+        write_photo(folder / "images" / names[-1], size, number)
     shortest = min(size)
     sides = (shortest / 30, shortest / 3)
-    labels = write_labels(folder, names, size, BOXES, sides)
+    write_labels(folder, names, size, BOXES, sides)
     works = {}
     for flips_only in (True, False):
-        loader = training_loader(
-            folder, labels, flips_only=flips_only, batch_size=4
-        )
+        loader = training_loader(folder, flips_only=flips_only, batch_size=4)
         name = "flips only" if flips_only else "all transforms"
         works[name] = partial(load_epoch, loader)
     seconds = least_cpu_seconds(works, settings.repeats)
@@ -60,7 +58,7 @@ def measured_photos(
             2,
             f"photos of {megapixels:.0f} megapixels with Exif, training with {name}",
             count / least,
-            "images per CPU second",
+            PER_SECOND,
             target=TARGET if name == "flips only" else None,
             at_least=True,
         )

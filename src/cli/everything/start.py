@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .figures import Figure, Settings
+from .figures import CPU_SECONDS, Figure, Settings
 
 CONFIG = "dfine/dfine_dinov3_s_coco.yml"
 CLASSES = 80
@@ -25,7 +25,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
     first_prediction_seconds(path)  # fills the file cache
     seconds = min(first_prediction_seconds(path) for _ in range(runs))
     work = "first prediction in a new process, DINOv3-S"
-    yield Figure(8, work, seconds, "CPU s", target=5.5)
+    yield Figure(8, work, seconds, CPU_SECONDS, target=5.5, seconds=seconds)
 
 
 def write_checkpoint(path: Path, config: str) -> None:
