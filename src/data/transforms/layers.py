@@ -234,7 +234,7 @@ class _Span(NamedTuple):
     """Position on the canvas, which can lie beyond it."""
     end: int
     stop: int
-    """End of the image, from which on nothing is copied to the canvas."""
+    """End of the image on the canvas; nothing is copied beyond it."""
 
     def cut(self, image: Tensor, axis: int) -> Tensor:
         """Return these columns or rows; beyond the image, the last one is repeated."""

@@ -141,7 +141,7 @@ class Sample:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the canvas shows the file without any transform."""
+        """True if the canvas shows the file without any transform."""
         return (
             self.canvas == self.file_size
             and bool((self.scale == 1).all() and (self.shift == 0).all())
