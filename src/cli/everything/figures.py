@@ -45,7 +45,7 @@ class Figure:
     """What was measured, in a few words."""
     value: float
     unit: str
-    """Such as `of a bare ViT-S/16` or `images per CPU second`."""
+    """Such as `of a bare ViT-S/16`: the forward pass of one image; or `images per CPU second`."""
     who: str = "ours"
     """Name of the library: `ours` or that of a peer."""
     target: float | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from ...data.transforms import (
     Resize,
     SanitizeBoundingBoxes,
 )
-from .figures import Figure, Settings, least_cpu_seconds
+from .figures import PER_SECOND, Figure, Settings, least_cpu_seconds
+from .loading import write_labels
 
 INPUT_SIZE = 640
 """Height and width of the input; training draws others around it."""
@@ -38,30 +38,35 @@ IMAGE_SIZE = (640, 480)
 OBJECTS = 15
 """Objects in a synthetic image."""
 
+OBJECT_SIDES = (20.0, 120.0)
+"""Smallest and largest side of an object in pixels."""
+
 TARGET = 110.0
 """Images per CPU second."""
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
     """Measure loading, from files to batches on one thread, decoding included."""
-    folder = settings.data or synthetic_images(settings.folder)
+    folder = settings.data or synthetic_images(settings.inputs)
     mixed = _Loading(folder, mosaic_prob=0.5, mixes=True)
     alone = _Loading(folder, mosaic_prob=1.0, mixes=False)
     seconds = least_cpu_seconds(
         {"recipe": mixed, "alone": alone}, settings.repeats
     )
     images = BATCHES * BATCH_SIZE
-    unit = "images per CPU second"
     yield Figure(
         3,
         "DEIM recipe: mosaic for every second image, mixup, CopyBlend",
         images / seconds["recipe"],
-        unit,
+        PER_SECOND,
         target=TARGET,
         at_least=True,
     )
     yield Figure(
-        3, "mosaic for every image, no mixing", images / seconds["alone"], unit
+        3,
+        "mosaic for every image, no mixing",
+        images / seconds["alone"],
+        PER_SECOND,
     )
 
 
@@ -113,37 +118,14 @@ class _Loading:
 
 def synthetic_images(folder: Path, count: int = 64) -> Path:
     """Write JPEG images with random boxes into a folder, and return the folder."""
-    images = folder / "mosaics" / "images"
-    images.mkdir(parents=True, exist_ok=True)
+    images = folder / "images"
+    images.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    width, height = IMAGE_SIZE
-    records = []
-    annotations = []
+    names = []
     for number in range(count):
         coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize(IMAGE_SIZE)
-        name = f"{number}.jpg"
-        image.save(images / name, quality=90)
-        records.append(
-            {"id": number, "file_name": name, "width": width, "height": height}
-        )
-        for _ in range(OBJECTS):
-            w, h = rng.uniform(20, 120, 2)
-            x, y = rng.random(2) * (width - w, height - h)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                }
-            )
-    labels = {
-        "images": records,
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "object"}],
-    }
-    (folder / "mosaics" / "train.json").write_text(json.dumps(labels))
-    return folder / "mosaics"
+        names.append(f"{number}.jpg")
+        image.save(images / names[-1], quality=90)
+    write_labels(folder, names, IMAGE_SIZE, OBJECTS, OBJECT_SIDES)
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from .figures import CPU_SECONDS, Figure, Settings
 
@@ -57,7 +58,7 @@ def synthetic_detections(images: int) -> tuple[dict, dict]:
     import torch
 
     rng = np.random.default_rng(0)
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     detections = {}
     for image in range(images):
         sizes = _sizes(rng, OBJECTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ...core.contracts import Target
 from .figures import OF_A_VIT, Figure, Settings, least_cpu_seconds
 
 BATCH = 2
@@ -39,21 +40,21 @@ class Trained(NamedTuple):
 MODELS = (
     Trained(
         5,
-        "training step, DINOv3-S, all trained, batch 2",
+        "training step of two images, DINOv3-S, all trained",
         "dfine_dinov3_s_coco",
         _ALL_TRAINED,
         7.2,
     ),
     Trained(
         5,
-        "training step, DINOv3-S2 with windows, batch 2",
+        "training step of two images, DINOv3-S2 with windows, all trained",
         "dfine_dinov3_s2_windows_coco",
         _ALL_TRAINED,
         5.8,
     ),
     Trained(
         6,
-        "training step, HGNetv2-S, batch 2",
+        "training step of two images, HGNetv2-S",
         "dfine_hgnetv2_s_coco",
         {"HGNetv2": {"pretrained": False}},
         1.9,
@@ -144,7 +145,7 @@ def training_step(model: Trained, size: int) -> Callable[[], object]:
     return lambda: step(0, [(images, targets)])
 
 
-def _noise_target() -> dict[str, Any]:
+def _noise_target() -> Target:
     """Return objects of 5 to 35 % of the sides of an image, in its middle."""
     import torch
 

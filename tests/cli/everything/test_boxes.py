@@ -16,7 +16,7 @@ def test_figure_names_the_work_and_has_a_target(tmp_path):
 
 def test_images_have_the_boxes_inside(tmp_path):
     boxes.measured_boxes(Settings(tmp_path, repeats=1), 2, 30)
-    labels = json.loads((tmp_path / "boxes" / "labels.json").read_text())
+    labels = json.loads((tmp_path / "inputs" / "train.json").read_text())
     assert len(labels["annotations"]) == 60
     for record in labels["annotations"]:
         x, y, width, height = record["bbox"]

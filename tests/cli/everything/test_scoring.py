@@ -9,7 +9,7 @@ def test_time_and_memory_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "IMAGES", 12)
     seconds, memory = scoring.measure(Settings(tmp_path))
     assert seconds.row == memory.row == 4
-    assert (seconds.unit, memory.unit) == ("CPU s", "MB")
+    assert (seconds.unit, memory.unit) == ("CPU seconds", "MB")
     assert (seconds.target, memory.target) == (18.0, 800.0)
     assert seconds.value > 0
 

@@ -13,7 +13,7 @@ def test_the_least_time_of_some_processes_is_measured(tmp_path, monkeypatch):
         start, "first_prediction_seconds", lambda path: next(seconds)
     )
     (figure,) = start.measure(Settings(tmp_path, repeats=2))
-    assert (figure.row, figure.value, figure.unit) == (8, 2.0, "CPU s")
+    assert (figure.row, figure.value, figure.unit) == (8, 2.0, "CPU seconds")
 
 
 def test_a_process_predicts_an_image():

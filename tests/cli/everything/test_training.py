@@ -2,7 +2,7 @@
 
 import torch
 
-from src.cli.everything.figures import Settings
+from src.cli.everything.figures import OF_A_VIT, Settings
 from src.cli.everything.training import (
     MODELS,
     Trained,
@@ -27,7 +27,7 @@ def test_each_model_gives_one_figure_with_its_target(tmp_path):
     settings = Settings(tmp_path, repeats=1)
     (figure,) = measure(settings, models=(SMALL,), size=64)
     assert (figure.row, figure.work) == (6, "training step, small")
-    assert figure.unit == "of a forward pass of a bare ViT-S/16 with one image"
+    assert figure.unit == OF_A_VIT
     assert figure.value > 0
     assert figure.target == 1.9
     assert not figure.at_least

@@ -27,7 +27,7 @@ def training(task: dict[str, Any]) -> Iterator[dict]:
     for row, name in ((5, "yolo26l"), (6, "yolo26s")):
         yield from compared_with_vit(
             row,
-            {f"training step of {name}, batch 2": _step(name)},
+            {f"training step of two images, {name}": _step(name)},
             bare_vit(1, 640),
             task["repeats"],
         )
