@@ -1,6 +1,7 @@
 """engine="auto" takes the fastest engine that agrees with torch, and remembers it."""
 
 import json
+import logging
 
 import pytest
 
@@ -18,6 +19,13 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 def only_onnx_runtime(monkeypatch):
     """Leave OpenVINO out, whose start is slow."""
     monkeypatch.setattr(engine_choice, "_OPEN", {"onnxruntime": OnnxEngine})
+
+
+@pytest.fixture(autouse=True)
+def log_is_captured(monkeypatch, caplog):
+    """Undo the settings that commands of other tests leave behind."""
+    monkeypatch.setattr(logging.getLogger("dfine"), "propagate", True)
+    caplog.set_level("INFO", logger="dfine")
 
 
 @pytest.fixture
