@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from .figures import Figure, Settings
 
@@ -110,8 +111,7 @@ def _sizes(rng, count: int):
 def _megabytes_in_use() -> float:
     """Return the memory of this process, or its peak so far where the system does not report it."""
     try:
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[1])
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return pages * resource.getpagesize() / 2**20
