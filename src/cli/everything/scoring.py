@@ -29,10 +29,11 @@ def measure(settings: Settings) -> Iterator[Figure]:
     process's peak, so nothing that needs more may have run in this process before.
     """
     from ...data.evaluation import CocoEvaluator
+    from ...runtime.memory import resident_memory
 
     coco_gt, detections = synthetic_detections(IMAGES)
     image_ids = list(detections)
-    before = _megabytes_in_use()
+    before = resident_memory() / 2**20
     start = time.process_time()
     evaluator = CocoEvaluator(coco_gt)
     for first in range(0, len(image_ids), BATCH):
@@ -108,13 +109,3 @@ def _sizes(rng, count: int):
     import numpy as np
 
     return np.exp(rng.uniform(np.log(8), np.log(300), (count, 2)))
-
-
-def _megabytes_in_use() -> float:
-    """Return the memory of this process, or its peak so far where the system does not report it."""
-    try:
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return pages * resource.getpagesize() / 2**20

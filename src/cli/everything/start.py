@@ -39,6 +39,7 @@ def write_checkpoint(path: Path, config: str) -> None:
 
     from ...core import YAMLConfig
     from ...core.package_configs import configs_folder
+    from ...runtime.weight_files import write_tensor_file
 
     cfg = YAMLConfig(str(configs_folder() / config))
     cfg.without_pretrained()
@@ -46,7 +47,7 @@ def write_checkpoint(path: Path, config: str) -> None:
     torch.manual_seed(0)
     classes = [{"id": i, "name": str(i)} for i in range(CLASSES)]
     meta = {"config": cfg.to_yaml(), "classes": classes}
-    torch.save({"model": cfg.model.state_dict(), "meta": meta}, path)
+    write_tensor_file(path, {"model": cfg.model.state_dict(), "meta": meta})
 
 
 def first_prediction_seconds(path: Path) -> float:
