@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,6 +25,7 @@ from ..core.paths import user_cache
 from ..runtime.files import prepare_output_dir, write_json
 from ..runtime.log import logger
 from ..runtime.own_files import MARK, WRITER
+from ..runtime.processor import processor_name
 from .agreement import check_agreement, images_for_check
 from .detector import Detector
 from .engines import Engine, TorchEngine
@@ -193,7 +193,7 @@ def _key(detector: Detector, engine: TorchEngine) -> str:
 
 
 def _machine_facts() -> Iterator[str]:
-    yield _processor()
+    yield processor_name()
     yield str(os.cpu_count())
     yield str(torch.get_num_threads())
     yield __version__
@@ -218,15 +218,6 @@ def _plain_values(module: torch.nn.Module) -> dict[str, object]:
         if isinstance(value, int | float | str):
             values[name] = value
     return values
-
-
-def _processor() -> str:
-    """Return the name of the processor."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line
-    return f"{platform.machine()} {platform.processor()}"
 
 
 def _remove_oldest(folder: Path, keep: tuple[Path, ...]) -> None:
