@@ -128,7 +128,7 @@ def test_other_weights_have_another_key(own):
 
 def test_another_processor_has_another_key(own, monkeypatch):
     before = engine_choice._key(own, own.engine)
-    monkeypatch.setattr(engine_choice, "_processor", lambda: "another")
+    monkeypatch.setattr(engine_choice, "processor_name", lambda: "another")
     assert engine_choice._key(own, own.engine) != before
 
 
