@@ -211,8 +211,8 @@ def add_engine_argument(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("torch", "auto"),
         default="torch",
-        help="auto: the fastest installed engine on this CPU, which the first use tries and a cache keeps; "
-        "only for checkpoints; default: torch",
+        help="auto: the fastest installed engine on this CPU instead of PyTorch, which the first use tries "
+        "and a cache keeps; only for checkpoints",
     )
 
 

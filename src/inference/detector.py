@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args, overload
@@ -150,9 +151,9 @@ class Detector:
                 "export the checkpoint and open the file with from_onnx() or from_openvino()"
             )
         if engine == "auto":
-            from .engine_choice import fastest_engine
-
-            self.engine = fastest_engine(self)
+            # by name, because the trial itself needs detectors
+            choice = import_module(f"{__package__}.engine_choice")
+            self.engine = choice.fastest_engine(self)
 
     def _use(self, parts: DetectorParts) -> None:
         """Store the parts of a detector.

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from .. import __version__
 from ..core.errors import CheckpointError, ConfigError, ExportError
-from ..core.paths import user_cache
+from ..core.paths import open_regular, user_cache
 from ..runtime.files import prepare_output_dir, write_json
 from ..runtime.log import logger
 from ..runtime.own_files import MARK, WRITER
@@ -175,8 +175,15 @@ def _trial(detector: Detector, engines: dict[str, Engine]) -> Choice:
 def _read(note: Path) -> Choice | None:
     """Return an earlier result; None if there is none or it is damaged."""
     try:
-        return msgspec.json.decode(note.read_bytes(), type=Choice)
-    except (OSError, msgspec.MsgspecError, RecursionError, UnicodeError):
+        with open_regular(note) as file:
+            return msgspec.json.decode(file.read(), type=Choice)
+    except (
+        OSError,
+        ConfigError,
+        msgspec.MsgspecError,
+        RecursionError,
+        UnicodeError,
+    ):
         return None
 
 

@@ -5,6 +5,7 @@ The AP before and after is measured on the user's validation data. docs/decision
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import msgspec
 import numpy as np
 
 from ..core.errors import ConfigError, DataError, ExportError
+from ..core.paths import open_regular
 from ..data.dataset.coco_dataset import CocoDetection
-from ..runtime.files import atomic_file, prepare_output_dir
+from ..runtime.files import atomic_file, prepare_output_dir, write_atomically
 from ..runtime.log import logger
 from ..runtime.own_files import refuse_foreign
 from .agreement import mean_difference
@@ -25,7 +27,7 @@ from .detector import Detector
 from .detector_evaluation import evaluate_detector
 from .export import export_onnx
 from .exported_engines import INPUTS
-from .metadata import METADATA_KEY, Int8Note, Metadata
+from .metadata import METADATA_KEY, Int8Note, Metadata, metadata_for
 from .prediction import Prediction
 from .prediction_settings import PredictionSettings
 from .quantizers import SUFFIXES, Inputs, Int8Engine, parts_of, quantizer_for
@@ -107,9 +109,7 @@ def export_int8(
         before = _open(graph, settings.engine)
         inputs = _prepared(before, calibration, settings.batch_size or 1)
         trial = Path(folder) / f"int8{SUFFIXES[settings.engine]}"
-        metadata = Metadata.from_json(
-            graph.with_suffix(".json").read_text(), graph
-        )
+        metadata = metadata_for(graph, None)
 
         def quantized(
             float_parts: Collection[str], images: Sequence[Inputs]
@@ -300,7 +300,9 @@ def _check_result(path: Path, engine: str) -> None:
 def _write_metadata(path: Path, metadata: Metadata) -> None:
     """Write NAME.json, and for ONNX files the same into the file."""
     text = metadata.to_json()
-    path.with_suffix(".json").write_text(text)
+    write_atomically(
+        path.with_suffix(".json"), lambda file: file.write(text.encode())
+    )
     if path.suffix == ".onnx":
         import onnx
 
@@ -314,9 +316,11 @@ def _move(source: Path, path: Path) -> None:
     for suffix in (".bin", ".json", path.suffix):
         part = source.with_suffix(suffix)
         if part.exists():
-            content = part.read_bytes()
-            with atomic_file(path.with_suffix(suffix)) as file:
-                file.write(content)
+            with (
+                open_regular(part) as source_file,
+                atomic_file(path.with_suffix(suffix)) as file,
+            ):
+                shutil.copyfileobj(source_file, file)
 
 
 def spread(items: Iterable[Item], count: int) -> list[Item]:

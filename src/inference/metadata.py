@@ -33,7 +33,7 @@ Version 2 has `bit_depth`. Metadata without it is written as version 1.
 
 
 class Int8Note(Struct, frozen=True, kw_only=True):
-    """How a model was quantized, and what it costs."""
+    """Record of the quantization of a model, with the AP before and after."""
 
     engine: Text
     """Engine that the file is for."""

@@ -1,7 +1,7 @@
 """Quantize an exported graph to 8-bit integers with the quantizer of the engine that will run it.
 
 ONNX Runtime has its own quantizer, OpenVINO has NNCF. Both measure the ranges of activations on prepared
-images, and leave the parts in float that they are told to. `int8_export` decides which these are.
+images, and leave given parts of the model in float. `int8_export` decides which these are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The quantizers of the engines write int8 models, and leave the parts in float that they are told to."""
+"""The quantizers of the engines write int8 models, and leave given parts in float."""
 
 import sys
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ...data.transforms import (
     SanitizeBoundingBoxes,
 )
 from ...data.transforms.compose import Transform
+from ...runtime.files import write_json
 
 SIDE = 640
 """Height and width of the batches, without other sizes in training."""
@@ -72,7 +72,7 @@ def write_labels(
         "categories": [{"id": 1, "name": "object"}],
     }
     file = folder / "train.json"
-    file.write_text(json.dumps(content))
+    write_json(file, content)
     return file
 
 
