@@ -56,7 +56,7 @@ def synthetic_detections(images: int) -> tuple[dict, dict]:
     import torch
 
     rng = np.random.default_rng(0)
-    annotations = []
+    annotations: list[dict] = []
     detections = {}
     for image in range(images):
         sizes = _sizes(rng, OBJECTS)
