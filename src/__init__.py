@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .runtime.quick_imports import collector_paused
-
 if TYPE_CHECKING:
     from .api import evaluate, export, train
     from .inference import Detector, Prediction
@@ -42,6 +40,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
+        from .runtime.quick_imports import collector_paused
+
         with collector_paused():
             place = importlib.import_module(f"{__name__}.{_PLACES[name]}")
         return getattr(place, name)
