@@ -42,6 +42,11 @@ WITHOUT_EXAMPLE = {
     "src.inference.export.export_onnx": "needs onnxscript, which is optional",
     "src.inference.checked_export.export_checked_onnx": "needs onnxscript, which is optional",
     "src.inference.opening.exported_parts": "needs an exported file and its runtime, which are optional",
+    "src.inference.int8_export.export_int8": "needs onnx and a quantizer, which are optional",
+    "src.inference.quantizers.parts_of": "needs onnx, which is optional",
+    "src.inference.quantizers.quantizer_for": "needs a quantizer, which is optional",
+    "src.inference.quantizers.quantize_for_onnx_runtime": "needs onnx and ONNX Runtime, which are optional",
+    "src.inference.quantizers.quantize_for_openvino": "needs OpenVINO and NNCF, which are optional",
     "src.inference.fiftyone_export.fiftyone_samples": "needs FiftyOne, which is optional",
     "src.inference.fiftyone_export.to_fiftyone": "needs FiftyOne, which is optional",
 }

@@ -106,6 +106,7 @@ NEEDS_INPUT = {
     "tools/benchmark/trt_benchmark.py": ["--engine_dir", MISSING],
     "tools/benchmark/benchmark.py": ["-r", MISSING],
     "tools/benchmark/ablate.py": [MISSING],
+    "tools/benchmark/everything.py": ["--data", MISSING],
     "tools/benchmark/get_info.py": ["-r", MISSING],
     "tools/visualization/compare.py": ["-c", DEMO_CONFIG, "-r", MISSING],
     "tools/visualization/report.py": ["-r", MISSING],
