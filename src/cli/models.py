@@ -1,12 +1,21 @@
-"""List the published detectors, show one of them, and say which one a file holds.
+"""List the published detectors, say which one a file holds, and share your own.
 
     dfine models
     dfine models show deimv2_l_coco
     dfine models check weights/deimv2_dinov3_l_coco.pth
 
+    # share a trained detector in a folder, or on Hugging Face Hub
+    dfine models push runs/train shared/cells
+    dfine models push runs/train hf://USER/cells --licence apache-2.0
+    dfine models pull hf://USER/cells
+
 `check` names the model, its classes and its configuration, accounts for every tensor, compares the digest
 with the published one if there is one, and prints the commands to evaluate, fine-tune and export. A file
 that holds no detector of this project, or only a part of one, has the exit code 4.
+
+`push` writes safetensors weights, a model card, licence notes, the configuration and the preprocessing. Names
+of folders on your machine are left out. A new repository on the hub is private, unless --public is given.
+`pull` writes to weights/NAME or the folder that you name, after checking that the detector can be used.
 """
 
 import argparse
@@ -21,7 +30,9 @@ MAX_NAMES = 5
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
-    verbs = parser.add_subparsers(dest="verb", metavar="list|show|check")
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="list|show|check|push|pull"
+    )
     verbs.add_parser("list", help="one line for each model")
     show = verbs.add_parser("show", help="all that is known about a model")
     show.add_argument("name", help="name of a model, as `list` prints it")
@@ -34,6 +45,42 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--family",
         help="family of the model, where the tensors fit several: dfine, deim, rtv4",
     )
+    push = verbs.add_parser("push", help="share a detector")
+    push.add_argument(
+        "model", help="run folder, checkpoint, or name of a published model"
+    )
+    push.add_argument(
+        "destination", help="a new folder, or hf://USER/NAME on the hub"
+    )
+    push.add_argument(
+        "--title", help="heading of the model card; default: the name"
+    )
+    push.add_argument(
+        "--licence",
+        "--license",
+        metavar="ID",
+        help="licence of the weights for the model card, such as apache-2.0; those from DINOv3 have its own",
+    )
+    push.add_argument(
+        "--public",
+        action="store_true",
+        help="make a new repository on the hub public; default: private",
+    )
+    push.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="configuration of a checkpoint that contains none and is not recognized",
+    )
+    push.add_argument("--family", help="as for check")
+    pull = verbs.add_parser("pull", help="fetch a shared detector")
+    pull.add_argument("source", help="hf://USER/NAME, or a shared folder")
+    pull.add_argument(
+        "folder", nargs="?", help="a new folder; default: weights/NAME"
+    )
+    pull.add_argument(
+        "--revision", help="branch, tag or commit on the hub; default: main"
+    )
     return parser
 
 
@@ -45,6 +92,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         "list": print_list,
         "show": lambda: print_model(arguments.name),
         "check": lambda: print_check(arguments.file, arguments.family),
+        "push": lambda: push_model(arguments),
+        "pull": lambda: pull_model(arguments),
     }
     run(commands[arguments.verb], arguments)
 
@@ -143,6 +192,39 @@ def print_check(name: str, family: str | None) -> None:
         write(
             f"{purpose}: {_with_file(command, found.entry.name, str(file.path))}"
         )
+
+
+def push_model(arguments: argparse.Namespace) -> None:
+    """Share a detector, and print where it is."""
+    from ..inference.sharing import push
+
+    place = push(
+        arguments.model,
+        arguments.destination,
+        title=arguments.title,
+        licence=arguments.licence,
+        public=arguments.public,
+        config=arguments.config,
+        family=arguments.family,
+    )
+    write(f"shared: {place}")
+
+
+def pull_model(arguments: argparse.Namespace) -> None:
+    """Fetch a shared detector, and print how to use it."""
+    from ..core.commands import is_installed
+    from ..inference.sharing import pull
+
+    folder = pull(
+        arguments.source, arguments.folder, revision=arguments.revision
+    )
+    write(f"fetched: {folder}")
+    predict = (
+        f"dfine predict {folder} IMAGE"
+        if is_installed()
+        else f"python tools/inference/torch_inf.py -r {folder} --input IMAGE"
+    )
+    write(f"find objects with it: {predict}")
 
 
 def _shown_classes(classes: list[dict]) -> str:

@@ -21,6 +21,7 @@ from ..runtime.weight_files import (
     checked_path,
     read_tensor_file,
     refuse_address,
+    safetensors_texts,
 )
 from .class_names import named_classes
 from .model_table import find_weights, is_model_name
@@ -30,6 +31,9 @@ from .published.layouts import DFINE, TRANSFORMERS, Converted, convert
 from .published.recognition import FAMILIES, Recognized, recognize
 from .run_checkpoint import checkpoint_of
 from .transformers_folder import classes_beside
+
+SHARED_NOTES = "dfine_dinov3"
+"""Entry in the header of a safetensors file that holds the notes of a checkpoint as JSON."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,10 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
             f"{path} contains a {type(content).__name__}, expected a checkpoint with 'model' or 'ema'"
         )
     weights = _weights_in(path, content)
-    notes = checked_notes(path, content.get("meta"))
+    noted = content.get("meta")
+    if path.suffix == ".safetensors":
+        noted = notes_in_safetensors(path)
+    notes = checked_notes(path, noted)
     converted = convert(weights, path)
     if converted.layout == TRANSFORMERS:
         classes = classes_beside(path, class_count(converted.weights))
@@ -234,6 +241,23 @@ def read_weights(path: str | Path, family: str | None = None) -> WeightFile:
         family=family,
         model=model,
     )
+
+
+def notes_in_safetensors(path: Path) -> Any:
+    """Return the notes in the header of a safetensors file of this project; None if there are none.
+
+    Raises:
+        CheckpointError: if they are not JSON.
+    """
+    text = safetensors_texts(path).get(SHARED_NOTES)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise CheckpointError(
+            f"{path}: the entry {SHARED_NOTES} of its header is not JSON; {ADVICE}"
+        ) from None
 
 
 def _weights_in(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:

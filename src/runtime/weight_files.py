@@ -12,6 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -199,6 +200,10 @@ def refuse_address(path: str | Path) -> str:
         CheckpointError: for a URL.
     """
     text = str(path)
+    if text.startswith("hf://"):
+        raise CheckpointError(
+            f"{text} is a model on Hugging Face Hub; fetch it first: dfine models pull {text}"
+        )
     if re.match(r"[a-z][a-z0-9+.-]*://", text):
         raise CheckpointError(
             f"{text} is a URL; download the file yourself, check it, and give its local path"
@@ -224,6 +229,51 @@ def _digest(file: BinaryIO, length: int) -> hashlib._Hash:
     return sha256
 
 
+def write_safetensors(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    texts: Mapping[str, str],
+) -> None:
+    """Write a safetensors file atomically.
+
+    Args:
+        path: path of the file.
+        tensors: tensors by name; memory that two of them share is written twice.
+        texts: entries of the header's metadata.
+
+    Raises:
+        ResourceError: if the disk is full.
+    """
+    from safetensors.torch import save
+
+    # safetensors refuses tensors that share memory
+    own = {name: value.detach().clone() for name, value in tensors.items()}
+    content = save(own, {"format": "pt", **texts})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def safetensors_texts(path: str | Path) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = checked_path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged_safetensors(path, error) from None
+
+
+def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} ({path.stat().st_size} bytes) is damaged or not a safetensors file: {first_line(error)}"
+    )
+
+
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -231,9 +281,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is damaged or not a safetensors file: {first_line(error)}"
-        ) from None
+        raise _damaged_safetensors(path, error) from None
 
 
 def _refuse_zip_bomb(path: Path) -> None:

@@ -89,3 +89,22 @@ def test_check_refuses_a_file_without_a_detector(tmp_path):
     ended = tool_here("models", "check", path)
     assert ended.code == 4
     assert "no class head found" in ended.err
+
+
+def test_push_and_pull_share_a_detector_in_a_folder(tmp_path):
+    shared = tmp_path / "shared"
+    pushed = tool_here("models", "push", TRAINED, shared, "--licence", "mit")
+    assert pushed.code == 0, pushed.err
+    assert f"shared: {shared}" in pushed.out
+    fetched = tmp_path / "fetched"
+    pulled = tool_here("models", "pull", shared, fetched)
+    assert pulled.code == 0, pulled.err
+    assert f"fetched: {fetched}" in pulled.out
+    checked = tool_here("models", "check", fetched)
+    assert "complete: every tensor of the model is in the file" in checked.out
+
+
+def test_an_address_on_the_hub_is_fetched_before_it_is_used():
+    ended = tool_here("models", "check", "hf://me/shapes")
+    assert ended.code == 4
+    assert "fetch it first: dfine models pull hf://me/shapes" in ended.err

@@ -1,0 +1,301 @@
+"""Share detectors: write a folder with everything that others need, send it to a hub, and fetch it.
+
+The folder has the weights as safetensors with the notes of the checkpoint in their header, so that
+`model.safetensors` alone is a complete checkpoint. The other files are for readers and other programs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ..core.errors import CheckpointError
+from ..core.paths import read_text
+from ..core.yaml_config import YAMLConfig
+from ..core.yaml_text import dump_yaml, parse_yaml
+from ..detection.fitting import load_strictly
+from ..detection.lora_weights import merged_state_dict
+from ..detection.model_card import model_card
+from ..detection.model_config import model_config
+from ..detection.thresholds import drawing_threshold
+from ..detection.transformers_folder import check_new_folder
+from ..detection.weight_file import SHARED_NOTES, WeightFile, read_weights
+from ..runtime.files import prepare_output_dir, write_atomically
+from ..runtime.log import logger
+from ..runtime.weight_files import file_sha256, write_safetensors
+from .hub import download, is_hub_address, upload
+from .metadata import Metadata
+from .preprocessing import Preprocessing
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.yml"
+PREPROCESSING = "preprocessing.json"
+CARD = "README.md"
+LICENCES = "LICENCES.txt"
+DIGESTS = "SHA256SUMS"
+"""Digests of all files but the card, in the format of `sha256sum -c`."""
+
+FILES = (WEIGHTS, CONFIG, PREPROCESSING, CARD, LICENCES, DIGESTS)
+"""Files of a shared folder."""
+
+OF_TRANSFORMERS = ("config.json", "preprocessor_config.json")
+"""Files beside the weights in a folder of the package transformers, which can be fetched too."""
+
+PRIVATE = ("command", "started")
+"""Notes that stay with the author: they may name people, folders and addresses."""
+
+
+def push(
+    model: str | Path,
+    destination: str | Path,
+    *,
+    title: str | None = None,
+    licence: str | None = None,
+    public: bool = False,
+    config: str | Path | None = None,
+    family: str | None = None,
+) -> str:
+    """Write a detector into a folder, or to Hugging Face Hub, and return where it is.
+
+    Args:
+        model: run folder, checkpoint, or name of a published detector.
+        destination: a new folder, or `hf://USER/NAME`.
+        title: heading of the model card; None takes the name of the destination.
+        licence: identifier of the licence, such as "apache-2.0".
+        public: whether a new repository on the hub is public; otherwise it is private.
+        config: configuration of a checkpoint that contains none and is not recognized.
+        family: family of the model, where its tensors fit several.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or does not fit its configuration.
+        ConfigError: if the folder exists, or the hub refuses.
+        ResourceError: if the disk is full, or the hub cannot be reached.
+    """
+    on_hub = is_hub_address(destination)
+    if not on_hub:
+        check_new_folder(Path(destination).expanduser())
+    name = str(destination).rstrip("/").rpartition("/")[2]
+    with tempfile.TemporaryDirectory(dir=_parent(destination)) as temporary:
+        folder = Path(temporary) / name
+        write_shared_folder(
+            folder,
+            read_weights(model, family),
+            title=title or name,
+            licence=licence,
+            config=config,
+        )
+        if on_hub:
+            return upload(folder, str(destination), public=public)
+        target = Path(destination).expanduser()
+        _move_into_place(folder, target)
+        return str(target)
+
+
+def pull(
+    source: str | Path,
+    folder: str | Path | None = None,
+    *,
+    revision: str | None = None,
+) -> Path:
+    """Fetch a shared detector from Hugging Face Hub or another folder, check it, and return its folder.
+
+    Only the files in `FILES` and `OF_TRANSFORMERS` are fetched, none of which can contain code.
+
+    Args:
+        source: `hf://USER/NAME`, or a folder.
+        folder: a new folder; None takes `weights/NAME`.
+        revision: branch, tag or commit on the hub; None takes the main branch.
+
+    Raises:
+        CheckpointError: if the source holds no detector that this project reads, or a file is damaged.
+        ConfigError: if the folder exists, or the hub refuses.
+        ResourceError: if the disk is full, or the hub cannot be reached.
+    """
+    name = str(source).rstrip("/").rpartition("/")[2]
+    target = Path(folder or Path("weights") / name).expanduser()
+    check_new_folder(target)
+    prepare_output_dir(target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        fetched = Path(temporary) / name
+        if is_hub_address(source):
+            download(str(source), fetched, FILES + OF_TRANSFORMERS, revision)
+        else:
+            _copy(Path(source).expanduser(), fetched)
+        _check_fetched(fetched, source)
+        _move_into_place(fetched, target)
+    return target
+
+
+def write_shared_folder(
+    folder: Path,
+    file: WeightFile,
+    *,
+    title: str,
+    licence: str | None = None,
+    config: str | Path | None = None,
+) -> None:
+    """Write a detector with its card, configuration, preprocessing and licences into a new folder.
+
+    Args:
+        folder: new folder.
+        file: weights and notes.
+        title: heading of the model card.
+        licence: identifier of the licence, such as "apache-2.0".
+        config: configuration of a checkpoint that contains none and is not recognized.
+    """
+    cfg = model_config(file, config)
+    file.prepare(cfg)
+    model = cfg.model
+    load_strictly(model, file)
+    weights = merged_state_dict(model)
+    notes = shared_notes(file, cfg)
+    parameters = sum(p.numel() for p in model.parameters())
+    card = model_card(title, notes, parameters=parameters, licence=licence)
+    if "\nlicense: " not in card:
+        logger.warning(
+            "no licence is stated for %s; others may not use the weights without one (--licence)",
+            file.path,
+        )
+    prepare_output_dir(folder)
+    text = json.dumps(notes, ensure_ascii=False)
+    write_safetensors(folder / WEIGHTS, weights, {SHARED_NOTES: text})
+    _write_text(folder / CONFIG, notes["config"])
+    _write_text(folder / PREPROCESSING, _metadata(notes).to_json())
+    licences = notes["licences"] or ["no licences of start weights are noted"]
+    _write_text(folder / LICENCES, "\n".join(licences) + "\n")
+    _write_text(folder / CARD, card)
+    digests = ""
+    for name in (WEIGHTS, CONFIG, PREPROCESSING, LICENCES):
+        digests += f"{file_sha256(folder / name)}  {name}\n"
+    _write_text(folder / DIGESTS, digests)
+
+
+def shared_notes(file: WeightFile, cfg: YAMLConfig) -> dict[str, Any]:
+    """Return the notes of a checkpoint for others: complete, and without folders of the author's machine."""
+    notes = {
+        key: value for key, value in file.meta.items() if key not in PRIVATE
+    }
+    preprocessing = Preprocessing.from_config(cfg)
+    settings, _ = parse_yaml(cfg.to_yaml(), str(file.path))
+    entry = file.recognized.entry if file.recognized else None
+    if entry is not None and not file.meta:
+        notes["family"] = entry.family
+        notes["licences"] = [entry.licence] if entry.licence else []
+    return {
+        "licences": [],
+        **notes,
+        "classes": file.named_classes,
+        "config": dump_yaml(without_folders(settings)),
+        "preprocessing": preprocessing.ops,
+        "input_size": list(preprocessing.input_size),
+    }
+
+
+def without_folders(settings: Any) -> Any:
+    """Return nested settings in which every absolute path is replaced by its last part.
+
+    >>> without_folders({"img_folder": "/home/me/cells/images", "size": [640, 640]})
+    {'img_folder': 'images', 'size': [640, 640]}
+    """
+    if isinstance(settings, Mapping):
+        return {key: without_folders(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [without_folders(value) for value in settings]
+    if not isinstance(settings, str):
+        return settings
+    if settings.startswith(("/", "~")):
+        return PurePosixPath(settings).name
+    if PureWindowsPath(settings).is_absolute():
+        return PureWindowsPath(settings).name
+    return settings
+
+
+def _metadata(notes: Mapping[str, Any]) -> Metadata:
+    return Metadata(
+        preprocessing=notes["preprocessing"],
+        classes=notes["classes"],
+        threshold=drawing_threshold(notes.get("threshold")),
+        input_size=notes["input_size"],
+        batch_size=None,
+        licences=notes["licences"],
+        commit=notes.get("commit"),
+        checkpoint=WEIGHTS,
+        bit_depth=notes.get("bit_depth"),
+        format=1 if notes.get("bit_depth") is None else 2,
+    )
+
+
+def _check_fetched(folder: Path, source: str | Path) -> None:
+    """Check that a fetched folder holds a whole detector, and that its files have their digests.
+
+    Raises:
+        CheckpointError: with what is wrong.
+    """
+    if not (folder / WEIGHTS).is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir()))
+        raise CheckpointError(
+            f"{source} has no {WEIGHTS} (found: {found or 'nothing that this command fetches'}); expected a "
+            "folder that `dfine models push` or the package transformers wrote"
+        )
+    digests = folder / DIGESTS
+    for digest, name in _digests_in(digests) if digests.is_file() else ():
+        path = folder / name
+        if name in FILES and not path.is_file():
+            raise CheckpointError(
+                f"{source} is not complete: {name} is missing; fetch it again or ask its author"
+            )
+        if name in FILES and file_sha256(path) != digest:
+            raise CheckpointError(
+                f"{source}: {name} does not have the digest in {DIGESTS}, so it was damaged or changed; "
+                "fetch it again or ask its author"
+            )
+    file = read_weights(folder)
+    file.require_class_head()
+    cfg = model_config(file)
+    file.prepare(cfg)
+    load_strictly(cfg.model, file)
+
+
+def _digests_in(path: Path) -> Iterable[tuple[str, str]]:
+    """Yield digest and name in each line of a file in the format of `sha256sum`."""
+    for line in read_text(path).splitlines():
+        digest, _, name = line.partition("  ")
+        yield digest.strip(), name.strip()
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copy the files of a shared folder.
+
+    Raises:
+        CheckpointError: if the source is not a folder.
+    """
+    if not source.is_dir():
+        raise CheckpointError(
+            f"{source} is not a folder; expected a folder that `dfine models push` wrote, or hf://USER/NAME"
+        )
+    folder.mkdir()
+    for name in FILES + OF_TRANSFORMERS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _move_into_place(folder: Path, target: Path) -> None:
+    """Rename a complete folder, so that an interruption never leaves a part of it."""
+    if target.is_dir():  # an empty one
+        target.rmdir()
+    folder.rename(target)
+
+
+def _parent(destination: str | Path) -> Path | None:
+    """Return the existing folder in which a destination is prepared; None for the hub."""
+    if is_hub_address(destination):
+        return None
+    return prepare_output_dir(Path(destination).expanduser().absolute().parent)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
