@@ -12,7 +12,7 @@ from ..core.errors import first_line
 from ..data.dataset.decoding import ImageError, image_from_pil
 from .refusals import Refused
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow's names of the formats that are decoded. Pillow's other decoders are not used; some of them start
 programs."""
 
@@ -65,8 +65,8 @@ def _opened(content: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise Refused(
             422,
-            "the image is not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file (it begins with "
-            f"{content[:12]!r})",
+            "the image is not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file, or it is damaged (it begins "
+            f"with {content[:12]!r})",
         ) from None
     except Image.DecompressionBombError:
         raise Refused(
