@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..core.errors import NumericsError, RunError
+from ..inference import Prediction
 from ..runtime.device_faults import explain_device_fault
 from ..runtime.log import logger
 from ..runtime.process import explain
@@ -174,8 +175,11 @@ class Service:
             image = decode_image(
                 wanted.image, self.limits.max_pixels, detector.bit_depth
             )
-            found = detector.predict(
-                image, threshold=wanted.threshold, nms=wanted.nms
+            found = cast(
+                "Prediction",  # for a single image
+                detector.predict(
+                    image, threshold=wanted.threshold, nms=wanted.nms
+                ),
             )
             seconds = time.monotonic() - began
             number = str(model.number)

@@ -30,6 +30,9 @@ IDLE_SECONDS = 5
 class Server(uvicorn.Server):
     """A server that ends normally after a signal; uvicorn's own would send the signal to itself again."""
 
+    should_exit: bool
+    force_exit: bool
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Make signals end the server while the body runs; only the main thread can do so."""

@@ -67,7 +67,7 @@ export function draw(canvas, options) {
   }
   const unit = Math.max(canvas.width, canvas.height) / MIN_SIDE;
   const line = Math.max(2, 2.2 * unit);
-  const size = Math.max(12, 13 * unit);
+  const size = Math.max(12, 15 * unit);
   context.font = `600 ${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
   const ordered = [...detections].reverse(); // the best ones are on top
