@@ -30,7 +30,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = parser_for(__doc__, prog)
     parser.add_argument(
         "models",
-        nargs="+",
+        nargs="*",
         metavar="MODEL",
         help=f"one or two of: run folder, exported model, or {CHECKPOINT_HELP}",
     )
@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
     parser = make_parser(prog)
     arguments = parser.parse_args(argv)
+    if not arguments.models:
+        parser.error("the following arguments are required: MODEL")
     if len(arguments.models) > MAX_MODELS:
         parser.error(
             f"{len(arguments.models)} models were given, expected one or two"

@@ -51,7 +51,7 @@ STUCK_AFTER = 2
 
 
 class Service:
-    """What all requests share."""
+    """The detectors, the limits and the counters that all requests share."""
 
     def __init__(self, models: list[ServedModel], limits: Limits) -> None:
         """Store the models and start the thread that predicts."""
@@ -108,7 +108,7 @@ class Service:
         try:
             response = await self._predict(request)
         except Refused as error:
-            # what remains of a body that was not read would be taken for the next request
+            # what remains of a body that was not read would be treated as the next request
             is_unread = error.status in (400, 403, 408, 413, 503)
             response = refusal(error.status, str(error), close=is_unread)
         except Exception as error:
@@ -137,7 +137,7 @@ class Service:
         job: Future[dict[str, Any]] | None = None
         try:
             body = await read_body(request, self.limits)
-            if request.url.query:
+            if request.scope["query_string"]:
                 raise Refused(
                     422,
                     "settings in the address are not used; write them into the JSON or the form",
@@ -236,5 +236,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Return unknown addresses and wrong methods as JSON."""
     status = getattr(error, "status_code", 500)
     expected = "expected /, /predict (POST), /models, /health or /metrics"
-    text = f"{request.method} {request.url.path[:80]}: {expected}"
+    path = request.scope["path"][:80]  # `request.url` needs a correct Host
+    text = f"{request.method} {path}: {expected}"
     return refusal(status, text, close=request.method == "POST")

@@ -18,12 +18,12 @@ programs."""
 
 
 def decode_image(
-    content: bytes, max_pixels: int, bit_depth: int | None = None
+    raw: bytes, max_pixels: int, bit_depth: int | None = None
 ) -> Tensor:
     """Decode the content of an image file.
 
     Args:
-        content: bytes of the file.
+        raw: content of an image file.
         max_pixels: maximum number of pixels; the header is checked before memory is allocated.
         bit_depth: bits that the samples of 16-bit images use; None means 16.
 
@@ -33,12 +33,12 @@ def decode_image(
     Raises:
         Refused: 422 if it is not an image, is damaged, or has too many pixels.
     """
-    if not content:
+    if not raw:
         raise Refused(422, "the image is empty (0 bytes)")
     with warnings.catch_warnings():
         # the size is checked below, and broken metadata does not matter
         warnings.simplefilter("ignore")
-        with _opened(content) as image:
+        with _opened(raw) as image:
             pixels = image.width * image.height
             if pixels > max_pixels:
                 raise Refused(
@@ -54,19 +54,19 @@ def decode_image(
                 raise Refused(422, str(error)) from None
 
 
-def _opened(content: bytes) -> Image.Image:
+def _opened(raw: bytes) -> Image.Image:
     """Return an image whose header was read.
 
     Raises:
         Refused: if there is none.
     """
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(raw), formats=FORMATS)
     except UnidentifiedImageError:
         raise Refused(
             422,
             "the image is not a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM file, or it is damaged (it begins "
-            f"with {content[:12]!r})",
+            f"with {raw[:12]!r})",
         ) from None
     except Image.DecompressionBombError:
         raise Refused(

@@ -147,6 +147,7 @@ def make_server(service: Service) -> Server:
         loop="asyncio",
         lifespan="off",
         log_config=None,
+        log_level="error",  # not a line for each request that is not HTTP
         access_log=False,
         server_header=False,
         proxy_headers=False,

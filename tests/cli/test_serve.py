@@ -23,6 +23,13 @@ def test_three_models_are_refused(capsys):
     assert "3 models were given, expected one or two" in capsys.readouterr().err
 
 
+def test_a_model_is_required(capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve.main([])
+    assert ended.value.code == 2
+    assert "required: MODEL" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", serve.PACKAGES)
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     name, monkeypatch

@@ -146,6 +146,8 @@ def start(model) -> Server:
         lines.append(line)
         found = re.search(r"serving on http://127\.0\.0\.1:(\d+)", line)
         if found:
+            # a full pipe would stop the server
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             return Server(process, int(found[1]))
     raise SystemExit("the server did not start:\n" + "".join(lines))
 

@@ -349,6 +349,24 @@ def test_unknown_addresses_and_methods_name_what_exists(stub):
             assert "expected /, /predict (POST)" in answer.content["error"]
 
 
+@pytest.mark.parametrize("path", [b"/predict?a=1", b"/nothing"])
+def test_a_malformed_host_is_not_an_error_of_the_server(stub, path):
+    with serving(stub) as server, server.connect() as client:
+        client.sendall(
+            b"POST " + path + b" HTTP/1.1\r\nHost: [a\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "1e400"])
+def test_a_threshold_of_a_form_is_a_number_from_0_to_1(stub, value):
+    with serving(stub) as server:
+        answer = server.post(form(image=png(), threshold=value), FORM)
+    assert answer.status == 422
+    assert "threshold" in answer.content["error"]
+
+
 def test_what_is_not_http_is_refused(stub):
     with serving(stub) as server, server.connect() as client:
         client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n")
