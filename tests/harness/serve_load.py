@@ -184,6 +184,7 @@ class Load:
     def run(self) -> list[str]:
         """Send all requests, print the figures and return the faults."""
         began = time.monotonic()
+        cpu_began = self.server.metric("process_cpu_seconds_total")
         clients = []
         for _ in range(self.arguments.clients):
             client = threading.Thread(target=self._client)
@@ -207,6 +208,10 @@ class Load:
             value = ordered[int(len(ordered) * percent / 100)]
             shown.append(f"{percent} % {1000 * value:.0f} ms")
         print("time to an answer:", ", ".join(shown))
+        cpu = self.server.metric("process_cpu_seconds_total") - cpu_began
+        print(
+            f"CPU time of the server: {1000 * cpu / len(self.seconds):.1f} ms an image"
+        )
         print(
             "memory at each tenth:",
             *(f"{size:.0f}" for size in self.sizes),
