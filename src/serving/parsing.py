@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -91,6 +92,8 @@ async def _from_form(headers: Headers, body: bytes) -> PredictionRequest:
     except MultiPartException as error:
         text = error.message.rstrip(".")
         raise Refused(422, f"the form cannot be read: {text}") from None
+    except FormParserError as error:  # of earlier releases of Starlette
+        raise Refused(422, f"the form cannot be read: {error}") from None
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name in fields:

@@ -91,18 +91,30 @@ class Server:
     def __init__(self, process: subprocess.Popen, port: int) -> None:
         self.process = process
         self.port = port
+        self.lock = threading.Lock()
+        self.again = 0
+        """Number of answers with 503."""
 
     def post(self, body, kind: str) -> tuple[int, dict]:
-        """Return status and content of the answer."""
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", self.port, timeout=60
-        )
-        try:
-            connection.request("POST", "/predict", body, {"Content-Type": kind})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
+        """Return status and content of the answer, after waiting as long as the server asks to."""
+        while True:
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", self.port, timeout=60
+            )
+            content = body() if callable(body) else body
+            try:
+                connection.request(
+                    "POST", "/predict", content, {"Content-Type": kind}
+                )
+                response = connection.getresponse()
+                answer = json.loads(response.read())
+            finally:
+                connection.close()
+            if response.status != 503:
+                return response.status, answer
+            with self.lock:
+                self.again += 1
+            time.sleep(float(response.headers["Retry-After"]))
 
     def get(self, path: str) -> str:
         connection = http.client.HTTPConnection(
@@ -171,7 +183,6 @@ class Load:
         self.seconds: list[float] = []
         self.faults: list[str] = []
         self.sizes: list[float] = []
-        self.again = 0
 
     def _plan(self) -> list[str]:
         rng = random.Random(self.arguments.seed)
@@ -201,7 +212,7 @@ class Load:
         kinds = ", ".join(f"{kind} {self.counts[kind]}" for kind in self.bad)
         print(f"bad requests: {bad} ({kinds})")
         print(f"lost or wrong answers: {len(self.faults)}")
-        print(f"asked to come back (503): {self.again}")
+        print(f"asked to come back (503): {self.server.again}")
         ordered = sorted(self.seconds)
         shown = []
         for percent in (50, 95, 99):
@@ -249,15 +260,9 @@ class Load:
                     self.faults.append(f"{kind}: {fault}")
 
     def _ask(self, kind: str) -> str | None:
-        """Send a good request until it is not asked to come back; return what is wrong with the answer."""
+        """Send a good request; return what is wrong with the answer."""
         began = time.monotonic()
-        while True:
-            status, answer = self.server.post(*self.good[kind])
-            if status != 503:
-                break
-            with self.lock:
-                self.again += 1
-            time.sleep(1)
+        status, answer = self.server.post(*self.good[kind])
         with self.lock:
             self.seconds.append(time.monotonic() - began)
         if status != 200:
@@ -340,8 +345,7 @@ def refused(status: int, body, kind: str):
     """Return a function that sends a body and expects one sentence with a status code."""
 
     def send(server: Server) -> str | None:
-        content = body() if callable(body) else body
-        found, answer = server.post(content, kind)
+        found, answer = server.post(body, kind)
         if found != status or set(answer) != {"error"}:
             return f"{found} {answer} instead of {status}"
         return None
@@ -362,9 +366,13 @@ def slow_body(server: Server) -> str | None:
         end = time.monotonic() + 30
         while time.monotonic() < end:
             try:
-                return expect(client.recv(1000), b"HTTP/1.1 408")
+                received = client.recv(1000)
             except TimeoutError:
                 client.sendall(b" ")
+            else:
+                if received.startswith(b"HTTP/1.1 503"):  # there was no place
+                    return None
+                return expect(received, b"HTTP/1.1 408")
     return "no answer to a slow body"
 
 

@@ -1,6 +1,7 @@
 """Requests to a running server: answers, refusals and limits."""
 
 import base64
+import http.client
 import socket
 import threading
 import time
@@ -11,7 +12,15 @@ import pytest
 pytest.importorskip("starlette")
 
 from src.core.errors import NumericsError
-from tests.fixtures.served import FORM, JSON, StubDetector, form, png, serving
+from tests.fixtures.served import (
+    FORM,
+    JSON,
+    StubDetector,
+    answer_of,
+    form,
+    png,
+    serving,
+)
 
 
 def base64_png(width=20, height=10) -> str:
@@ -172,6 +181,18 @@ def test_headers_that_do_not_arrive_end_the_connection(stub):
             assert received.startswith(b"HTTP/1.1 200")
             client.sendall(b"GET /hea")
             assert client.recv(1000) == b""
+
+
+def test_a_connection_can_wait_between_requests_longer_than_within_one(stub):
+    with serving(stub, upload_seconds=0.2) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        for _ in range(3):
+            connection.request("GET", "/health")
+            assert answer_of(connection.getresponse()).status == 200
+            own = connection.sock
+            time.sleep(0.3)
+        assert connection.sock is own  # it was not opened again
+        connection.close()
 
 
 def test_headers_in_time_do_not_limit_a_prediction(stub):
