@@ -31,6 +31,9 @@ SUBCOMMANDS = {
     "val": Subcommand("val", "evaluate a detector on labelled images"),
     "predict": Subcommand("predict", "find objects in images and videos"),
     "export": Subcommand("export", "write an ONNX file"),
+    "serve": Subcommand(
+        "serve", "try a detector in the browser, and over HTTP"
+    ),
     "check": Subcommand("check", "find the faults of a data set"),
     "convert": Subcommand("convert", "convert a data set or a checkpoint"),
     "report": Subcommand("report", "write a page about a detector's errors"),

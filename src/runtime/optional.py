@@ -17,6 +17,9 @@ TOOLS = (
 )
 """Command that installs the packages that only some tools need, in the source tree and otherwise."""
 
+SERVE = TOOLS if IS_IN_TREE else 'pip install "dfine-dinov3[serve]"'
+"""Command that installs the packages of the server."""
+
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 """Disables the telemetry of ONNX Runtime 1.32 and later, which otherwise reports its usage to Microsoft. It
 must be set before the import. This project sends no usage data anywhere unless the user asks for it."""

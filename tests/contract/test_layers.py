@@ -26,6 +26,7 @@ ALLOWED = {
     "optim": ("core", "runtime"),
     "solver": ("core", "ops", "runtime", "detection"),
     "inference": ("core", "ops", "runtime", "detection", "nn", "zoo", "data"),
+    "serving": ("core", "runtime", "detection", "data", "inference"),
     "cli": (
         "core",
         "ops",
@@ -37,6 +38,7 @@ ALLOWED = {
         "optim",
         "solver",
         "inference",
+        "serving",
         "api",
     ),
     "api": (

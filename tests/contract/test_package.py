@@ -13,6 +13,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 from src import __version__
+from src.cli import serve
 from tests.fixtures.golden import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -58,6 +59,13 @@ def test_dependencies_are_those_of_requirements():
 def test_the_extra_for_tools_is_that_of_its_requirements():
     extra = PROJECT["project"]["optional-dependencies"]["tools"]
     assert sorted(extra) == sorted(requirements("tools/requirements.txt"))
+
+
+def test_the_extra_for_the_server_is_part_of_the_one_for_tools():
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert set(extras["serve"]) < set(extras["tools"])
+    names = {re.split(r"[^\w-]", item)[0] for item in extras["serve"]}
+    assert names == {name.replace("_", "-") for name in serve.PACKAGES}
 
 
 def test_nobody_gets_the_packages_of_tests_without_asking():

@@ -83,4 +83,20 @@ else
     fails dfine export runs/mine
 fi
 
+step "serve without its extra"
+if python -c "import starlette, uvicorn, python_multipart, prometheus_client" 2> /dev/null; then
+    dfine serve runs/mine --port 0 > serve.txt &
+    server=$!
+    until grep -q "serving on" serve.txt; do
+        sleep 0.2
+        kill -0 "$server"
+    done
+    address=$(grep -o "http://[0-9.:]*" serve.txt)
+    python -c "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1] + '/health').read())" "$address"
+    kill "$server"
+    wait "$server"
+else
+    fails dfine serve runs/mine
+fi
+
 step "everything works"

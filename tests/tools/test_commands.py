@@ -102,6 +102,7 @@ NEEDS_INPUT = {
         "-image",
         DEMO_IMAGE,
     ],
+    "tools/inference/serve.py": [MISSING],
     "tools/inference/trt_inf.py": ["-trt", MISSING, "-i", DEMO_IMAGE],
     "tools/benchmark/trt_benchmark.py": ["--engine_dir", MISSING],
     "tools/benchmark/benchmark.py": ["-r", MISSING],
@@ -134,6 +135,10 @@ OPTIONAL = [
     "cv2",
     "fiftyone",
     "wandb",
+    "starlette",
+    "uvicorn",
+    "python_multipart",
+    "prometheus_client",
 ]
 
 
@@ -153,7 +158,7 @@ def test_a_missing_input_is_named_before_a_package_that_is_not_installed(
     monkeypatch.chdir(ROOT)
     for name in OPTIONAL:
         monkeypatch.setitem(sys.modules, name, None)
-    output = ["--output", tmp_path] if "inference" in command else []
+    output = ["--output", tmp_path] if "_inf.py" in command else []
     ended = run_here(command, *NEEDS_INPUT[command], *output)
     assert (
         ended.code in (2, 3, 4)
