@@ -60,6 +60,7 @@ from .runtime.process import end_with_peers, explain
 from .runtime.stop import StopRequest
 from .solver.callbacks import Callbacks
 from .solver.det_solver import DetSolver
+from .solver.earlier_runs import REPORT
 from .solver.output_folder import refuse_another_run
 from .solver.results_table import METRIC_COLUMNS, table_row
 from .solver.run_folder import choose_folder
@@ -205,10 +206,13 @@ def train(
             refuse_another_run(cfg.settings)
             solver = DetSolver(cfg, picked, stop, own)
             with _listening(stop):
-                solver.fit()
+                solver.train()
         result = _result(place)
-        if cfg.settings.report and result.best is not None and is_main():
-            _write_report(place, str(picked))
+        try:
+            if cfg.settings.report and result.best is not None and is_main():
+                _write_report(place, str(picked))
+        finally:
+            solver.end_log(place / REPORT)
         barrier()
         return result
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,9 +74,16 @@ class RunSettings:
     strict: bool = False
     tuning: str | None = None
     test_only: bool = False
+    loggers: Sequence[
+        Literal["csv", "tensorboard", "wandb", "mlflow", "clearml"]
+    ] = ("csv", "tensorboard")
+    """Destinations of the history of a run, besides `log.txt` and the terminal."""
     use_wandb: bool = False
+    """The same as "wandb" in `loggers`."""
     project_name: str = "D-FINE"
+    """Project or experiment of a run in a logging service."""
     exp_name: str = "baseline"
+    """Name of the run there; "baseline" stands for the name of the output folder."""
     model: str | None = None
     criterion: str | None = None
     postprocessor: str | None = None
