@@ -1,4 +1,4 @@
-"""Send a run to MLflow. The server or store is that of MLFLOW_TRACKING_URI; MLflow has a default without it."""
+"""Send a run to MLflow, at MLFLOW_TRACKING_URI; without this variable MLflow chooses a file."""
 
 from __future__ import annotations
 

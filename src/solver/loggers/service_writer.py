@@ -73,7 +73,7 @@ class ServiceWriter:
         public = without_secrets(config)
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._has_warned = False
-        self._has_result = False
+        self._has_close = False
         self._ended = threading.Event()
         self._process = _start_process()
         opening = {
@@ -109,17 +109,20 @@ class ServiceWriter:
             self._put("picture", epoch=epoch + 1, name=name, png=picture)
 
     def write_result(self, result: RunResult) -> None:
-        """Send the metrics of the best epoch and the report."""
-        self._has_result = True
+        """Send the metrics of the best epoch and the report; the service can end after this."""
         report = None
         if result.report is not None:
             report = str(result.report.resolve())
         metrics = _finite(result.metrics)
         self._put("result", metrics=metrics, report=report)
+        self._put("close", finished=True)  # so that all services end together
+        self._has_close = True
 
     def close(self) -> None:
         """Wait for the last values, for a limited time, and end the process."""
-        self._put("close", finished=self._has_result)
+        if not self._has_close:
+            self._put("close", finished=False)
+            self._has_close = True
         try:
             self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Send a run to Weights & Biases. `wandb login` or WANDB_API_KEY give access; WANDB_MODE=offline keeps files."""
+"""Send a run to Weights & Biases. WANDB_API_KEY gives access; WANDB_MODE=offline keeps files."""
 
 from __future__ import annotations
 
