@@ -124,11 +124,12 @@ def batch_size(text: str) -> int | str:
     """Return a batch size, or "auto", for `argparse`."""
     if text == AUTO:
         return text
-    if not text.isdecimal() or int(text) < 1:
+    try:
+        return int(text)
+    except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text}: expected a number of at least 1, or auto"
-        )
-    return int(text)
+            f"{text}: expected a number, or auto"
+        ) from None
 
 
 AUTO = "auto"

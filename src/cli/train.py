@@ -106,9 +106,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
     parser = make_parser(prog)
     arguments = parser.parse_args(argv)
-    for name in ("epochs", "imgsz"):
+    for name in ("epochs", "batch", "imgsz"):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             parser.error(f"--{name} is {value}, expected at least 1")
     if arguments.name and arguments.output_dir:
         parser.error("pass --name or --output-dir, not both")

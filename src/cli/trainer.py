@@ -168,6 +168,8 @@ def parse_arguments(
         parser.error(
             "the following arguments are required: -c/--config, unless -r or -t names a file"
         )
+    if isinstance(arguments.batch, int) and arguments.batch < 1:
+        parser.error(f"--batch is {arguments.batch}, expected at least 1")
     if arguments.opt_level == "O0" and arguments.use_amp:
         parser.error(
             "--opt-level O0 means float32, which contradicts --use-amp: pass only one of them"

@@ -1,4 +1,4 @@
-"""Logging services: Weights & Biases, MLflow and ClearML (docs/decisions/0031-loggers.md).
+"""Logging services: Weights & Biases, MLflow and ClearML.
 
 `ServiceWriter` is a writer of the trainer (`solver/writers.py`). It starts a process for each service and only
 puts messages into a queue, so a service that is slow, that cannot be reached or that crashes does not affect

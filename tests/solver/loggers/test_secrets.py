@@ -44,7 +44,10 @@ def test_settings_that_only_sound_like_secrets_stay():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("GET https://me:pw@host:80/x failed", "GET https://***@host:80/x failed"),
+        (
+            "GET https://me:pw@host:80/x failed",
+            "GET https://***@host:80/x failed",
+        ),
         ("mysql+pymysql://u:p@db/x", "mysql+pymysql://***@db/x"),
         ("https://key@host", "https://***@host"),
         ("/x?api_key=abc&y=1", "/x?api_key=***&y=1"),

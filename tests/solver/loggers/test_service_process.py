@@ -74,7 +74,12 @@ def step(number):
 
 
 def epoch(number):
-    return {"kind": "epoch", "epoch": number, "step": 10 * number, "scalars": {}}
+    return {
+        "kind": "epoch",
+        "epoch": number,
+        "step": 10 * number,
+        "scalars": {},
+    }
 
 
 def picture(number):
@@ -113,7 +118,9 @@ def test_a_resumed_run_sends_nothing_twice(sender, state, told):
     assert resumed.sent == [("step", 20), ("epoch", 2, 20)]
 
 
-def test_what_fails_is_sent_later_in_its_order(sender, service, told, monkeypatch):
+def test_what_fails_is_sent_later_in_its_order(
+    sender, service, told, monkeypatch
+):
     monkeypatch.setattr(service_process, "RETRY_SECONDS", 0)
     service.errors = [ConnectionError("https://me:pw@host is down\nmore")] * 2
     for line in (step(5), step(10), epoch(1)):
@@ -158,7 +165,9 @@ def test_a_service_that_cannot_be_opened_reports_what_was_not_sent(state, told):
     assert told[-1] == {"ended": True, "unsent": 2}
 
 
-def test_a_full_disk_does_not_send_a_line_again(sender, service, state, told, monkeypatch):
+def test_a_full_disk_does_not_send_a_line_again(
+    sender, service, state, told, monkeypatch
+):
     def full():
         raise OSError(28, "No space left on device")
 
