@@ -98,7 +98,7 @@ def train(
     model: str | Path | None = None,
     *,
     epochs: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     input_size: int | Sequence[int] | None = None,
     device: str | None = None,
     use_amp: bool | None = None,
@@ -127,7 +127,7 @@ def train(
             checkpoint or a run folder. None means size S. The training starts from a detector in `weights/`
             if there is one for the model, otherwise from its pre-trained backbone.
         epochs: length of the run; None uses that of the configuration, as for all arguments below.
-        batch_size: images of an update, over all ranks.
+        batch_size: images of a batch, over all ranks; "auto" chooses the largest one that fits into memory.
         input_size: side of the input in pixels, or (height, width).
         device: cpu, cuda or cuda:N; None uses CUDA if it is available.
         use_amp: train in mixed precision.
@@ -426,7 +426,7 @@ def _new_folder(name: str) -> Iterator[Path]:
 
 def _overrides(
     epochs: int | None,
-    batch_size: int | None,
+    batch_size: int | Literal["auto"] | None,
     input_size: int | Sequence[int] | None,
     device: str | None,
     use_amp: bool | None,
@@ -440,7 +440,7 @@ def _overrides(
     """
     result: dict[str, Any] = {}
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise ConfigError(f"{name} is {value}, expected at least 1")
     plain_settings = {
         "epochs": epochs,
@@ -453,8 +453,9 @@ def _overrides(
         if setting is not None:
             result[name] = setting
     if batch_size is not None:
-        for loader in ("train_dataloader", "val_dataloader"):
-            result[loader] = {"total_batch_size": batch_size}
+        result["train_dataloader"] = {"total_batch_size": batch_size}
+        if batch_size != "auto":
+            result["val_dataloader"] = {"total_batch_size": batch_size}
     for key, setting in (settings or {}).items():
         nested = setting
         for part in reversed(key.split(".")):

@@ -104,7 +104,7 @@ def test_an_unknown_logger_is_refused(capsys):
 
 def test_the_words_of_loggers_are_those_of_the_configuration():
     annotation = get_type_hints(RunSettings)["loggers"]
-    assert LOGGERS == get_args(get_args(annotation)[0])
+    assert get_args(get_args(annotation)[0]) == LOGGERS
 
 
 def test_without_data_one_sentence_says_what_is_missing(capsys):

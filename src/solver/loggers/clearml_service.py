@@ -14,6 +14,9 @@ def make_service() -> ClearmlService:
     """Return the service."""
     # a diff of the working tree may contain secrets
     os.environ.setdefault("CLEARML_VCS_DIFF", "")
+    # values are sent by a thread: a fork of this process, which has threads, may hang
+    name = "CLEARML__SDK__DEVELOPMENT__REPORT_USE_SUBPROCESS"
+    os.environ.setdefault(name, "false")
     return ClearmlService()
 
 
@@ -32,8 +35,9 @@ class ClearmlService:
                 project_name=run.project,
                 task_name=run.name,
                 task_type=Task.TaskTypes.training,
-                continue_last_task=continued or False,
-                reuse_last_task_id=False,
+                # 0 is the offset of the iterations of a continued task, which otherwise start after its last
+                continue_last_task=False if continued is None else 0,
+                reuse_last_task_id=continued or False,
                 auto_connect_arg_parser=False,
                 auto_connect_frameworks=False,
                 auto_connect_streams=False,
@@ -49,7 +53,6 @@ class ClearmlService:
             remark = str(error) or type(error).__name__
             Task.set_offline(True)
             self._task = start(identifier)
-        self._task.set_initial_iteration(0)
         if identifier is None:
             self._task.connect_configuration(
                 dict(run.config), name="config.yml"
@@ -80,8 +83,6 @@ class ClearmlService:
         """Send a picture to the debug samples."""
         logger = self._task.get_logger()
         logger.report_image("images", name, epoch, local_path=str(file))
-        # the file is removed after this call
-        self._task.flush(wait_for_uploads=True)
 
     def send_result(
         self, metrics: Mapping[str, float], report: Path | None
@@ -95,6 +96,6 @@ class ClearmlService:
 
     def close(self, *, finished: bool) -> None:
         """Close the task; one that was stopped is marked so."""
-        if not finished:
+        if not finished and not self._task.is_offline():
             self._task.mark_stopped(force=True)
         self._task.close()

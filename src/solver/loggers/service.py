@@ -54,7 +54,7 @@ class Service(Protocol):
         """Send the values of an epoch, from 1, that ended with an optimizer step."""
 
     def send_picture(self, epoch: int, name: str, file: Path) -> None:
-        """Send a PNG file, whose name is `NAME_epoch0001.png`; the file is removed afterwards."""
+        """Send a PNG file, whose name is `NAME_epoch0001.png`; it stays until the service is closed."""
 
     def send_result(
         self, metrics: Mapping[str, float], report: Path | None

@@ -10,7 +10,6 @@ import base64
 import importlib
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -47,6 +46,7 @@ class Sender:
         open_service: Callable[[str | None], Service],
         state: LoggedState,
         tell: Tell,
+        pictures: Path,
     ) -> None:
         """Store the arguments.
 
@@ -54,10 +54,12 @@ class Sender:
             open_service: opens the run with an identifier, or a new one; it sets `state.identifier`.
             state: what was sent by earlier processes.
             tell: sends a message to the trainer.
+            pictures: folder for the files of pictures, which some services read later.
         """
         self._open_service = open_service
         self._state = state
         self._tell = tell
+        self._pictures = pictures
         self._service: Service | None = None
         self._waiting: deque[Message] = deque(maxlen=MOST_WAITING)
         self._tries = 0
@@ -116,7 +118,7 @@ class Sender:
         elif kind == "picture":
             if message["epoch"] <= state.pictures.get(message["name"], 0):
                 return
-            _send_picture(service, message)
+            _send_picture(service, message, self._pictures)
             state.pictures[message["name"]] = message["epoch"]
         elif kind == "result":
             report = message["report"]
@@ -135,12 +137,11 @@ class Sender:
             self._tell({"failed": describe(error)})
 
 
-def _send_picture(service: Service, message: Message) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        name = f"{message['name']}_epoch{message['epoch']:04}.png"
-        file = Path(folder, name)
-        file.write_bytes(base64.b64decode(message["png"]))
-        service.send_picture(message["epoch"], message["name"], file)
+def _send_picture(service: Service, message: Message, folder: Path) -> None:
+    name = f"{message['name']}_epoch{message['epoch']:04}.png"
+    file = folder / name
+    file.write_bytes(base64.b64decode(message["png"]))
+    service.send_picture(message["epoch"], message["name"], file)
 
 
 def describe(error: BaseException) -> str:
@@ -162,7 +163,10 @@ def serve(lines: Iterable[bytes], tell: Tell) -> None:
         config_text=opening["config_text"],
     )
     path = Path(opening["state"])
-    with only_process(path):
+    with (
+        only_process(path),
+        tempfile.TemporaryDirectory(prefix="dfine_") as pictures,
+    ):
         state = LoggedState.load(path, opening["mark"])
 
         def open_service(identifier: str | None) -> Service:
@@ -174,7 +178,7 @@ def serve(lines: Iterable[bytes], tell: Tell) -> None:
             tell({"opened": opened._asdict()})
             return service
 
-        sender = Sender(open_service, state, tell)
+        sender = Sender(open_service, state, tell, Path(pictures))
         sender.send_waiting()
         _handle_all(source, sender)
 
@@ -199,9 +203,15 @@ def _end_after(seconds: float) -> None:
 
 
 def main() -> None:
-    """Serve the trainer that has started this process; what libraries print is not read by anybody."""
+    """Serve the trainer that has started this process.
+
+    Standard input and output are moved away, because libraries print, and start programs that read.
+    """
+    source = os.fdopen(os.dup(0), "rb")
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
 
     def tell(message: Mapping[str, Any]) -> None:
         try:
@@ -211,7 +221,7 @@ def main() -> None:
             pass
 
     try:
-        serve(sys.stdin.buffer, tell)
+        serve(source, tell)
     except Exception as error:
         tell({"failed": describe(error)})
     channel.close()

@@ -162,8 +162,10 @@ class ServiceWriter:
                 message = json.loads(line)
             except ValueError:
                 continue
-            has_ended |= "ended" in message
             self._report(message)
+            if "ended" in message:
+                has_ended = True
+                self._ended.set()
         if not has_ended:
             self._warn("its process has ended")
         self._ended.set()

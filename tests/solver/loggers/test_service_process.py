@@ -65,8 +65,8 @@ def service():
 
 
 @pytest.fixture
-def sender(service, state, told):
-    return Sender(lambda identifier: service, state, told.append)
+def sender(service, state, told, tmp_path):
+    return Sender(lambda identifier: service, state, told.append, tmp_path)
 
 
 def step(number):
@@ -107,12 +107,12 @@ def test_lines_are_sent_in_their_order(sender, service):
     ]
 
 
-def test_a_resumed_run_sends_nothing_twice(sender, state, told):
+def test_a_resumed_run_sends_nothing_twice(sender, state, told, tmp_path):
     for line in LINES:
         sender.handle(line)
     resumed = Service()
     loaded = LoggedState.load(state.path, state.mark)
-    again = Sender(lambda identifier: resumed, loaded, told.append)
+    again = Sender(lambda identifier: resumed, loaded, told.append, tmp_path)
     for line in [*LINES, step(20), epoch(2)]:
         again.handle(line)
     assert resumed.sent == [("step", 20), ("epoch", 2, 20)]
@@ -153,11 +153,13 @@ def test_a_line_that_never_works_does_not_block_the_others(
     assert told[-1] == {"ended": True, "unsent": 1}
 
 
-def test_a_service_that_cannot_be_opened_reports_what_was_not_sent(state, told):
+def test_a_service_that_cannot_be_opened_reports_what_was_not_sent(
+    state, told, tmp_path
+):
     def refuse(identifier):
         raise OSError("no network")
 
-    sender = Sender(refuse, state, told.append)
+    sender = Sender(refuse, state, told.append, tmp_path)
     sender.handle(step(1))
     sender.handle(step(2))
     sender.close(finished=True)
@@ -178,13 +180,15 @@ def test_a_full_disk_does_not_send_a_line_again(
     assert "No space left" in told[0]["failed"]
 
 
-def test_the_number_of_waiting_lines_is_limited(state, told, monkeypatch):
+def test_the_number_of_waiting_lines_is_limited(
+    state, told, tmp_path, monkeypatch
+):
     monkeypatch.setattr(service_process, "MOST_WAITING", 3)
 
     def refuse(identifier):
         raise OSError("no network")
 
-    sender = Sender(refuse, state, told.append)
+    sender = Sender(refuse, state, told.append, tmp_path)
     for number in range(5):
         sender.handle(step(number))
     sender.close(finished=False)

@@ -150,10 +150,11 @@ def test_wandb_keeps_files_if_there_is_no_key(run, monkeypatch, caplog):
     assert wandb_summary(run.folder)["best/AP"] == 0.5
 
 
-def test_clearml_has_the_whole_run(run, tmp_path, monkeypatch, caplog):
+def test_clearml_has_the_whole_run_once(run, tmp_path, monkeypatch, caplog):
     require("clearml")
     monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
-    number = run("clearml", [0, 1], finished=True)
+    number = run("clearml", [0])
+    assert run("clearml", [0, 1], finished=True) == number
     assert_no_warning(caplog)
     session = clearml_session(tmp_path, number)
     task = session["task"]
