@@ -312,15 +312,18 @@ def estimate_on_cpu(
     if one > budget:
         raise _too_small(budget)
     images, high = 1, one
-    while high < (1 + MEASURABLE) * one and images < most:
-        images = min(2 * images, most)
-        if images > 2 and one + (images - 1) * max(high - one, 0) > budget:
+    per_image = float(max(0, one - resident_memory()))  # an upper bound
+    while images < most and high < (1 + MEASURABLE) * one:
+        more = min(2 * images, most)
+        if high + (more - images) * per_image > budget:
             break
         reset_peak_memory()
-        high = peak(images)
-    if images == 1 or high <= one:
-        return most if high <= budget else 1
-    per_image = (high - one) / (images - 1) + waiting
+        high = peak(more)
+        images = more
+        per_image = max(0, high - one) / (images - 1)
+    per_image += waiting
+    if per_image <= 0:
+        return most
     return max(1, min(most, int(1 + (budget - one - waiting) / per_image)))
 
 

@@ -14,9 +14,6 @@ def make_service() -> ClearmlService:
     """Return the service."""
     # a diff of the working tree may contain secrets
     os.environ.setdefault("CLEARML_VCS_DIFF", "")
-    # values are sent by a thread: a fork of this process, which has threads, may hang
-    name = "CLEARML__SDK__DEVELOPMENT__REPORT_USE_SUBPROCESS"
-    os.environ.setdefault(name, "false")
     return ClearmlService()
 
 
@@ -29,6 +26,9 @@ class ClearmlService:
     def open(self, run: ServiceRun, identifier: str | None) -> Opened:
         """Continue a task or create one; without the service, its files are kept locally."""
         from clearml import Task
+
+        # values are sent by a thread: a fork of this process, which has threads, may hang
+        Task._report_subprocess_enabled = False  # `report_use_subprocess`
 
         def start(continued: str | None) -> Any:
             return Task.init(
