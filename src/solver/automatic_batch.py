@@ -110,6 +110,7 @@ def keep_batch_of_run(cfg: YAMLConfig, saved: str) -> None:
 def choose_batch(
     cfg: YAMLConfig,
     loader: DetectionLoader,
+    val_loader: DetectionLoader,
     device: torch.device,
     build_trial: Callable[[YAMLConfig], tuple[TrainStep, Phases]],
 ) -> None:
@@ -118,6 +119,7 @@ def choose_batch(
     Args:
         cfg: configuration of the run, with an automatic batch size.
         loader: training loader; its batch sampler gets the batch size.
+        val_loader: loader of the evaluation, whose batch must not be larger than what fits.
         device: device of this rank.
         build_trial: builds the training step of a configuration, which is thrown away afterwards.
 
@@ -139,6 +141,7 @@ def choose_batch(
     fits = min(found)
     plan = plan_batch(fits, share)
     _apply(cfg, loader, plan, recipe, ranks)
+    _limit_evaluation(cfg, val_loader, fits, ranks)
     _log(cfg, plan, found, most, recipe, ranks)
 
 
@@ -374,6 +377,17 @@ def _apply(
         cfg.set("lr_base_batch_size", recipe, reason)
         cfg.set("lr_scaling", "sqrt", reason)
     loader.batch_sampler.batch_size = plan.per_rank
+
+
+def _limit_evaluation(
+    cfg: YAMLConfig, loader: DetectionLoader, fits: int, ranks: int
+) -> None:
+    """Reduce the batch of the evaluation to what fits in training; results do not depend on it."""
+    if loader.batch_sampler.batch_size <= fits:
+        return
+    loader.batch_sampler.batch_size = fits
+    sizes = {"batch_size": None, "total_batch_size": fits * ranks}
+    cfg.set("val_dataloader", sizes, "total_batch_size: auto")
 
 
 def _log(

@@ -165,7 +165,7 @@ def _choose_batch(
         )
         return step, Phases(step, find_unused_parameters=False)
 
-    choose_batch(cfg, data.train_loader, device, build_trial)
+    choose_batch(cfg, data.train_loader, data.val_loader, device, build_trial)
 
 
 def compile_backbone(model: nn.Module) -> None:

@@ -131,6 +131,8 @@ def test_secrets_do_not_leave_the_trainer(start, monkeypatch):
     while not lines and time.monotonic() < deadline:
         time.sleep(0.01)
     writer._process.kill()
+    writer._process.wait()
+    assert writer._ended.wait(10)  # it logs that the process has ended
     (opening,) = lines
     assert opening["config"] == {
         "dataset": {"password": "***"},
