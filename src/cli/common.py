@@ -102,6 +102,7 @@ def add_log_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--log`, which switches loggers on."""
     parser.add_argument(
         "--log",
+        "--loggers",  # torchrun takes --log, also behind train.py, for one of its own flags
         nargs="+",
         action="extend",
         choices=LOGGERS,

@@ -13,6 +13,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 from src import __version__
+from src.solver.loggers.choice import SERVICES
 from tests.fixtures.golden import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -58,6 +59,22 @@ def test_dependencies_are_those_of_requirements():
 def test_the_extra_for_tools_is_that_of_its_requirements():
     extra = PROJECT["project"]["optional-dependencies"]["tools"]
     assert sorted(extra) == sorted(requirements("tools/requirements.txt"))
+
+
+def test_the_extras_for_loggers_are_those_of_their_requirements():
+    extras = PROJECT["project"]["optional-dependencies"]
+    listed = requirements("tools/requirements-loggers.txt")
+    assert extras["loggers"] == listed
+    assert extras["wandb"] + extras["mlflow"] + extras["clearml"] == listed
+
+
+def test_every_service_has_an_extra_that_the_documents_name():
+    watch = (ROOT / "docs/watch.md").read_text(encoding="utf-8")
+    for word in [*SERVICES, "loggers"]:
+        assert word in PROJECT["project"]["optional-dependencies"]
+        assert f"`{word}`" in watch
+    assert 'pip install "dfine-dinov3[mlflow]"' in watch
+    assert "pip install -r tools/requirements-loggers.txt" in watch
 
 
 def test_nobody_gets_the_packages_of_tests_without_asking():

@@ -102,7 +102,7 @@ def test_an_unknown_logger_is_named_with_the_known_ones(config):
 def test_only_the_first_rank_writes(config, tmp_path):
     services.require("mlflow")
     done = run_python(
-        *(ROOT / "train.py", "-c", config, "--seed=1", "--log", "mlflow"),
+        *(ROOT / "train.py", "-c", config, "--seed=1", "--loggers", "mlflow"),
         *("-u", "epochs=1", "pictures=False"),
         ranks=2,
         MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/store.db",

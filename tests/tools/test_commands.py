@@ -133,6 +133,8 @@ OPTIONAL = [
     "cv2",
     "fiftyone",
     "wandb",
+    "mlflow",
+    "clearml",
 ]
 
 
