@@ -24,7 +24,6 @@ def recorder(monkeypatch):
     monkeypatch.setattr(
         choice, "is_installed", lambda name: name == "mlflow" or found(name)
     )
-    module = service_writer.__name__.rpartition(".")[0] + ".mlflow_service"
     start = service_writer._start_process
 
     def start_recorder():
@@ -33,7 +32,7 @@ def recorder(monkeypatch):
 
         def feed(self):
             message = self._queue.get()
-            assert message["module"] == module
+            assert message["module"] == "loggers.mlflow_service"
             message["module"] = services.__name__
             line = service_writer.json.dumps(message) + "\n"
             self._process.stdin.write(line.encode())

@@ -110,8 +110,8 @@ def test_a_gpu_without_room_for_one_image_ends_with_code_6(train):
     (result,) = train(
         "--batch",
         "auto",
-        settings={"eval_spatial_size": [256, 256]},
-        memory_gb=0.02,
+        settings={"eval_spatial_size": [640, 640]},
+        memory_gb=0.03,
     )
     assert result.code == 6
     assert "not even one image fits into the memory of 0.0 GB" in result.output

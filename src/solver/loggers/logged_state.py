@@ -1,7 +1,7 @@
 """Remember in the output folder which run of a service continues, and what was sent to it. Imports no torch.
 
-Services append: a value that is sent twice is there twice. A resumed run repeats steps and perhaps an epoch,
-so what was sent already is left out.
+Services append, so a value that is sent again is doubled. A resumed run repeats steps and perhaps an epoch:
+what was sent already is left out.
 """
 
 from __future__ import annotations

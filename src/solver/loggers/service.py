@@ -1,4 +1,4 @@
-"""The contract of a service, and what it is told about a run. Imports no torch."""
+"""The contract of a service, and the facts about a run that it gets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclass(frozen=True)
 class ServiceRun:
-    """What a service is told about a run. It contains no secrets (`secrets.py`)."""
+    """Facts about a run, without secrets (`secrets.py`)."""
 
     project: str
     """Project or experiment that collects runs."""
@@ -41,7 +41,7 @@ class Service(Protocol):
         """Open a run.
 
         Args:
-            run: what the service is told.
+            run: facts about the run.
             identifier: run to continue; None starts a new one.
         """
 

@@ -35,8 +35,7 @@ MOST_WAITING = 2000
 CLOSE_SECONDS = 60.0
 """Time to wait for the last values at the end of a run."""
 
-_PACKAGE = __name__.rpartition(".")[0]
-_ROOT = Path(__file__).resolve().parents[_PACKAGE.count(".") + 1]
+_FOLDER = Path(__file__).resolve().parent
 
 _Message = dict[str, Any]
 
@@ -77,7 +76,7 @@ class ServiceWriter:
         self._ended = threading.Event()
         self._process = _start_process()
         opening = {
-            "module": module or f"{_PACKAGE}.{word}_service",
+            "module": module or f"{_FOLDER.name}.{word}_service",
             "project": project,
             "name": name,
             "folder": str(folder),
@@ -196,9 +195,11 @@ class ServiceWriter:
 
 def _start_process() -> subprocess.Popen[bytes]:
     """Start the process, in a session of its own: Ctrl-C in a terminal is for the trainer."""
+    # this folder as a package of its own: the packages around it import torch
     code = (
-        f"import sys; sys.path[:1] = [{str(_ROOT)!r}]; "
-        f"from {_PACKAGE}.service_process import main; main()"
+        f"import sys; sys.path[0] = {str(_FOLDER.parent)!r}; "
+        f"from {_FOLDER.name}.service_process import main; "
+        f"sys.path[0] = {str(_FOLDER.parents[2])!r}; main()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],

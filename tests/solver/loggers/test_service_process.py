@@ -256,11 +256,14 @@ def test_an_error_is_described_in_one_line_without_secrets(error, text):
 
 def test_the_process_imports_neither_torch_nor_numpy():
     code = (
-        "import src.solver.loggers.service_process, src.solver.loggers.mlflow_service, sys;"
-        "import src.solver.loggers.wandb_service, src.solver.loggers.clearml_service;"
+        "import loggers.service_process, loggers.mlflow_service, sys;"
+        "import loggers.wandb_service, loggers.clearml_service;"
         "print({'torch', 'numpy', 'yaml'} & set(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT / "src/solver",
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == "set()\n", done.stderr
