@@ -2,6 +2,8 @@
 # make test    environment and all tests except the slow ones
 # make tools   optional packages of some tools: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt);
 #              without them, their tests are skipped
+# make loggers packages of Weights & Biases, MLflow and ClearML (tools/requirements-loggers.txt); without them,
+#              their tests are skipped, or fail if REQUIRE_LOGGERS is set
 # make coco    COCO on all GPUs: checks, training, evaluation, and a row for the table of models; resumable;
 #              MODEL=name of configs/models.yml  DATA=folder of COCO 2017  GPUS=number  EPOCHS=1 for a smoke run
 #              ARGS=other arguments, such as ARGS="-u train_dataloader.total_batch_size=16"
@@ -19,7 +21,7 @@ JOBS ?= 2
 # The models are small: two threads are faster by a third on idle cores, but much slower on busy ones.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo coco test test-slow tools lint clean
+.PHONY: demo coco test test-slow tools loggers lint clean
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +47,9 @@ test: $(READY)
 
 tools: $(READY)
 	$(BIN)/python -m pip install --quiet -r tools/requirements.txt
+
+loggers: $(READY)
+	$(BIN)/python -m pip install --quiet -r tools/requirements-loggers.txt
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -60,6 +60,7 @@ from .runtime.process import end_with_peers, explain
 from .runtime.stop import StopRequest
 from .solver.callbacks import Callbacks
 from .solver.det_solver import DetSolver
+from .solver.earlier_runs import REPORT
 from .solver.output_folder import refuse_another_run
 from .solver.results_table import METRIC_COLUMNS, table_row
 from .solver.run_folder import choose_folder
@@ -97,7 +98,7 @@ def train(
     model: str | Path | None = None,
     *,
     epochs: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     input_size: int | Sequence[int] | None = None,
     device: str | None = None,
     use_amp: bool | None = None,
@@ -126,7 +127,7 @@ def train(
             checkpoint or a run folder. None means size S. The training starts from a detector in `weights/`
             if there is one for the model, otherwise from its pre-trained backbone.
         epochs: length of the run; None uses that of the configuration, as for all arguments below.
-        batch_size: images of an update, over all ranks.
+        batch_size: images of a batch, over all ranks; "auto" chooses the largest one that fits into memory.
         input_size: side of the input in pixels, or (height, width).
         device: cpu, cuda or cuda:N; None uses CUDA if it is available.
         use_amp: train in mixed precision.
@@ -205,10 +206,13 @@ def train(
             refuse_another_run(cfg.settings)
             solver = DetSolver(cfg, picked, stop, own)
             with _listening(stop):
-                solver.fit()
+                solver.train()
         result = _result(place)
-        if cfg.settings.report and result.best is not None and is_main():
-            _write_report(place, str(picked))
+        try:
+            if cfg.settings.report and result.best is not None and is_main():
+                _write_report(place, str(picked))
+        finally:
+            solver.end_log(place / REPORT)
         barrier()
         return result
 
@@ -422,7 +426,7 @@ def _new_folder(name: str) -> Iterator[Path]:
 
 def _overrides(
     epochs: int | None,
-    batch_size: int | None,
+    batch_size: int | Literal["auto"] | None,
     input_size: int | Sequence[int] | None,
     device: str | None,
     use_amp: bool | None,
@@ -436,7 +440,7 @@ def _overrides(
     """
     result: dict[str, Any] = {}
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise ConfigError(f"{name} is {value}, expected at least 1")
     plain_settings = {
         "epochs": epochs,
@@ -449,8 +453,9 @@ def _overrides(
         if setting is not None:
             result[name] = setting
     if batch_size is not None:
-        for loader in ("train_dataloader", "val_dataloader"):
-            result[loader] = {"total_batch_size": batch_size}
+        result["train_dataloader"] = {"total_batch_size": batch_size}
+        if batch_size != "auto":
+            result["val_dataloader"] = {"total_batch_size": batch_size}
     for key, setting in (settings or {}).items():
         nested = setting
         for part in reversed(key.split(".")):

@@ -256,7 +256,7 @@ def test_too_little_memory_is_an_error_of_this_package(start, monkeypatch):
     def exhausted(*given, **named):
         raise MemoryError
 
-    monkeypatch.setattr("src.api.DetSolver.fit", exhausted)
+    monkeypatch.setattr("src.api.DetSolver.train", exhausted)
     with pytest.raises(ResourceError, match="out of memory"):
         start()
 

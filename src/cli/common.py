@@ -94,6 +94,62 @@ def add_dataset_arguments(
         )
 
 
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "clearml")
+"""Values of `loggers` in `src/core/yaml_config.py`, which is not imported before arguments are parsed."""
+
+
+def add_log_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--log`, which switches loggers on."""
+    parser.add_argument(
+        "--log",
+        "--loggers",  # torchrun takes --log, also behind train.py, for one of its own flags
+        nargs="+",
+        action="extend",
+        choices=LOGGERS,
+        default=[],
+        metavar="LOGGER",
+        help="also send the run to these loggers: wandb, mlflow or clearml; csv and tensorboard are on, and "
+        "-u loggers=[csv] names all that are wanted",
+    )
+
+
+def log_settings(words: Sequence[str]) -> list[str]:
+    """Return the setting that `--log` stands for, as for `-u`: the words are added to csv and tensorboard."""
+    if not words:
+        return []
+    chosen = dict.fromkeys(["csv", "tensorboard", *words])
+    return [f"loggers=[{', '.join(chosen)}]"]
+
+
+def batch_size(text: str) -> int | str:
+    """Return a batch size, or "auto", for `argparse`."""
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a number, or auto"
+        ) from None
+
+
+AUTO = "auto"
+
+BATCH_HELP = (
+    "batch size over all GPUs; auto: the largest one that fits into memory"
+)
+
+
+def batch_settings(batch: int | str | None) -> list[str]:
+    """Return the settings that `--batch` stands for, as for `-u`; auto keeps the batch of evaluations."""
+    if batch is None:
+        return []
+    settings = [f"train_dataloader.total_batch_size={batch}"]
+    if batch != AUTO:
+        settings.append(f"val_dataloader.total_batch_size={batch}")
+    return settings
+
+
 DATA_FORMATS = ("coco", "yolo", "voc")
 """`FORMATS` of `src/data/preparation/any_dataset.py`, which is not imported before arguments are parsed."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .common import parser_for
+from .common import add_log_argument, log_settings, parser_for
 from .launch import run_trainer
 from .train import add_run_arguments, run_arguments
 
@@ -22,6 +22,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "run", metavar="RUN", help="folder of the run, or its last.pth"
     )
     add_run_arguments(parser)
+    add_log_argument(parser)
     parser.add_argument(
         "--override",
         action="store_true",
@@ -56,4 +57,4 @@ def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
     words = ["-r", str(path), "--output-dir", str(path.parent)]
     if arguments.override:
         words.append("--override")
-    return words + run_arguments(arguments)
+    return words + run_arguments(arguments, log_settings(arguments.log))

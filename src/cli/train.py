@@ -6,6 +6,9 @@
     # two GPUs: starts one process for each
     dfine train --data DIR --gpus 2 --use-amp
 
+    # the largest batch that fits, and the run in MLflow too
+    dfine train --data DIR --batch auto --log mlflow
+
     # any other setting of the configuration
     dfine train --data DIR -u optimizer.lr=1e-4 train_dataloader.num_workers=8
 
@@ -20,7 +23,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .common import add_dataset_arguments, parser_for
+from .common import (
+    BATCH_HELP,
+    add_dataset_arguments,
+    add_log_argument,
+    batch_settings,
+    batch_size,
+    log_settings,
+    parser_for,
+)
 from .launch import add_gpus_argument, run_trainer
 
 DEFAULT_NAME = "train"
@@ -39,12 +50,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--epochs", type=int, metavar="N", help="length of the training"
     )
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="batch size over all GPUs"
+        "--batch", type=batch_size, metavar="N", help=BATCH_HELP
     )
     parser.add_argument(
         "--imgsz", type=int, metavar="PIXELS", help="side of the input"
     )
     add_run_arguments(parser)
+    add_log_argument(parser)
     parser.add_argument(
         "--seed", type=int, help="random seed; default: a random one"
     )
@@ -96,7 +108,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = parser.parse_args(argv)
     for name in ("epochs", "batch", "imgsz"):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             parser.error(f"--{name} is {value}, expected at least 1")
     if arguments.name and arguments.output_dir:
         parser.error("pass --name or --output-dir, not both")
@@ -168,16 +180,15 @@ def data_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def settings_of(arguments: argparse.Namespace) -> list[str]:
-    """Return the settings that `--epochs`, `--batch` and `--imgsz` stand for, as for `-u`."""
+    """Return the settings that `--epochs`, `--batch`, `--imgsz` and `--log` stand for, as for `-u`."""
     settings = []
     if arguments.epochs is not None:
         settings.append(f"epochs={arguments.epochs}")
-    if arguments.batch is not None:
-        settings.append(f"train_dataloader.total_batch_size={arguments.batch}")
-        settings.append(f"val_dataloader.total_batch_size={arguments.batch}")
+    settings += batch_settings(arguments.batch)
     if arguments.imgsz is not None:
         size = arguments.imgsz
         settings.append(f"eval_spatial_size=[{size}, {size}]")
+    settings += log_settings(arguments.log)
     return settings
 
 

@@ -24,7 +24,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_dataset_arguments, add_family_argument
+from .common import (
+    BATCH_HELP,
+    add_dataset_arguments,
+    add_family_argument,
+    add_log_argument,
+    batch_settings,
+    batch_size,
+    log_settings,
+)
 
 if TYPE_CHECKING:
     from ..core import YAMLConfig
@@ -108,6 +116,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=("O0", "O1", "O2"),
         help="accepted for compatibility with Apex: O1 and O2 mean --use-amp, O0 means float32",
     )
+    parser.add_argument(
+        "--batch", type=batch_size, metavar="N", help=BATCH_HELP
+    )
     parser.add_argument("--output-dir", help="folder for checkpoints and logs")
     parser.add_argument(
         "--overwrite",
@@ -119,6 +130,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--summary-dir",
         help="folder for TensorBoard; default: summary/ in the output folder",
     )
+    add_log_argument(parser)
     parser.add_argument(
         "--test-only",
         action="store_true",
@@ -156,6 +168,8 @@ def parse_arguments(
         parser.error(
             "the following arguments are required: -c/--config, unless -r or -t names a file"
         )
+    if isinstance(arguments.batch, int) and arguments.batch < 1:
+        parser.error(f"--batch is {arguments.batch}, expected at least 1")
     if arguments.opt_level == "O0" and arguments.use_amp:
         parser.error(
             "--opt-level O0 means float32, which contradicts --use-amp: pass only one of them"
@@ -206,6 +220,7 @@ class _Run:
             warn_of_unheard_signal,
         )
         from ..solver import DetSolver
+        from ..solver.earlier_runs import REPORT
         from ..solver.output_folder import refuse_another_run
         from .after_training import finish
 
@@ -232,8 +247,11 @@ class _Run:
             solver.val()
         else:
             with stop.listening():
-                solver.fit()
-            finish(cfg, str(device))
+                solver.train()
+            try:
+                finish(cfg, str(device))
+            finally:
+                solver.end_log(folder / REPORT)
 
 
 def settings_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -254,7 +272,8 @@ def settings_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
             if arguments.use_amp
             else "no mixed precision (use_amp=False)",
         )
-    return parse_overrides(arguments.update) | flags
+    updates = batch_settings(arguments.batch) + log_settings(arguments.log)
+    return parse_overrides([*updates, *arguments.update]) | flags
 
 
 def configuration_of_run(

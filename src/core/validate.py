@@ -103,7 +103,7 @@ def type_name(annotation: Any) -> str:
         inner = [type_name(a) for a in arguments if a is not Ellipsis]
         if base is tuple and len(inner) == 2 and inner[0] != inner[1]:
             return f"a pair of {inner[0]} and {inner[1]}"
-        if not inner or " or " in inner[0]:
+        if not inner or " or " in inner[0] or inner[0].startswith("one of"):
             return f"a list, each item {inner[0]}" if inner else "a list"
         noun = inner[0].removeprefix("a ").removeprefix("an ")
         first, _, rest = noun.partition(" of ")

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,9 +74,16 @@ class RunSettings:
     strict: bool = False
     tuning: str | None = None
     test_only: bool = False
+    loggers: Sequence[
+        Literal["csv", "tensorboard", "wandb", "mlflow", "clearml"]
+    ] = ("csv", "tensorboard")
+    """Destinations of the history of a run, besides `log.txt` and the terminal."""
     use_wandb: bool = False
+    """The same as "wandb" in `loggers`."""
     project_name: str = "D-FINE"
+    """Project or experiment of a run in a logging service."""
     exp_name: str = "baseline"
+    """Name of the run there; "baseline" stands for the name of the output folder."""
     model: str | None = None
     criterion: str | None = None
     postprocessor: str | None = None
@@ -136,6 +144,8 @@ class YAMLConfig:
     _load_files = True
     is_from_checkpoint = False
     """Whether this is the configuration in a checkpoint, which describes only a model."""
+    batch_of_recipe: dict[str, Any]
+    """`batch_size` and `total_batch_size` of the training loader before the overrides."""
     _unknown_data: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
     """Loaders of a checkpoint's configuration whose data sets are not registered."""
 
@@ -212,6 +222,7 @@ class YAMLConfig:
         self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]
     ) -> None:
         """Validate a configuration with its overrides, and store it."""
+        self.batch_of_recipe = _batch_of(tree.values)
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -242,6 +253,8 @@ class YAMLConfig:
     def set(self, key: str, value: Any, reason: str) -> None:
         """Set a top-level key to a value found by the program; `reason` becomes its origin."""
         self._tree.merge({key: value}, reason)
+        if hasattr(self.settings, key):
+            setattr(self.settings, key, value)
         if self._run_length is None:
             self._lengths = None
 
@@ -463,6 +476,15 @@ def _has_unknown_data(loader: Any) -> bool:
     dataset = loader.get("dataset") if isinstance(loader, dict) else None
     name = dataset.get("type") if isinstance(dataset, dict) else dataset
     return isinstance(name, str) and find(name) is None
+
+
+def _batch_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the batch of the training loader; a fault is reported by the validation."""
+    loader = values.get("train_dataloader")
+    if not isinstance(loader, dict):
+        return {}
+    names = ("batch_size", "total_batch_size")
+    return {name: loader[name] for name in names if name in loader}
 
 
 def _top_level() -> dict[str, Argument]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch.utils import data
@@ -105,7 +105,7 @@ class DataLoader(data.DataLoader):
         dataset: DetectionData,
         collate_fn: Collate | None = None,
         batch_size: int | None = None,
-        total_batch_size: int | None = None,
+        total_batch_size: int | Literal["auto"] | None = None,
         shuffle: bool = False,
         num_workers: int = 0,
         drop_last: bool = False,
@@ -121,7 +121,8 @@ class DataLoader(data.DataLoader):
             collate_fn: function that turns a list of items into a batch; None uses
                 `BatchImageCollateFunction`.
             batch_size: images per rank. Set this or `total_batch_size`.
-            total_batch_size: images over all ranks.
+            total_batch_size: images over all ranks. A loader for "auto" has one image per rank until the
+                training sets `batch_sampler.batch_size` (`solver/automatic_batch.py`).
             shuffle: use a new random order in every epoch.
             num_workers: number of worker processes.
             drop_last: drop the last batch if it is incomplete.
@@ -221,7 +222,7 @@ class DataLoader(data.DataLoader):
 
 def _images_per_rank(
     batch_size: int | None,
-    total_batch_size: int | None,
+    total_batch_size: int | Literal["auto"] | None,
     ranks: int,
 ) -> int:
     """Return the batch size per rank, from whichever of the two settings is given."""
@@ -231,6 +232,8 @@ def _images_per_rank(
         raise ConfigError(
             "DataLoader needs either batch_size (images per rank) or total_batch_size (images over all ranks)"
         )
+    if total_batch_size == "auto":
+        return 1
     fault = f"total_batch_size is {total_batch_size}, which cannot be divided among {ranks} ranks"
     if total_batch_size < ranks:
         raise ConfigError(f"{fault}; the minimum is {ranks}")

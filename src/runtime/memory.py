@@ -13,6 +13,8 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEEP_UP_TO = 1 << 30
 
+_CONTROL_GROUPS = "/sys/fs/cgroup"
+
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
@@ -61,12 +63,26 @@ def available_memory() -> int:
     for line in system_lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
-    limit = _number("/sys/fs/cgroup/memory.max")
-    used = _number("/sys/fs/cgroup/memory.current")
-    if limit is not None and used is not None:
-        unused = max(0, limit - used) + _reclaimable()
-        available = min(available, unused)
+    for folder in _control_groups():
+        limit = _number(f"{folder}/memory.max")
+        used = _number(f"{folder}/memory.current")
+        if limit is not None and used is not None:
+            unused = max(0, limit - used) + _reclaimable(folder)
+            available = min(available, unused)
     return available
+
+
+def _control_groups() -> list[str]:
+    """Return the folders of the control group of this process and of those that contain it (cgroup v2)."""
+    folder = ""
+    for line in system_lines("/proc/self/cgroup"):
+        if line.startswith("0::/"):
+            folder = line.removeprefix("0::").rstrip("/")
+    folders = []
+    while folder:
+        folders.append(f"{_CONTROL_GROUPS}{folder}")
+        folder = folder.rpartition("/")[0]
+    return [*folders, _CONTROL_GROUPS]
 
 
 def system_lines(path: str | Path) -> list[str]:
@@ -77,9 +93,9 @@ def system_lines(path: str | Path) -> list[str]:
         return []
 
 
-def _reclaimable() -> int:
+def _reclaimable(folder: str) -> int:
     """Return the bytes that the container's files occupy in memory, which the system gives up on demand."""
-    for line in system_lines("/sys/fs/cgroup/memory.stat"):
+    for line in system_lines(f"{folder}/memory.stat"):
         name, _, value = line.partition(" ")
         if name == "inactive_file":
             return int(value)

@@ -40,7 +40,6 @@ ADVICE = {
     "pandas": "to_dataframe() needs pandas: pip install pandas",
     "supervision": "to_supervision() needs supervision: pip install supervision",
     "tensorrt": "TensorRT is not installed: pip install tensorrt (10.6 or later)",
-    "wandb": "use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
 }
 """Message for each optional module that is not installed."""
 

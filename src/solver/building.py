@@ -27,6 +27,7 @@ from ..runtime.distributed import (
 from ..runtime.log import logger
 from ..runtime.precision import autocast_dtype
 from ..runtime.sync_batch_norm import synchronize_batch_norms
+from .automatic_batch import choose_batch, is_automatic, keep_batch_of_run
 from .checkpoint import BEST, CheckpointFolder
 from .det_engine import seed_step
 from .finetune import load_for_tuning
@@ -89,7 +90,13 @@ def build_run(
     settings = cfg.settings
     start = read_start(settings, checkpoints)
     seed = choose_seed(settings, start)
+    chooses_batch = is_automatic(cfg)
+    if chooses_batch and start.state is not None:
+        keep_batch_of_run(cfg, start.state["meta"]["config"])
+        chooses_batch = False
     data = open_run_data(cfg, start, seed, checkpoints.folder)
+    if chooses_batch:
+        _choose_batch(cfg, data, seed, device)
     steps = steps_per_epoch(data.train_loader, settings.grad_accum_steps)
     cfg.resolve_lengths(RunLength(settings.epochs, steps))
     model, origin = build_model(cfg, start, data.classes, seed, device)
@@ -133,6 +140,32 @@ def build_run(
         model_size=tuple(cfg.yaml_cfg.get("eval_spatial_size") or ()),
         num_classes=int(cfg.yaml_cfg.get("num_classes") or len(data.classes)),
     )
+
+
+def _choose_batch(
+    cfg: YAMLConfig, data: RunData, seed: int, device: torch.device
+) -> None:
+    """Choose the batch size, with a copy of the model that has random weights."""
+
+    def build_trial(copied: YAMLConfig) -> tuple[TrainStep, Phases]:
+        model, _ = build_model(copied, Start(), data.classes, seed, device)
+        amp_dtype = amp_dtype_of_run(
+            copied.settings.use_amp,
+            device,
+            named=copied.settings.device is not None,
+        )
+        step = build_step(
+            copied,
+            model.train(),
+            NumericsGuard(1),
+            None,
+            device,
+            amp_dtype,
+            class_names=[entry["name"] for entry in data.classes],
+        )
+        return step, Phases(step, find_unused_parameters=False)
+
+    choose_batch(cfg, data.train_loader, data.val_loader, device, build_trial)
 
 
 def compile_backbone(model: nn.Module) -> None:

@@ -21,9 +21,11 @@ from .callbacks import Callbacks
 from .checkpoint import CheckpointFolder
 from .det_engine import evaluate
 from .earlier_runs import EVALUATION, set_aside_earlier_run
+from .loggers.choice import chosen_loggers, require_packages
+from .loggers.logged_state import forget_runs
 from .output_folder import claimed, prepare_for_evaluation
 from .run_data import open_evaluation_data
-from .run_log import RunLog, open_run_log
+from .run_log import RunLog, log_result, open_run_log
 from .run_state import plain
 from .saving import Saver
 from .start_weights import read_start, resumes_in
@@ -61,9 +63,19 @@ class DetSolver:
         self.stop = stop or StopRequest()
         self.callbacks = callbacks or Callbacks(stop=self.stop)
         self.output_dir = Path(cfg.settings.output_dir)
+        self.log: RunLog | None = None
+        """Log of the run, while it is open."""
 
     def fit(self) -> None:
+        """Train the model, and close its log; `train` leaves it open."""
+        self.train()
+        self.end_log()
+
+    def train(self) -> None:
         """Train the model, evaluate it after every epoch, and save the best weights and the training state.
+
+        The log stays open so that the caller can add a report; `end_log` closes it. If the training does not
+        end successfully, it is closed at once.
 
         An error in a callback is raised after the state was saved.
 
@@ -73,14 +85,35 @@ class DetSolver:
         """
         stopped = None
         try:
-            self._fit()
-        except Preempted as error:
-            stopped = error
-        self.callbacks.raise_failure()
-        if stopped is not None:
-            raise stopped
+            try:
+                self._fit()
+            except Preempted as error:
+                stopped = error
+            self.callbacks.raise_failure()
+            if stopped is not None:
+                raise stopped
+        except BaseException:
+            self._close_log()
+            raise
+
+    def end_log(self, report: Path | None = None) -> None:
+        """Write the result of the run to its loggers, and close the log.
+
+        Args:
+            report: path of `report.html`; it is left out if there is no such file.
+        """
+        if self.log is not None:
+            log_result(self.log, self.output_dir, report)
+        self._close_log()
+
+    def _close_log(self) -> None:
+        log = self.log
+        self.log = None
+        if log is not None:
+            log.close()
 
     def _fit(self) -> None:
+        require_packages(chosen_loggers(self.settings))
         with ExitStack() as stack:
             checkpoints = stack.enter_context(claimed(self.settings))
             run = build_run(
@@ -97,7 +130,7 @@ class DetSolver:
                 return
             watchdog = Watchdog(run.folder, self.settings.rank_timeout)
             stack.callback(watchdog.rest)
-            log = self._open_log(run)
+            log = self.log = self._open_log(run)
             saver = Saver(
                 checkpoints,
                 run.facts,
@@ -115,7 +148,6 @@ class DetSolver:
                 meter = train_epoch(run, log, saver, watchdog)
                 metrics = evaluate_run(run, saver)
                 end_epoch(run, log, saver, epoch, meter, metrics)
-            log.close()
             if is_main():
                 checkpoints.finish()
         barrier()
@@ -161,6 +193,7 @@ class DetSolver:
         if is_main() and not resumes_in(self.output_dir, self.settings.resume):
             inputs = [self.settings.tuning, self.settings.resume]
             set_aside_earlier_run(self.output_dir, inputs)
+            forget_runs(self.output_dir)
         first_epoch = run.state.progress.epoch
         return open_run_log(
             self.cfg,

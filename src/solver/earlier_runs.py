@@ -11,6 +11,7 @@ from ..core.errors import ConfigError
 from ..runtime.log import logger
 from ..runtime.own_files import is_ours
 from .checkpoint import BEST, LAST, NUMBERED, PREVIOUS, SET_ASIDE
+from .loggers.logged_state import STATE
 from .numerics import BAD_BATCH
 from .writers import CURVES_FILE, LOG_FILE, PICTURES, TABLE_FILE
 
@@ -39,6 +40,7 @@ _RESULTS = (
     CONFIG,
     EVALUATION,
     BAD_BATCH,
+    STATE.format("*"),
     f"{PICTURES}/*.jpg",
     "best.onnx",
     "best.json",

@@ -85,29 +85,16 @@ def rehearse_largest_step(
     device = step.device
     height, width = size_hw
     shown = f"{images} image(s) of {height} x {width} pixels with {objects} objects each"
-    devices_with_rng = []
-    if device.type == "cuda":
-        devices_with_rng.append(device)
-        torch.cuda.reset_peak_memory_stats(device)
     try:
-        with torch.random.fork_rng(devices_with_rng):
-            step.rehearse(noise_batch(images, size_hw, objects, num_classes))
+        peak = peak_of_step(step, images, size_hw, objects, num_classes)
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = first_line(error, without_text="out of memory")
         raise ResourceError(
             f"the largest batch of this run does not fit: {shown}: {reason}; {ADVICE}"
         ) from None
-    states = _missing_optimizer_state(step.optimizer)
     total = None
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) + states
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        peak = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + states
-        )
     of_all = f" of {total / 1e9:.1f}" if total else ""
     logger.info(
         "the largest batch, %s, takes %.1f%s GB at its peak",
@@ -121,6 +108,38 @@ def rehearse_largest_step(
             f"optimizer's state, the device has {total / 1e9:.1f}; {ADVICE}"
         )
     return peak / 1e9
+
+
+def peak_of_step(
+    step: TrainStep,
+    images: int,
+    size_hw: tuple[int, int],
+    objects: int,
+    num_classes: int,
+) -> int:
+    """Run one forward and backward pass with a batch of noise, and return the peak memory in bytes.
+
+    The peak includes the optimizer's state that is not allocated yet. The arguments are those of
+    `rehearse_largest_step`.
+
+    Raises:
+        OutOfMemoryError, MemoryError: if the step does not fit.
+    """
+    device = step.device
+    devices_with_rng = []
+    if device.type == "cuda":
+        devices_with_rng.append(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.random.fork_rng(devices_with_rng):
+        step.rehearse(noise_batch(images, size_hw, objects, num_classes))
+    states = _missing_optimizer_state(step.optimizer)
+    if device.type != "cuda":
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return used + states
+    peak = torch.cuda.max_memory_allocated(device) + states
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
 
 
 def noise_batch(

@@ -33,6 +33,7 @@ FREE = frozenset(
         "checkpoint_freq",
         "save_every_steps",
         "save_every_minutes",
+        "loggers",
         "use_wandb",
         "project_name",
         "exp_name",

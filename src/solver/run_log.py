@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.contracts import DetectionData, Target
+from ..core.errors import ResourceError, first_line
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import is_main
 from ..runtime.files import write_atomically
@@ -20,19 +21,25 @@ from .callbacks import Callbacks
 from .curve_names import step_scalars
 from .earlier_runs import CONFIG
 from .epoch_meter import EpochMeter
+from .loggers.choice import SERVICES, chosen_loggers, run_name
+from .loggers.service_writer import ServiceWriter
 from .model_selection import BestModel
 from .pace import Pace
 from .pictures import has_pictures, training_grid, validation_grid
 from .plan import Progress, TrainingPlan
+from .run_result import RunResult, result_of_log
 from .run_state import plain
 from .teacher_clock import speed_without_teacher
 from .writers import (
+    LOG_FILE,
+    PICTURES,
+    TABLE_FILE,
     UNDEFINED,
     ConsoleWriter,
+    GuardedWriter,
     JsonLinesWriter,
     PictureFolder,
     TableWriter,
-    WandbWriter,
     Writer,
     format_seconds,
     open_tensorboard,
@@ -49,7 +56,7 @@ MOSTLY_LOST = 0.5
 
 
 class RunLog:
-    """Write the history of a run to the terminal, files, TensorBoard and wandb; only rank 0 writes."""
+    """Write the history of a run to the terminal, files, TensorBoard and services; only rank 0 writes."""
 
     def __init__(
         self,
@@ -123,6 +130,11 @@ class RunLog:
             if picture is not None:
                 self._write_picture(epoch, "validation", picture)
 
+    def result(self, result: RunResult) -> None:
+        """Write the result of a complete run."""
+        for writer in self.writers:
+            writer.write_result(result)
+
     def close(self) -> None:
         """Close all writers."""
         for writer in self.writers:
@@ -162,21 +174,52 @@ def open_run_log(
     writers: list[Writer] = [
         ConsoleWriter(),
         JsonLinesWriter(folder, first_epoch),
-        TableWriter(folder, first_epoch, settings.best_metric),
-        PictureFolder(folder),
+        GuardedWriter(PictureFolder(folder), PICTURES),
     ]
-    summary_dir = Path(settings.summary_dir or folder / "summary")
-    board = open_tensorboard(summary_dir, config_text)
-    if board is not None:
-        writers.append(board)
-    if settings.use_wandb:
-        project = settings.project_name
-        writers.append(
-            WandbWriter(project, settings.exp_name, cfg.yaml_cfg, folder)
-        )
+    for word in chosen_loggers(settings):
+        writer = _open_logger(word, cfg, first_epoch, config_text)
+        if writer is not None:
+            writers.append(writer)
     return RunLog(
         writers, plan, pictures=settings.pictures, callbacks=callbacks
     )
+
+
+def _open_logger(
+    word: str, cfg: YAMLConfig, first_epoch: int, config_text: str
+) -> Writer | None:
+    """Open the logger that a word stands for; None, with a warning, if it cannot be opened."""
+    settings = cfg.settings
+    folder = Path(settings.output_dir)
+    try:
+        if word == "csv":
+            table = TableWriter(folder, first_epoch, settings.best_metric)
+            return GuardedWriter(table, TABLE_FILE)
+        if word == "tensorboard":
+            summary_dir = Path(settings.summary_dir or folder / "summary")
+            board = open_tensorboard(summary_dir, config_text)
+            return board and GuardedWriter(board, "TensorBoard's log")
+        return ServiceWriter(
+            word,
+            project=settings.project_name,
+            name=run_name(settings),
+            config=cfg.yaml_cfg,
+            folder=folder,
+        )
+    except (OSError, ResourceError) as error:
+        logger.warning(
+            "the logger %s cannot be opened: %s. The training is not affected; log.txt has all values of "
+            "epochs",
+            SERVICES.get(word, word),
+            first_line(error),
+        )
+        return None
+
+
+def log_result(log: RunLog, folder: Path, report: Path | None) -> None:
+    """Write the result of a complete run to its writers."""
+    if log.writers:
+        log.result(result_of_log(folder / LOG_FILE, report))
 
 
 def log_plan(plan: TrainingPlan, horizon: float | None) -> None:

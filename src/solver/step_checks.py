@@ -33,6 +33,7 @@ from ..runtime.memory import (
     resident_memory,
 )
 from ..runtime.precision import full_float32
+from .automatic_batch import AUTO
 from .building import build_model, build_step
 from .memory_trial import noise_batch, try_memory
 from .numerics import NumericsGuard
@@ -106,7 +107,10 @@ class Trial:
         loader = self.loader_settings
         if loader.get("batch_size"):
             return int(loader["batch_size"])
-        return max(1, int(loader.get("total_batch_size") or 1) // self.ranks)
+        total = loader.get("total_batch_size") or 1
+        if total == AUTO:  # how many fit is estimated from one and two
+            return 1
+        return max(1, int(total) // self.ranks)
 
     @property
     def workers(self) -> int:

@@ -1,4 +1,4 @@
-"""Write the history of a run to the terminal, files, TensorBoard and wandb."""
+"""Write the history of a run to the terminal, files and TensorBoard; `loggers/` has those of services."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
+from ..core.errors import first_line
 from ..core.paths import read_text
 from ..runtime.files import append_line, json_bytes, write_atomically
 from ..runtime.log import logger
-from ..runtime.optional import import_optional
 from ..runtime.own_files import is_ours, write_picture, write_png
 from .curve_names import epoch_scalars
 from .curves import draw_curves
 from .results_table import Row, table_bytes, table_row
+from .run_result import RunResult
 
 LOG_FILE = "log.txt"
 TABLE_FILE = "results.csv"
@@ -40,6 +41,9 @@ class Writer(Protocol):
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Write a picture `[3, H, W]` uint8 of an epoch."""
+
+    def write_result(self, result: RunResult) -> None:
+        """Write the result of a run that is complete; a run that was stopped or has failed has none."""
 
     def close(self) -> None:
         """Close the destination."""
@@ -78,6 +82,9 @@ class ConsoleWriter:
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Do nothing: a terminal does not show pictures."""
 
+    def write_result(self, result: RunResult) -> None:
+        """Do nothing: the epochs have all values."""
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -104,6 +111,9 @@ class JsonLinesWriter:
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Do nothing: pictures are not logged."""
+
+    def write_result(self, result: RunResult) -> None:
+        """Do nothing: the epochs have all values."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -139,6 +149,9 @@ class TableWriter:
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Do nothing: pictures are not part of the table."""
+
+    def write_result(self, result: RunResult) -> None:
+        """Do nothing: the epochs have all values."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -195,6 +208,9 @@ class PictureFolder:
         image = Image.fromarray(picture.permute(1, 2, 0).numpy())
         write_picture(path, image, quality=90)
 
+    def write_result(self, result: RunResult) -> None:
+        """Do nothing: only pictures are written."""
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -221,6 +237,11 @@ class TensorBoardWriter:
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
         """Add a picture."""
         self._writer.add_image(f"images/{name}", picture, epoch + 1)
+
+    def write_result(self, result: RunResult) -> None:
+        """Add the metrics of the best epoch as `best/AP` and so on, at this epoch."""
+        for name, value in result.metrics.items():
+            self._writer.add_scalar(f"best/{name}", value, result.epoch)
 
     def add_text(self, name: str, text: str) -> None:
         """Add a text such as the configuration."""
@@ -255,35 +276,51 @@ def open_tensorboard(folder: Path, config: str) -> TensorBoardWriter | None:
     return writer
 
 
-class WandbWriter:
-    """Send curves and pictures to Weights & Biases (`use_wandb`)."""
+class GuardedWriter:
+    """Keep a run going if one of its writers fails, for example because the disk is full."""
 
-    def __init__(
-        self, project: str, name: str, config: Mapping[str, Any], folder: Path
-    ) -> None:
-        wandb = import_optional("wandb")
-        self._run = wandb.init(
-            project=project, name=name, config=dict(config), dir=str(folder)
-        )
+    def __init__(self, writer: Writer, name: str) -> None:
+        """Store the arguments.
+
+        Args:
+            writer: writer that may fail.
+            name: its name for the warning, which is logged once.
+        """
+        self.writer = writer
+        self.name = name
+        self._has_warned = False
 
     def write_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Send the values of a step."""
-        self._run.log(dict(scalars), step=step)
+        """Write the values of a step."""
+        self._try("write_step", step, scalars)
 
     def write_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
-        """Send the evaluation of an epoch and its number, counted from 1."""
-        self._run.log({"epoch/number": epoch + 1, **epoch_scalars(record)})
+        """Write the record of an epoch."""
+        self._try("write_epoch", epoch, record)
 
     def write_picture(self, epoch: int, name: str, picture: Tensor) -> None:
-        """Send a picture."""
-        import wandb
+        """Write a picture."""
+        self._try("write_picture", epoch, name, picture)
 
-        image = wandb.Image(picture.permute(1, 2, 0).numpy())
-        self._run.log({f"images/{name}": image})
+    def write_result(self, result: RunResult) -> None:
+        """Write the result."""
+        self._try("write_result", result)
 
     def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+        """Close the destination."""
+        self._try("close")
+
+    def _try(self, method: str, *arguments: Any) -> None:
+        try:
+            getattr(self.writer, method)(*arguments)
+        except Exception as error:
+            level = "debug" if self._has_warned else "warning"
+            self._has_warned = True
+            getattr(logger, level)(
+                "%s is incomplete: %s. The training is not affected; log.txt has all values of epochs",
+                self.name,
+                first_line(error),
+            )
 
 
 def format_seconds(seconds: float) -> str:

@@ -4,11 +4,14 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from src.cli import launch, resume, train, val
+from src.cli.common import LOGGERS
 from src.core import CheckpointError
+from src.core.yaml_config import RunSettings
 from src.detection import start_choice
 
 CONFIG = Path("small.yml")
@@ -63,6 +66,45 @@ def test_flags_of_the_data_are_handed_on():
     assert words[words.index("--data") + 1] == "my data"
     assert words[words.index("--data-format") + 1] == "voc"
     assert {"--val-fraction=0.3", "--follow-links", "--strict"} <= set(words)
+
+
+def test_the_largest_batch_leaves_the_batch_of_evaluations():
+    words = words_of(
+        train, "--data", "d", "--output-dir", "here", "--batch", "auto"
+    )
+    assert words[words.index("-u") + 1 :] == [
+        "train_dataloader.total_batch_size=auto"
+    ]
+
+
+def test_a_batch_is_a_number_or_auto(capsys):
+    assert refused(train, "--data", "d", "--batch", "large") == 2
+    assert "large: expected a number, or auto" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "start"), [(train, ["--data", "d"]), (resume, ["run"])]
+)
+def test_loggers_are_added_to_csv_and_tensorboard(here, command, start):
+    (here / "run").mkdir()
+    (here / "run/last.pth").write_bytes(b"state")
+    (here / "small.yml").write_text("{}")
+    words = words_of(
+        command, *start, "--log", "mlflow", "csv", "--log", "wandb"
+    )
+    assert words[words.index("-u") + 1 :] == [
+        "loggers=[csv, tensorboard, mlflow, wandb]"
+    ]
+
+
+def test_an_unknown_logger_is_refused(capsys):
+    assert refused(train, "--data", "d", "--log", "neptune") == 2
+    assert "invalid choice: 'neptune'" in capsys.readouterr().err
+
+
+def test_the_words_of_loggers_are_those_of_the_configuration():
+    annotation = get_type_hints(RunSettings)["loggers"]
+    assert get_args(get_args(annotation)[0]) == LOGGERS
 
 
 def test_without_data_one_sentence_says_what_is_missing(capsys):

@@ -11,6 +11,7 @@ READ_BY_THEMSELVES = {
     "src/runtime/distributed.py": "/proc",
     "src/runtime/memory.py": "/proc and /sys",
     "src/inference/evaluation_report.py": "the template of this project",
+    "src/solver/loggers/logged_state.py": "a state of its own, in a process without torch",
 }
 """Modules that read text of their own or of the system, which needs no care."""
 
@@ -22,6 +23,8 @@ WRITTEN_BY_THEMSELVES = {
     "src/runtime/memory.py": "/proc/self/clear_refs, which is not a file of a user",
     "src/runtime/own_files.py": "a mark, appended to a temporary file",
     "src/runtime/watchdog.py": "stacks, checked beforehand",
+    "src/solver/loggers/logged_state.py": "its state, under a temporary name, in a process without torch",
+    "src/solver/loggers/service_process.py": "pictures, in a temporary folder",
 }
 """Modules that open files for writing."""
 

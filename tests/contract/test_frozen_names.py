@@ -88,6 +88,7 @@ TOP_LEVEL_KEYS = [
     "summary_dir",
     "resume",
     "tuning",
+    "loggers",
     "use_wandb",
     "project_name",
     "exp_name",
@@ -125,6 +126,8 @@ TRAIN_FLAGS = {
     "-u",
     "--update",
     "--opt-level",
+    "--batch",
+    "--log",
 }
 
 CHECKPOINT_PREFIXES = {

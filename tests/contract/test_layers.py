@@ -70,6 +70,8 @@ LAZY = {
     "safetensors",
     "tensorboard",
     "wandb",
+    "mlflow",
+    "clearml",
     "pycocotools",
     "faster_coco_eval",
     "onnx",

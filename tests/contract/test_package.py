@@ -14,6 +14,7 @@ else:
 
 from src import __version__
 from src.cli import serve
+from src.solver.loggers.choice import SERVICES
 from tests.fixtures.golden import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -66,6 +67,22 @@ def test_the_extra_for_the_server_is_part_of_the_one_for_tools():
     assert set(extras["serve"]) < set(extras["tools"])
     names = {re.split(r"[^\w-]", item)[0] for item in extras["serve"]}
     assert names == {name.replace("_", "-") for name in serve.PACKAGES}
+
+
+def test_the_extras_for_loggers_are_those_of_their_requirements():
+    extras = PROJECT["project"]["optional-dependencies"]
+    listed = requirements("tools/requirements-loggers.txt")
+    assert extras["loggers"] == listed
+    assert extras["wandb"] + extras["mlflow"] + extras["clearml"] == listed
+
+
+def test_every_service_has_an_extra_that_the_documents_name():
+    watch = (ROOT / "docs/watch.md").read_text(encoding="utf-8")
+    for word in [*SERVICES, "loggers"]:
+        assert word in PROJECT["project"]["optional-dependencies"]
+        assert f"`{word}`" in watch
+    assert 'pip install "dfine-dinov3[mlflow]"' in watch
+    assert "pip install -r tools/requirements-loggers.txt" in watch
 
 
 def test_nobody_gets_the_packages_of_tests_without_asking():

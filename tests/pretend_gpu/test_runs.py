@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from src.runtime.files import write_json
 from tests.fixtures.commands import read_log, write_tiny_config
@@ -76,6 +77,52 @@ def test_a_step_that_does_not_fit_ends_with_code_6_and_advice(train):
     assert result.code == 6
     assert "the largest batch of this run does not fit" in result.output
     assert "total_batch_size" in result.output
+
+
+def test_the_largest_batch_that_fits_is_chosen_and_kept(train, tmp_path):
+    """The recipe has four images in a step, and in a batch of the evaluation, which is limited too."""
+    words = ("--batch", "auto", "-u", "epochs=1")
+    settings = {"eval_spatial_size": [256, 256]}
+    (result,) = train(*words, settings=settings, memory_gb=0.03)
+    assert_clean([result])
+    config = yaml.safe_load((tmp_path / "run/config.yml").read_text())
+    chosen = config["train_dataloader"]["total_batch_size"]
+    assert chosen * config["grad_accum_steps"] == 4
+    assert chosen < 4
+    assert config["val_dataloader"]["total_batch_size"] < 4
+    assert "the largest that fits" in result.output
+    last = str(tmp_path / "run/last.pth")
+    (result,) = train(
+        "-r",
+        last,
+        "--batch",
+        "auto",
+        "-u",
+        "epochs=2",
+        "--override",
+        settings=settings,
+    )
+    assert_clean([result])
+    assert f"the run keeps its batch of {chosen}" in result.output
+
+
+def test_a_gpu_without_room_for_one_image_ends_with_code_6(train):
+    (result,) = train(
+        "--batch",
+        "auto",
+        settings={"eval_spatial_size": [640, 640]},
+        memory_gb=0.03,
+    )
+    assert result.code == 6
+    assert "not even one image fits into the memory of 0.0 GB" in result.output
+
+
+def test_two_ranks_agree_on_a_batch(train, tmp_path):
+    results = train("--batch", "auto", "-u", "epochs=1", ranks=2, devices=2)
+    assert_clean(results)
+    config = yaml.safe_load((tmp_path / "run/config.yml").read_text())
+    assert config["train_dataloader"]["total_batch_size"] == 4
+    assert "(by rank: 2, 2)" in results[0].output
 
 
 def test_an_error_in_the_pin_thread_is_reported_at_once(train):

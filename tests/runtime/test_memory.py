@@ -59,6 +59,26 @@ def test_available_memory_is_limited_by_the_container(monkeypatch):
     assert available_memory() == 4_096_000_000
 
 
+def test_the_limit_of_a_containing_group_counts_too(monkeypatch):
+    """A job of a cluster is in a group below the one with the limit."""
+    job = "/sys/fs/cgroup/slurm/job_1"
+    files = {
+        "/proc/meminfo": ["MemAvailable:    4000000 kB"],
+        "/proc/self/cgroup": ["1:name=x:/other", "0::/slurm/job_1/step_0"],
+        f"{job}/memory.max": ["2000000000"],
+        f"{job}/memory.current": ["500000000"],
+        f"{job}/step_0/memory.max": ["max"],
+        f"{job}/step_0/memory.current": ["400000000"],
+    }
+    monkeypatch.setattr(
+        memory, "system_lines", lambda path: files.get(path, [])
+    )
+    assert available_memory() == 1_500_000_000
+    files["/sys/fs/cgroup/slurm/memory.max"] = ["1000000000"]
+    files["/sys/fs/cgroup/slurm/memory.current"] = ["900000000"]
+    assert available_memory() == 100_000_000
+
+
 def test_the_peak_is_reset_to_what_is_used_now():
     block = bytearray(b"1") * (200 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

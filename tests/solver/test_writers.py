@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from src.core import ConfigError
 from src.core.errors import ResourceError
 from src.runtime.own_files import is_ours
+from src.solver.run_result import RunResult
 from src.solver.writers import (
     ConsoleWriter,
+    GuardedWriter,
     JsonLinesWriter,
     PictureFolder,
     TableWriter,
     TensorBoardWriter,
-    WandbWriter,
     format_seconds,
     open_tensorboard,
 )
@@ -198,13 +198,49 @@ def test_tensorboard_gets_steps_and_epochs(tmp_path):
     assert "AP/50" not in events.Tags()["scalars"], "it is undefined"
 
 
-def test_missing_wandb_is_reported_before_training(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(
-        ConfigError,
-        match="use_wandb is true but wandb is not installed; pip install wandb, or set use_wandb: False",
-    ):
-        WandbWriter("p", "n", {}, tmp_path)
+class FullDisk:
+    """A writer whose disk is full."""
+
+    def __getattr__(self, name):
+        def fail(*arguments):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return fail
+
+
+def test_a_writer_that_fails_is_reported_once_and_raises_nothing(caplog):
+    writer = GuardedWriter(FullDisk(), "results.csv")
+    with caplog.at_level(logging.INFO, "dfine"):
+        writer.write_step(1, {})
+        writer.write_epoch(0, RECORD)
+        writer.write_picture(0, "training", torch.zeros(3, 2, 2))
+        writer.write_result(RunResult(None, {}))
+        writer.close()
+    assert caplog.messages == [
+        "results.csv is incomplete: [Errno 28] No space left on device. The training is not affected; "
+        "log.txt has all values of epochs"
+    ]
+
+
+def test_a_guarded_writer_passes_everything_on(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("")
+    writer = GuardedWriter(TableWriter(tmp_path, 0), "results.csv")
+    writer.write_epoch(0, {**RECORD, "epoch": 0, "stage": 1})
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 2
+
+
+def test_tensorboard_gets_the_metrics_of_the_best_epoch(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
+
+    writer = TensorBoardWriter(tmp_path)
+    writer.write_result(RunResult(2, {"AP": 0.75}))
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    best = events.Scalars("best/AP")
+    assert [(e.step, e.value) for e in best] == [(2, 0.75)]
 
 
 @pytest.mark.parametrize(

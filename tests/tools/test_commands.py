@@ -139,6 +139,8 @@ OPTIONAL = [
     "uvicorn",
     "python_multipart",
     "prometheus_client",
+    "mlflow",
+    "clearml",
 ]
 
 

@@ -30,6 +30,7 @@ WITHOUT_EFFECT = frozenset(
         "checkpoint_freq",
         "save_every_steps",
         "save_every_minutes",
+        "loggers",
         "use_wandb",
         "project_name",
         "exp_name",
