@@ -24,7 +24,11 @@ Result = TypeVar("Result")
 
 
 def is_hub_address(place: str | Path) -> bool:
-    """Return whether a place is on the hub: `hf://USER/NAME`."""
+    """Return whether a place is on the hub: `hf://USER/NAME`.
+
+    >>> is_hub_address("hf://me/cells"), is_hub_address("runs/train")
+    (True, False)
+    """
     return str(place).startswith(SCHEME)
 
 

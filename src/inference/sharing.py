@@ -70,6 +70,10 @@ def push(
         config: configuration of a checkpoint that contains none and is not recognized.
         family: family of the model, where its tensors fit several.
 
+    Example:
+        >>> push("best.pth", "shared/shapes", licence="apache-2.0")
+        'shared/shapes'
+
     Raises:
         CheckpointError: if the checkpoint is damaged or does not fit its configuration.
         ConfigError: if the folder exists, or the hub refuses.
@@ -110,6 +114,11 @@ def pull(
         folder: a new folder; None takes `weights/NAME`.
         revision: branch, tag or commit on the hub; None takes the main branch.
 
+    Example:
+        >>> place = push("best.pth", "from_me/shapes")
+        >>> pull(place).as_posix()
+        'weights/shapes'
+
     Raises:
         CheckpointError: if the source holds no detector that this project reads, or a file is damaged.
         ConfigError: if the folder exists, or the hub refuses.
@@ -146,6 +155,11 @@ def write_shared_folder(
         title: heading of the model card.
         licence: identifier of the licence, such as "apache-2.0".
         config: configuration of a checkpoint that contains none and is not recognized.
+
+    Example:
+        >>> write_shared_folder(Path("mine"), read_weights("best.pth"), title="Shapes")
+        >>> (Path("mine") / "model.safetensors").is_file()
+        True
     """
     cfg = model_config(file, config)
     file.prepare(cfg)
@@ -175,7 +189,13 @@ def write_shared_folder(
 
 
 def shared_notes(file: WeightFile, cfg: YAMLConfig) -> dict[str, Any]:
-    """Return the notes of a checkpoint for others: complete, and without folders of the author's machine."""
+    """Return the notes of a checkpoint for others: complete, and without folders of the author's machine.
+
+    Example:
+        >>> file = read_weights("best.pth")
+        >>> shared_notes(file, model_config(file))["input_size"]
+        [64, 64]
+    """
     notes = {
         key: value for key, value in file.meta.items() if key not in PRIVATE
     }

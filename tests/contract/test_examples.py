@@ -42,6 +42,8 @@ WITHOUT_EXAMPLE = {
     "src.inference.export.export_onnx": "needs onnxscript, which is optional",
     "src.inference.checked_export.export_checked_onnx": "needs onnxscript, which is optional",
     "src.inference.opening.exported_parts": "needs an exported file and its runtime, which are optional",
+    "src.inference.hub.upload": "needs Hugging Face Hub",
+    "src.inference.hub.download": "needs Hugging Face Hub",
     "src.inference.int8_export.export_int8": "needs onnx and a quantizer, which are optional",
     "src.inference.quantizers.parts_of": "needs onnx, which is optional",
     "src.inference.quantizers.quantizer_for": "needs a quantizer, which is optional",
