@@ -250,7 +250,8 @@ def test_tiles_of_a_mosaic_are_reduced(folder, reductions):
     data.allow_reduced_decoding()
     data.sample(0)
     assert len(reductions) == 4
-    assert set(reductions) == {8}
+    # tiles of 50 of 480 pixels, enlarged up to 1.5 times, need more than an eighth
+    assert set(reductions) == {4}
 
 
 @pytest.mark.parametrize(
