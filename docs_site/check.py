@@ -1,4 +1,4 @@
-"""Check the built documentation site: links, anchors, languages, search, and that nothing comes from elsewhere.
+"""Check the built documentation site: links, anchors, languages and search, and that it loads nothing else.
 
     python docs_site/check.py build/site
 
@@ -75,7 +75,7 @@ def is_elsewhere(link: str) -> bool:
 
 
 def link_faults(site: Path, pages: dict[str, Page]) -> list[str]:
-    """Return the links, pictures, scripts and styles of all pages that do not lead to a file and an anchor."""
+    """Return the links, pictures, scripts and styles of all pages that lead to nothing."""
     faults = []
     for name, page in pages.items():
         for link in [*page.links, *page.assets]:
@@ -157,7 +157,11 @@ def search_faults(site: Path) -> list[str]:
     found = {item["location"].partition("#")[0] for item in index["docs"]}
     needed = ["index.html", "data.html", "zh/data.html"]
     needed.append(API.replace(".md", ".html"))
-    return [f"the search does not know {name}" for name in needed if name not in found]
+    return [
+        f"the search does not know {name}"
+        for name in needed
+        if name not in found
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,5 +21,7 @@ class Examples(griffe.Extension):
         if obj.docstring is not None:
             text = obj.docstring.value
             text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
-            text = re.sub(r"\b(?<=from )src\b|\bsrc(?=\.\w+\.\w)", PACKAGE, text)
+            text = re.sub(
+                r"\b(?<=from )src\b|\bsrc(?=\.\w+\.\w)", PACKAGE, text
+            )
             obj.docstring.value = text

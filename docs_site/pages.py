@@ -1,7 +1,7 @@
 """Write the Markdown pages of the documentation site from the documents of the repository.
 
-The documents are written for GitHub: Chinese pages end in `_cn.md`, and links lead to files outside docs/. The
-site needs other names and links, so that its pages are written to a folder of their own, from which mkdocs
+The documents are written for GitHub: Chinese pages end in `_cn.md`, and links lead to files outside docs/.
+The site needs other names and links, so its pages are written to a folder of their own, from which mkdocs
 builds the site. Only the standard library is used.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +84,11 @@ def is_chinese(document: str) -> bool:
 
 def english_name(document: str) -> str:
     """Return the English version of a document, which may be itself."""
-    return document.removesuffix("_cn.md") + ".md" if is_chinese(document) else document
+    return (
+        document.removesuffix("_cn.md") + ".md"
+        if is_chinese(document)
+        else document
+    )
 
 
 def page_of(document: str) -> str:
@@ -111,7 +114,11 @@ def by_fences(text: str) -> Iterator[tuple[bool, str]]:
         if match and fence is None:
             fence = match[1]
             yield True, line
-        elif match and line.strip().startswith(fence or "") and not line.strip(" `~"):
+        elif (
+            match
+            and line.strip().startswith(fence or "")
+            and not line.strip(" `~")
+        ):
             fence = None
             yield True, line
         else:
@@ -164,7 +171,11 @@ def page_text(document: str, text: str, root: Path, repo_url: str = "") -> str:
         if is_code or line.startswith("    "):
             lines.append(line)
             continue
-        if number < 5 and SWITCH.match(line) and _leads_to_other_language(document, line):
+        if (
+            number < 5
+            and SWITCH.match(line)
+            and _leads_to_other_language(document, line)
+        ):
             continue
         heading = HEADING.match(line)
         if heading:
@@ -177,7 +188,9 @@ def page_text(document: str, text: str, root: Path, repo_url: str = "") -> str:
             line = _linked(line, document, root, repo_url)
             lines.append(f"{line} {{ #{anchor} }}" if is_repeated else line)
             continue
-        lines.append(_linked(NESTED.sub("    ", line), document, root, repo_url))
+        lines.append(
+            _linked(NESTED.sub("    ", line), document, root, repo_url)
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -214,13 +227,17 @@ def _linked(line: str, document: str, root: Path, repo_url: str) -> str:
     return re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], linked)
 
 
-def _link(match: re.Match[str], document: str, root: Path, repo_url: str) -> str:
+def _link(
+    match: re.Match[str], document: str, root: Path, repo_url: str
+) -> str:
     target, _, anchor = match["target"].partition("#")
     if EXTERNAL.match(match["target"]) or not target:
         return match[0]
     text = match["text"]
     if text.startswith("!["):  # a picture that is a link
-        text = LINK.sub(lambda inner: _link(inner, document, root, repo_url), text)
+        text = LINK.sub(
+            lambda inner: _link(inner, document, root, repo_url), text
+        )
     path = os.path.normpath(os.path.join(os.path.dirname(document), target))
     if path.startswith("docs/images/"):
         name = path.removeprefix("docs/")
@@ -254,7 +271,10 @@ def api_text(root: Path) -> str:
     module = ast.parse((root / "src/__init__.py").read_text(encoding="utf-8"))
     exported: list[str] = []
     for node in module.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+        if (
+            isinstance(node, ast.Assign)
+            and ast.unparse(node.targets[0]) == "__all__"
+        ):
             exported = ast.literal_eval(node.value)
     names = [name for name in exported if not name.startswith("_")]
     functions = [name for name in names if name.islower()]
@@ -276,7 +296,7 @@ def api_text(root: Path) -> str:
         "",
         "## Errors",
         "",
-        "All expected errors are subclasses of `RunError`. [Errors](errors.md) lists their causes and remedies.",
+        "Expected errors are subclasses of `RunError`. [Errors](errors.md) lists causes and remedies.",
         "",
         "::: dfine_dinov3.core.errors",
         "    options:",
@@ -353,7 +373,14 @@ def chinese_titles(root: Path) -> dict[str, str]:
         both.append(sections_of((root / name).read_text(encoding="utf-8")))
     english, chinese = both
     titles = dict(TITLES)
-    pages = [[page_of(link.target.partition("#")[0]) for s in part for link in s.links] for part in both]
+    pages = [
+        [
+            page_of(link.target.partition("#")[0])
+            for s in part
+            for link in s.links
+        ]
+        for part in both
+    ]
     if pages[0] != pages[1] or len(english) != len(chinese):
         raise ValueError(
             f"the tables of {CONTENTS} and of its Chinese version have different pages: "

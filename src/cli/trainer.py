@@ -24,7 +24,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_dataset_arguments, add_family_argument
+from .common import (
+    add_dataset_arguments,
+    add_family_argument,
+    add_min_ap_argument,
+)
 
 if TYPE_CHECKING:
     from ..core import YAMLConfig
@@ -125,6 +129,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=None,
         help="evaluate and stop",
     )
+    add_min_ap_argument(parser, "with --test-only: ")
     parser.add_argument(
         "-u",
         "--update",
@@ -156,6 +161,8 @@ def parse_arguments(
         parser.error(
             "the following arguments are required: -c/--config, unless -r or -t names a file"
         )
+    if arguments.min_ap is not None and not arguments.test_only:
+        parser.error("--min-ap is only used with --test-only: pass both")
     if arguments.opt_level == "O0" and arguments.use_amp:
         parser.error(
             "--opt-level O0 means float32, which contradicts --use-amp: pass only one of them"
@@ -206,6 +213,7 @@ class _Run:
             warn_of_unheard_signal,
         )
         from ..solver import DetSolver
+        from ..solver.model_selection import require_ap
         from ..solver.output_folder import refuse_another_run
         from .after_training import finish
 
@@ -229,7 +237,9 @@ class _Run:
         stop = StopRequest()
         solver = DetSolver(cfg, device, stop)
         if cfg.settings.test_only:
-            solver.val()
+            metrics = solver.val()
+            if self.arguments.min_ap is not None:
+                require_ap(metrics, self.arguments.min_ap)
         else:
             with stop.listening():
                 solver.fit()

@@ -7,6 +7,9 @@
     dfine val runs/train --data DIR
     dfine val dfine_l_coco --data DIR
 
+    # in a script: exit code 5 if the score is too low
+    dfine val runs/train --min-ap 0.5
+
 The metrics are COCO's. The best checkpoint of the run is evaluated.
 """
 
@@ -20,6 +23,7 @@ from .common import (
     CHECKPOINT_HELP,
     add_dataset_arguments,
     add_family_argument,
+    add_min_ap_argument,
     parser_for,
 )
 from .launch import run_trainer
@@ -35,6 +39,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_dataset_arguments(parser, split=False)
     add_family_argument(parser)
     add_run_arguments(parser)
+    add_min_ap_argument(parser)
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
@@ -68,4 +73,6 @@ def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
         is_own_run = arguments.data is None and Path(arguments.model).is_dir()
         folder = arguments.model if is_own_run else choose_folder("val")
     words += ["--output-dir", str(folder)]
+    if arguments.min_ap is not None:
+        words.append(f"--min-ap={arguments.min_ap}")
     return words + run_arguments(arguments)
