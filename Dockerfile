@@ -26,7 +26,8 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY src src
-# hadolint ignore=DL3013  -- this is the source above, which has no version to choose
+# the source above has no version to choose
+# hadolint ignore=DL3013
 RUN pip install ".${EXTRAS:+[${EXTRAS}]}"
 
 # --- the image: Python and the environment
