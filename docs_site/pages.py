@@ -20,6 +20,9 @@ HOME = "index.md"
 API = "api.md"
 """Page of the site with the Python interface, which is made from docstrings."""
 
+EXPORTS = "src/__init__.py"
+"""File with the names that the package exports; links to it lead to the page about them."""
+
 CONTENTS = "docs/README.md"
 """The document with the table of all pages, from which the navigation is made."""
 
@@ -241,6 +244,8 @@ def _link(
     path = os.path.normpath(os.path.join(os.path.dirname(document), target))
     if path.startswith("docs/images/"):
         name = path.removeprefix("docs/")
+    elif path == EXPORTS:
+        name = API
     elif path in documents(root):
         name = page_of(path)
     elif repo_url:
@@ -268,7 +273,7 @@ def _as_code(text: str, path: str) -> str:
 
 def api_text(root: Path) -> str:
     """Return the page with the Python interface: directives of mkdocstrings for all exported names."""
-    module = ast.parse((root / "src/__init__.py").read_text(encoding="utf-8"))
+    module = ast.parse((root / EXPORTS).read_text(encoding="utf-8"))
     exported: list[str] = []
     for node in module.body:
         if (

@@ -85,6 +85,11 @@ def test_links_lead_to_pages_of_the_site(repository):
     assert "[home](../index.md)" in text
 
 
+def test_a_link_to_the_exported_names_leads_to_the_python_api(repository):
+    text = page_text("docs/data.md", "[a](../src/__init__.py)\n", repository)
+    assert text == "[a](api.md)\n"
+
+
 def test_a_chinese_page_links_to_names_without_language(repository):
     assert "[数据](data.md)" in page(repository, "README_cn.md")
 
