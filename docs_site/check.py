@@ -9,6 +9,7 @@ also sees the navigation, the language switch and the Python API.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -26,6 +27,13 @@ ASSETS = {"script": "src", "img": "src", "source": "src", "iframe": "src"}
 """Tags that load a file, with the attribute that names it; of `link`, only some kinds load one."""
 
 LOADED_LINKS = {"stylesheet", "icon", "preload", "modulepreload", "preconnect"}
+
+
+CHINESE = "zh/index.html"
+"""Entry of the search for the Chinese start page."""
+
+BREAK = "\u200b"
+"""Character that the search puts between Chinese words."""
 
 
 class Page(HTMLParser):
@@ -150,18 +158,26 @@ def _joined(folder: Path, link: str) -> str:
 
 
 def search_faults(site: Path) -> list[str]:
-    """Return what the search does not find: a page in one of the languages, or the Python API."""
+    """Return what the search does not find: a page of a language, the Python API, words in Chinese sentences."""
     index = json.loads(
         (site / "search/search_index.json").read_text(encoding="utf-8")
     )
     found = {item["location"].partition("#")[0] for item in index["docs"]}
     needed = ["index.html", "data.html", "zh/data.html"]
     needed.append(API.replace(".md", ".html"))
-    return [
-        f"the search does not know {name}"
-        for name in needed
-        if name not in found
+    faults = []
+    for name in needed:
+        if name not in found:
+            faults.append(f"the search does not know {name}")
+    texts = [
+        item["text"] for item in index["docs"] if item["location"] == CHINESE
     ]
+    splits = re.compile(index["config"]["separator"])
+    if not any(BREAK in text for text in texts):
+        faults.append("the search does not know the words of Chinese sentences")
+    elif not splits.fullmatch(BREAK):
+        faults.append("the search does not separate Chinese words")
+    return faults
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,19 @@ def add(site: Path, text: str) -> None:
     page.write_text(page.read_text() + text)
 
 
+def write_index(
+    site: Path,
+    names: list[str],
+    text: str = "训\u200b练",
+    separator: str = "[\u200b]+",
+) -> None:
+    """Write the index of a search that knows these pages."""
+    docs = [{"location": name, "text": text} for name in names]
+    content = {"config": {"separator": separator}, "docs": docs}
+    (site / "search").mkdir()
+    (site / "search/search_index.json").write_text(json.dumps(content))
+
+
 def test_a_site_without_faults_has_none(site):
     pages = read_pages(site)
     assert set(pages) == {"index.html", "zh/index.html"}
@@ -96,11 +109,25 @@ def test_other_anchors_than_those_of_github_are_found(site, tmp_path):
 
 
 def test_pages_that_the_search_does_not_know_are_found(site):
-    docs = [{"location": "index.html#top"}, {"location": "zh/data.html"}]
-    (site / "search").mkdir()
-    index = site / "search/search_index.json"
-    index.write_text(json.dumps({"docs": docs}))
+    write_index(site, ["index.html#top", "zh/index.html", "zh/data.html"])
     assert search_faults(site) == [
         "the search does not know data.html",
         "the search does not know api.html",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "fault"),
+    [
+        ("训\u200b练", r"[\s\u200b]+", []),
+        ("训练", r"[\s\u200b]+", ["does not know the words"]),
+        ("训\u200b练", r"[\s\-]+", ["does not separate"]),
+    ],
+)
+def test_a_search_without_chinese_words_is_found(site, text, separator, fault):
+    names = ["index.html", "data.html", "api.html", "zh/index.html"]
+    write_index(site, [*names, "zh/data.html"], text, separator)
+    found = search_faults(site)
+    assert len(found) == len(fault)
+    for line, part in zip(found, fault):
+        assert part in line
