@@ -158,7 +158,7 @@ def _joined(folder: Path, link: str) -> str:
 
 
 def search_faults(site: Path) -> list[str]:
-    """Return what the search does not find: a page of a language, the Python API, words in Chinese sentences."""
+    """Return what the search does not find: pages of a language, the Python API, words of Chinese sentences."""
     index = json.loads(
         (site / "search/search_index.json").read_text(encoding="utf-8")
     )
