@@ -1,4 +1,4 @@
-"""The hook gives mkdocs the pages, the navigation and its Chinese titles; mkdocs is not needed for these tests."""
+"""The hook gives mkdocs the pages and the navigation with its Chinese titles; mkdocs itself is not needed."""
 
 import runpy
 import sys
