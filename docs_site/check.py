@@ -158,7 +158,7 @@ def _joined(folder: Path, link: str) -> str:
 
 
 def search_faults(site: Path) -> list[str]:
-    """Return faults of the search: pages of a language, the Python API or Chinese words that it does not find."""
+    """Return the pages, and the words of Chinese sentences, that the search does not find."""
     index = json.loads(
         (site / "search/search_index.json").read_text(encoding="utf-8")
     )
