@@ -1,11 +1,14 @@
 """The arguments of `train.py`."""
 
+import json
 import sys
 
 import pytest
 
 import train
+from tests.fixtures.commands import write_tiny_config
 from tests.fixtures.train_here import train_here
+from tests.fixtures.trained_tiny import TRAINED
 
 
 @pytest.fixture
@@ -66,3 +69,24 @@ def test_folder_without_labels_ends_with_code_3(tmp_path):
     ended = train_here("-c", config, "--data", tmp_path)
     assert ended.code == 3
     assert f"{tmp_path} has no labels in a known layout" in ended.err
+
+
+def test_a_required_ap_needs_an_evaluation(parse, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--min-ap", "0.5")
+    assert end.value.code == 2
+    assert "--min-ap is only used with --test-only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("minimum", "code"), [("0.01", 0), ("0.999", 5)])
+def test_an_evaluation_ends_with_code_5_below_the_required_ap(
+    tiny_data, tmp_path, minimum, code
+):
+    config = write_tiny_config(tmp_path, tiny_data)
+    evaluation = ("--test-only", "-r", TRAINED, "--output-dir", tmp_path)
+    ended = train_here("-c", config, *evaluation, f"--min-ap={minimum}")
+    assert (ended.code or 0) == code, ended.err
+    status = json.loads((tmp_path / "run_status.json").read_text())
+    assert status["exit_code"] == code
+    assert json.loads((tmp_path / "eval.json").read_text())["AP"] > 0
+    assert ("--min-ap requires at least 0.999" in ended.err) == (code == 5)

@@ -164,6 +164,40 @@ def fraction(text: str) -> float:
     return value
 
 
+def minimum_score(text: str) -> float:
+    """Return a score that is required, from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if the text is anything else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a score from 0 to 1, such as 0.5"
+        )
+    return value
+
+
+def add_min_ap_argument(
+    parser: argparse.ArgumentParser, condition: str = ""
+) -> None:
+    """Add `--min-ap`, which turns an evaluation into a check.
+
+    Args:
+        parser: parser of a command that evaluates.
+        condition: beginning of the help, if the argument needs another one.
+    """
+    parser.add_argument(
+        "--min-ap",
+        type=minimum_score,
+        metavar="AP",
+        help=f"{condition}end with exit code 5 if AP is below this score, 0 to 1",
+    )
+
+
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint, as `-r` or by its position; `use_model` reads both."""
     parser.add_argument(

@@ -29,6 +29,7 @@ from .common import (
     add_dataset_arguments,
     add_family_argument,
     add_log_argument,
+    add_min_ap_argument,
     batch_settings,
     batch_size,
     log_settings,
@@ -137,6 +138,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=None,
         help="evaluate and stop",
     )
+    add_min_ap_argument(parser, "with --test-only: ")
     parser.add_argument(
         "-u",
         "--update",
@@ -170,6 +172,8 @@ def parse_arguments(
         )
     if isinstance(arguments.batch, int) and arguments.batch < 1:
         parser.error(f"--batch is {arguments.batch}, expected at least 1")
+    if arguments.min_ap is not None and not arguments.test_only:
+        parser.error("--min-ap is only used with --test-only: pass both")
     if arguments.opt_level == "O0" and arguments.use_amp:
         parser.error(
             "--opt-level O0 means float32, which contradicts --use-amp: pass only one of them"
@@ -221,6 +225,7 @@ class _Run:
         )
         from ..solver import DetSolver
         from ..solver.earlier_runs import REPORT
+        from ..solver.model_selection import require_ap
         from ..solver.output_folder import refuse_another_run
         from .after_training import finish
 
@@ -244,7 +249,9 @@ class _Run:
         stop = StopRequest()
         solver = DetSolver(cfg, device, stop)
         if cfg.settings.test_only:
-            solver.val()
+            metrics = solver.val()
+            if self.arguments.min_ap is not None:
+                require_ap(metrics, self.arguments.min_ap)
         else:
             with stop.listening():
                 solver.train()

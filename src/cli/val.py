@@ -10,6 +10,9 @@
     # an exported model
     dfine val best.int8.xml --data DIR
 
+    # in a script: exit code 5 if the score is too low
+    dfine val runs/train --min-ap 0.5
+
 The metrics are COCO's. The best checkpoint of the run is evaluated. An exported model names no data.
 """
 
@@ -24,6 +27,7 @@ from .common import (
     EXPORTED_ENDINGS,
     add_dataset_arguments,
     add_family_argument,
+    add_min_ap_argument,
     parser_for,
     run,
 )
@@ -42,6 +46,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_dataset_arguments(parser, split=False)
     add_family_argument(parser)
     add_run_arguments(parser)
+    add_min_ap_argument(parser)
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
@@ -87,6 +92,7 @@ def evaluate_exported(arguments: argparse.Namespace) -> None:
         open_labelled_images,
     )
     from ..runtime.log import logger, say
+    from ..solver.model_selection import require_ap
 
     found = find_dataset(
         arguments.data,
@@ -104,6 +110,8 @@ def evaluate_exported(arguments: argparse.Namespace) -> None:
     for name in METRICS:
         value = metrics[name]
         say(f"{name:10s} {'-' if value is None else f'{value:.4f}'}")
+    if arguments.min_ap is not None:
+        require_ap(metrics, arguments.min_ap)
 
 
 def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
@@ -125,4 +133,6 @@ def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
         is_own_run = arguments.data is None and Path(arguments.model).is_dir()
         folder = arguments.model if is_own_run else choose_folder("val")
     words += ["--output-dir", str(folder)]
+    if arguments.min_ap is not None:
+        words.append(f"--min-ap={arguments.min_ap}")
     return words + run_arguments(arguments)

@@ -1,4 +1,4 @@
-"""Keep track of the best weights of a run."""
+"""Keep track of the best weights of a run, and compare a score with the one that is required."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from ..core.errors import NumericsError
 
 
 @dataclass
@@ -80,3 +82,26 @@ class BestModel:
         self.score = state["score"]
         self.epoch = state["epoch"]
         self.stage_one_weights = state["stage_one_weights"]
+
+
+def require_ap(metrics: Mapping[str, Any], minimum: float) -> None:
+    """Raise if the AP of an evaluation is below a minimum; an undefined AP is.
+
+    Args:
+        metrics: results of the evaluation, with "AP" in 0..1 or None.
+        minimum: required AP, 0..1.
+
+    Raises:
+        NumericsError: if AP is not defined or below `minimum`.
+    """
+    score = metrics["AP"]
+    if score is None or not math.isfinite(score):
+        raise NumericsError(
+            f"AP is not defined, but --min-ap requires at least {minimum:g}: "
+            "the validation data has no objects"
+        )
+    if score < minimum:
+        raise NumericsError(
+            f"AP is {score:.4f}, but --min-ap requires at least {minimum:g}: train "
+            "longer, compare the data with that of an earlier run, or lower the limit"
+        )

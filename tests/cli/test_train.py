@@ -168,6 +168,19 @@ def test_val_takes_the_name_of_a_published_detector():
     assert words[words.index("--family") + 1] == "dfine"
 
 
+def test_val_passes_on_the_ap_that_is_required():
+    assert "--min-ap=0.5" in words_of(val, "dfine_l_coco", "--min-ap", "0.5")
+    assert "--min-ap" not in " ".join(words_of(val, "dfine_l_coco"))
+
+
+@pytest.mark.parametrize("value", ["50", "-0.1", "nan", "half"])
+def test_an_ap_that_cannot_be_reached_is_refused(value, capsys):
+    with pytest.raises(SystemExit) as end:
+        val.make_parser().parse_args(["runs/mine", "--min-ap", value])
+    assert end.value.code == 2
+    assert "expected a score from 0 to 1" in capsys.readouterr().err
+
+
 def test_the_code_of_a_run_of_several_processes_is_the_one_it_reported(here):
     status = here / "run_status.json"
     words = ["--output-dir", str(here)]

@@ -13,6 +13,7 @@ PAGES = {
     "docs/README_cn.md": "docs/README.md",
     "docs/data_cn.md": "docs/data.md",
     "docs/deployment_cn.md": "docs/deployment.md",
+    "docs/environments_cn.md": "docs/environments.md",
     "docs/gpu_cn.md": "docs/gpu.md",
     "docs/models_cn.md": "docs/models.md",
     "docs/training_cn.md": "docs/training.md",

@@ -1,8 +1,8 @@
 """Commands in the documents work.
 
 All ```bash blocks of README.md, CONTRIBUTING.md, weights/README.md and the pages in docs/ are collected, and
-so are commands of `dfine` in the text and in tables. The Chinese pages have the same blocks
-(test_chinese_pages.py).
+so are commands of `dfine` in the text and in tables, and the steps of the workflows in examples/. The Chinese
+pages have the same blocks (test_chinese_pages.py).
 
 - Every command of this project is parsed by its real parser: `dfine`, `train.py`, and the scripts in tools/,
   reference/ and tests/. Files of the repository that it names must exist. Settings of `-u` are compared with
@@ -31,6 +31,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
+import yaml
 
 from src.cli import main as dfine
 from src.core import YAMLConfig
@@ -56,6 +57,11 @@ PAGES = [
         if not path.stem.endswith("_cn")
     ),
 ]
+
+WORKFLOWS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "examples").rglob("*.yml")
+)
 
 BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>bash|sh|shell|console)\n(?P<code>.*?)^ *```$",
@@ -218,6 +224,17 @@ def commands_in_text(page: str, text: str) -> Iterator[Command]:
             yield Command(page, line, words, None)
 
 
+def commands_of_workflow(page: str, text: str) -> Iterator[Command]:
+    """Yield the commands of the steps of a workflow of GitHub Actions."""
+    for job in yaml.safe_load(text)["jobs"].values():
+        for step in job["steps"]:
+            for _, line in logical_lines(step.get("run", "")):
+                for words in simple_commands(line):
+                    start = text.index(line.strip())
+                    number = text.count("\n", 0, start) + 1
+                    yield Command(page, number, words, None)
+
+
 def our_part(words: tuple[str, ...]) -> tuple[str, ...] | None:
     """Return the command of this project in a command, without python and launchers, or None."""
     if words[0] in ("dfine", "dfine-dinov3", "train.py"):
@@ -320,6 +337,9 @@ for _block in all_blocks():
 for _page in PAGES:
     COMMANDS += commands_in_text(_page, read(_page))
 
+for _page in WORKFLOWS:
+    COMMANDS += commands_of_workflow(_page, read(_page))
+
 OUR_COMMANDS = list(
     {our_part(command.words): command for command in COMMANDS}.items()
 )
@@ -332,6 +352,13 @@ def test_documents_have_commands():
     pages = {command.page for command in COMMANDS}
     assert {"README.md", "docs/start.md", "docs/data.md"} <= pages
     assert len(OUR_COMMANDS) > 100
+
+
+def test_workflows_have_commands_of_ours():
+    for page in WORKFLOWS:
+        words = [c.words for c in COMMANDS if c.page == page]
+        assert ("dfine", "demo") in [part[:2] for part in words]
+        assert any("--min-ap" in part for part in words)
 
 
 def test_the_reason_of_every_block_that_is_not_run_is_known():

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-NOT_SEARCHED = ("output", "data", "node_modules")
+NOT_SEARCHED = ("build", "output", "data", "node_modules")
 """Folders of results and downloads; hidden folders are not searched either."""
 
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")

@@ -85,6 +85,18 @@ def test_every_service_has_an_extra_that_the_documents_name():
     assert "pip install -r tools/requirements-loggers.txt" in watch
 
 
+@pytest.mark.parametrize(
+    ("extra", "file"),
+    [
+        ("docs", "docs_site/requirements.txt"),
+        ("notebook", "notebooks/requirements.txt"),
+    ],
+)
+def test_an_extra_is_that_of_its_requirements(extra, file):
+    listed = PROJECT["project"]["optional-dependencies"][extra]
+    assert sorted(listed) == sorted(requirements(file))
+
+
 def test_nobody_gets_the_packages_of_tests_without_asking():
     names = {
         re.split(r"\W", item)[0] for item in PROJECT["project"]["dependencies"]

@@ -16,11 +16,16 @@ CHECKED = [
     "tools",
     "configs",
     "docs",
+    "docs_site",
+    "examples",
+    "notebooks",
     "reference",
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "Dockerfile",
     "Makefile",
+    "mkdocs.yml",
     "requirements.txt",
     "train.py",
 ]
@@ -35,6 +40,9 @@ SUFFIXES = (
     ".jinja",
     ".html",
     "Makefile",
+    "Dockerfile",
+    ".ipynb",
+    ".css",
 )
 
 TO_BE = r"(?:is|are|was|were|be|been)"

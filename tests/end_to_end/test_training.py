@@ -450,11 +450,11 @@ def test_the_model_learns_eight_pictures_by_heart(tiny_data, tmp_path):
     config = write_tiny_config(
         tmp_path,
         tiny_data,
-        epochs=60,
+        epochs=90,
         use_ema=False,
         print_freq=1000,
         optimizer={"lr": 0.003},
-        lr_scheduler={"milestones": [50]},
+        lr_scheduler={"milestones": [75]},
         lr_warmup_scheduler={"warmup_duration": 10},
         train_dataloader={
             "dataset": {"ann_file": labels},

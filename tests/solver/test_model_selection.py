@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from src.solver.model_selection import BestModel
+from src.core.errors import NumericsError
+from src.solver.model_selection import BestModel, require_ap
 
 WEIGHTS = {"w": torch.ones(2)}
 
@@ -61,3 +62,21 @@ def test_a_forgotten_score_makes_the_next_one_the_best():
     best.forget()
     assert best.stage_one_weights == {}
     assert best.consider(1, {"AP": 0.1}, WEIGHTS, stage=1)
+
+
+@pytest.mark.parametrize("score", [0.5, 0.51])
+def test_an_ap_that_reaches_the_minimum_is_accepted(score):
+    require_ap({"AP": score}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (0.4999, "AP is 0.4999, but --min-ap requires at least 0.5: train"),
+        (None, "AP is not defined, but --min-ap requires at least 0.5"),
+        (float("nan"), "AP is not defined"),
+    ],
+)
+def test_an_ap_below_the_minimum_is_an_error(score, message):
+    with pytest.raises(NumericsError, match=message):
+        require_ap({"AP": score}, 0.5)
