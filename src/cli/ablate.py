@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import parser_for, run, user_path
+from .common import parser_for, positive_integer, run, user_path
 
 if TYPE_CHECKING:
     from .ablation.runs import Run, Side
@@ -89,7 +89,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--jobs",
-        type=_positive,
+        type=positive_integer,
         default=1,
         metavar="N",
         help="number of runs at a time; default: 1",
@@ -108,13 +108,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="priority of the runs, 0 to 19; 19 is the lowest; default: 0",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -30,6 +30,19 @@ CONFIG_HELP = (
 )
 
 
+def positive_integer(text: str) -> int:
+    """Return an argument that must be an integer of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is smaller.
+        ValueError: if it is not an integer; argparse reports it.
+    """
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
 def user_path(text: str) -> Path:
     """Return a path as users write it: `~` is the home folder, which no shell expands behind `--flag=`."""
     return Path(text).expanduser()

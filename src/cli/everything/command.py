@@ -29,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..common import parser_for, run, user_path
+from ..common import parser_for, positive_integer, run, user_path
 from .figures import INPUTS, Figure, Settings, yardstick_seconds
 
 PARTS = {
@@ -85,7 +85,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repeats",
-        type=_positive,
+        type=positive_integer,
         default=5,
         metavar="N",
         help="measured runs of each work; the least CPU time counts; default: 5",
@@ -97,13 +97,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="also write the figures to this file",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
 
 
 def _peer(text: str) -> tuple[str, Path]:

@@ -15,6 +15,7 @@ from ...data.transforms import (
     Compose,
     ConvertBoxes,
     ConvertPILImage,
+    Mosaic,
     RandomHorizontalFlip,
     RandomIoUCrop,
     RandomPhotometricDistort,
@@ -76,9 +77,20 @@ def write_labels(
     return file
 
 
-def training_transforms(*, flips_only: bool) -> Compose:
-    """Return the transforms of a training: those of the configurations, or flips alone."""
-    ops: list[Transform] = []
+def training_transforms(
+    *,
+    flips_only: bool = False,
+    mosaic: Mosaic | None = None,
+    mosaic_prob: float = 1.0,
+) -> Compose:
+    """Return the transforms of a training: those of the configurations, or flips alone.
+
+    Args:
+        flips_only: whether flips are the only random transform.
+        mosaic: first transform, if any.
+        mosaic_prob: probability of a mosaic.
+    """
+    ops: list[Transform] = [] if mosaic is None else [mosaic]
     if not flips_only:
         ops += [
             RandomPhotometricDistort(p=0.5),
@@ -90,10 +102,10 @@ def training_transforms(*, flips_only: bool) -> Compose:
         RandomHorizontalFlip(),
         Resize([SIDE, SIDE]),
         SanitizeBoundingBoxes(min_size=1),
-        ConvertPILImage(),
+        ConvertPILImage(scale=True),
         ConvertBoxes("cxcywh", normalize=True),
     ]
-    return Compose(ops)
+    return Compose(ops, mosaic_prob=mosaic_prob)
 
 
 def training_loader(

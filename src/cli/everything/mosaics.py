@@ -10,23 +10,9 @@ from PIL import Image
 
 from ...data.collate import BatchImageCollateFunction
 from ...data.dataset import CocoDetection
-from ...data.transforms import (
-    Compose,
-    ConvertBoxes,
-    ConvertPILImage,
-    Mosaic,
-    RandomHorizontalFlip,
-    RandomIoUCrop,
-    RandomPhotometricDistort,
-    RandomZoomOut,
-    Resize,
-    SanitizeBoundingBoxes,
-)
+from ...data.transforms import Mosaic
 from .figures import PER_SECOND, Figure, Settings, least_cpu_seconds
-from .loading import write_labels
-
-INPUT_SIZE = 640
-"""Height and width of the input; training draws others around it."""
+from .loading import SIDE, training_transforms, write_labels
 
 BATCH_SIZE = 8
 BATCHES = 12
@@ -50,8 +36,11 @@ def measure(settings: Settings) -> Iterator[Figure]:
     folder = settings.data or synthetic_images(settings.inputs)
     mixed = _Loading(folder, mosaic_prob=0.5, mixes=True)
     alone = _Loading(folder, mosaic_prob=1.0, mixes=False)
+    cached = _Loading(
+        folder, mosaic_prob=1.0, mixes=False, image_cache="memory"
+    )
     seconds = least_cpu_seconds(
-        {"recipe": mixed, "alone": alone}, settings.repeats
+        {"recipe": mixed, "alone": alone, "cached": cached}, settings.repeats
     )
     images = BATCHES * BATCH_SIZE
     yield Figure(
@@ -68,38 +57,37 @@ def measure(settings: Settings) -> Iterator[Figure]:
         images / seconds["alone"],
         PER_SECOND,
     )
+    yield Figure(
+        3,
+        "the same, decoded images kept in memory (image_cache)",
+        images / seconds["cached"],
+        PER_SECOND,
+    )
 
 
 class _Loading:
     """The batches of the start of an epoch."""
 
     def __init__(
-        self, folder: Path, *, mosaic_prob: float, mixes: bool
+        self,
+        folder: Path,
+        *,
+        mosaic_prob: float,
+        mixes: bool,
+        image_cache: str | None = None,
     ) -> None:
-        size = [INPUT_SIZE, INPUT_SIZE]
-        transforms = Compose(
-            [
-                Mosaic(output_size=None),
-                RandomPhotometricDistort(p=0.5),
-                RandomZoomOut(fill=0),
-                RandomIoUCrop(p=0.8),
-                SanitizeBoundingBoxes(min_size=1),
-                RandomHorizontalFlip(),
-                Resize(size),
-                SanitizeBoundingBoxes(min_size=1),
-                ConvertPILImage(scale=True),
-                ConvertBoxes("cxcywh", normalize=True),
-            ],
-            mosaic_prob=mosaic_prob,
+        transforms = training_transforms(
+            mosaic=Mosaic(output_size=None), mosaic_prob=mosaic_prob
         )
         self._data = CocoDetection(
             str(folder / "images"),
             str(folder / "train.json"),
             transforms=transforms,
+            image_cache=image_cache,
         )
         probability = 0.5 if mixes else 0.0
         self._collate = BatchImageCollateFunction(
-            base_size=INPUT_SIZE,
+            base_size=SIDE,
             base_size_repeat=3,
             mixup_prob=probability,
             copyblend_prob=probability,

@@ -1,18 +1,20 @@
 """The measurement of loading with mosaics returns its figures; speed itself is not tested."""
 
-from src.cli.everything import mosaics
+from src.cli.everything import loading, mosaics
 from src.cli.everything.figures import Settings
 
 
 def test_recipe_and_mosaics_alone_are_measured_on_synthetic_images(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(mosaics, "INPUT_SIZE", 64)
+    monkeypatch.setattr(mosaics, "SIDE", 64)
+    monkeypatch.setattr(loading, "SIDE", 64)
     monkeypatch.setattr(mosaics, "BATCH_SIZE", 2)
     monkeypatch.setattr(mosaics, "BATCHES", 1)
     figures = list(mosaics.measure(Settings(folder=tmp_path, repeats=1)))
     assert [(figure.row, figure.target) for figure in figures] == [
         (3, 110),
+        (3, None),
         (3, None),
     ]
     for figure in figures:
