@@ -108,11 +108,6 @@ def _peer(text: str) -> tuple[str, Path]:
         )
     # not resolved: the link in a virtual environment is what selects the environment
     path = Path(python).expanduser().absolute()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(
-            f"{text}: expected the Python interpreter of an environment with {name}, but {python!r} is not "
-            "a file"
-        )
     return name, path
 
 
@@ -125,7 +120,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 def everything(arguments: argparse.Namespace) -> list[Figure]:
     """Measure the parts, print the table, and return the figures."""
-    from ...core.errors import DataError
+    from ...core.errors import ConfigError, DataError
     from ...runtime.log import say
     from ...runtime.own_files import prepare_report, write_report
 
@@ -139,6 +134,12 @@ def everything(arguments: argparse.Namespace) -> list[Figure]:
                     "val.json"
                 )
     peers = dict(arguments.peer)
+    for peer, python in peers.items():
+        if not python.is_file():
+            raise ConfigError(
+                f"--peer {peer}={python}: the file does not exist, expected the Python interpreter of an "
+                f"environment with {peer}"
+            )
     parts: list[dict[str, Any]] = []
     for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
