@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -125,36 +123,6 @@ def test_a_run_that_failed_is_tried_again(tmp_path, monkeypatch):
     assert len(read_record(study.runs[1], study.results).parts) == 2
 
 
-def stop_when_ready(study: Study, number: int) -> threading.Thread:
-    """Send a signal to this process as soon as the second run waits for one."""
-    ready = study.runs[1].folder(study.results) / "ready"
-
-    def wait() -> None:
-        while not ready.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_interrupts_runs_so_that_they_resume(
-    tmp_path, monkeypatch, number
-):
-    study = Study(tmp_path, monkeypatch, {LARGE: {"waits": True}})
-    thread = stop_when_ready(study, number)
-    assert study.train() == []
-    thread.join()
-    assert study.states() == [COMPLETE, INTERRUPTED, NOT_STARTED, NOT_STARTED]
-    assert read_outcome(study.runs[1], study.results) is None
-    study.behave({})
-    study.train()
-    assert study.lines[0].startswith("resumed: ")
-    assert study.states() == [COMPLETE] * 4
-
-
 COMMAND = """
 import sys
 from src.cli import ablate
@@ -163,14 +131,14 @@ ablate.main([plan, "--results", results])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
-def test_a_run_saves_its_state_when_the_command_is_killed(
-    tmp_path, monkeypatch
-):
-    study = Study(tmp_path, monkeypatch, {LARGE: {"waits": True}})
-    words = [study.results, tmp_path / "lr.yml", *study.trainer]
+def started(study: Study) -> subprocess.Popen:
+    """Start the command in a process of its own, and wait until its second run waits for a signal."""
+    words = [study.results, study.folder / "lr.yml", *study.trainer]
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *words], cwd=ROOT
+        [sys.executable, "-c", COMMAND, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     ready = study.runs[1].folder(study.results) / "ready"
     wait_until(
@@ -178,8 +146,36 @@ def test_a_run_saves_its_state_when_the_command_is_killed(
         process.pid,
         lambda: "no run waits for a signal",
     )
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_interrupts_runs_so_that_they_resume(
+    tmp_path, monkeypatch, number
+):
+    study = Study(tmp_path, monkeypatch, {LARGE: {"waits": True}})
+    process = started(study)
+    process.send_signal(number)
+    said, _ = process.communicate()
+    assert f"{number.name}; runs that save their state: 1" in said
+    assert "interrupted: " in said and "failed: " not in said
+    assert study.states() == [COMPLETE, INTERRUPTED, NOT_STARTED, NOT_STARTED]
+    assert read_outcome(study.runs[1], study.results) is None
+    study.behave({})
+    study.train()
+    assert study.lines[0].startswith("resumed: ")
+    assert study.states() == [COMPLETE] * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_run_saves_its_state_when_the_command_is_killed(
+    tmp_path, monkeypatch
+):
+    study = Study(tmp_path, monkeypatch, {LARGE: {"waits": True}})
+    process = started(study)
+    ready = study.runs[1].folder(study.results) / "ready"
     process.kill()
-    process.wait()
+    process.communicate()
     trainer = Path("/proc") / ready.read_text()
     wait_until(
         lambda: not trainer.exists(), os.getpid(), lambda: "the run goes on"
@@ -193,9 +189,9 @@ def test_a_run_saves_its_state_when_the_command_is_killed(
 
 def test_cpu_minutes_of_all_parts_are_added(tmp_path, monkeypatch):
     study = Study(tmp_path, monkeypatch, {LARGE: {"waits": True}})
-    thread = stop_when_ready(study, signal.SIGTERM)
-    study.train()
-    thread.join()
+    process = started(study)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
     study.behave({})
     study.train()
     record = read_record(study.runs[1], study.results)
