@@ -1,16 +1,16 @@
 # D-FINE x DINOv3 in a container, for a CPU or for NVIDIA GPUs. It is linted, but has not been built or run:
 # no container runtime was available (docs/environments.md has the commands).
 #
-#   docker build -t dfine .                            # CPU
-#   docker build -t dfine:cuda --build-arg TORCH=cu128 .   # CUDA; the host needs only the driver
+#   docker build -t dfine .                                   # CUDA, and a CPU; the host needs only the driver
+#   docker build -t dfine:cpu --build-arg TORCH_INDEX=ADDRESS .  # CPU only, smaller: docs/environments.md
 
 ARG PYTHON=3.12
 
 # --- the wheel, and an environment with everything that it needs
 FROM python:${PYTHON}-slim AS build
 
-# build of torch: cpu, or a CUDA version such as cu126, cu128 or cu130
-ARG TORCH=cpu
+# address of the package index for torch; empty for pip's own, whose torch runs on GPUs and on a CPU
+ARG TORCH_INDEX=""
 # extras of the package, such as "tools" for ONNX, OpenVINO and videos; empty for none
 ARG EXTRAS=tools
 
@@ -20,7 +20,7 @@ RUN python -m venv /opt/dfine
 ENV PATH=/opt/dfine/bin:$PATH
 
 # first and alone, so that changes of the source do not install torch again
-RUN pip install "torch>=2.10" "torchvision>=0.25" --index-url "https://download.pytorch.org/whl/${TORCH}"
+RUN pip install "torch>=2.10" "torchvision>=0.25" ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
 
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
@@ -38,7 +38,7 @@ COPY --from=build /opt/dfine /opt/dfine
 # Files that a run writes belong to this user; `docker run --user` replaces it.
 ARG USER_ID=1000
 RUN useradd --create-home --uid "${USER_ID}" dfine \
-    && install --directory --owner=dfine /work
+    && install --directory --owner=dfine /workspace
 ENV PATH=/opt/dfine/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/home/dfine
@@ -46,6 +46,6 @@ ENV PATH=/opt/dfine/bin:$PATH \
 USER ${USER_ID}
 
 # data, weights and runs are mounted here
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["dfine"]
 CMD ["--help"]
