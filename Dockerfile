@@ -20,6 +20,8 @@ RUN python -m venv /opt/dfine
 ENV PATH=/opt/dfine/bin:$PATH
 
 # first and alone, so that changes of the source do not install torch again
+# the bounds of pyproject.toml; hadolint takes the option for a package
+# hadolint ignore=DL3013
 RUN pip install "torch>=2.10" "torchvision>=0.25" ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
 
 WORKDIR /source
