@@ -25,17 +25,26 @@ def pytest_runtest_makereport(item, call):
     ]
 
 
+LOGGER = logging.getLogger("dfine")
+LOGGER_AT_START = (LOGGER.handlers[:], LOGGER.propagate, LOGGER.level)
+
+
+def restore_logger() -> None:
+    """Undo what commands do to the logger."""
+    LOGGER.handlers[:], LOGGER.propagate, level = LOGGER_AT_START
+    LOGGER.setLevel(level)
+    LOGGER.disabled = False
+
+
 @pytest.fixture(autouse=True)
 def logging_of_commands_ends_with_the_test():
-    """Restore the logger, which commands set up, so that the next test does not write to a closed stream."""
-    logger = logging.getLogger("dfine")
-    handlers = logger.handlers[:]
-    propagates = logger.propagate
-    level = logger.level
+    """Restore the logger, which commands set up, so that the next test does not write to a closed stream.
+
+    Commands also run in fixtures of whole modules, which are set up before this one.
+    """
+    restore_logger()
     yield
-    logger.handlers[:] = handlers
-    logger.propagate = propagates
-    logger.setLevel(level)
+    restore_logger()
 
 
 @pytest.fixture(autouse=True)
