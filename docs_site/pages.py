@@ -403,9 +403,9 @@ def chinese_titles(root: Path) -> dict[str, str]:
 
 
 def write_pages(root: Path, folder: Path, repo_url: str = "") -> None:
-    """Write all pages, pictures and the style sheet of the site into a folder, and nothing else stays there.
+    """Write all pages, pictures and the style sheet of the site into a folder; other files there are removed.
 
-    Files that have not changed keep their time, so that `mkdocs serve` does not build for ever.
+    Files that have not changed keep their time, so that `mkdocs serve` does not build again and again.
 
     Args:
         root: folder of the repository.

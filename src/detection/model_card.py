@@ -70,6 +70,11 @@ def model_card(
     return "\n".join(lines)
 
 
+def _is_from_dinov3(licences: Sequence[str]) -> bool:
+    """Return whether licence notes name DINOv3, whose licence covers all models trained from it."""
+    return any("DINOv3" in note for note in licences)
+
+
 def _licence_entries(
     licences: Sequence[str], licence: str | None
 ) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def _licence_entries(
     Raises:
         ConfigError: if `licence` contradicts the licences of the start weights.
     """
-    if any("DINOv3 License" in note for note in licences):
+    if _is_from_dinov3(licences):
         if licence is not None:
             raise ConfigError(
                 f"--licence {licence} cannot be stated: these weights are derived from Meta's DINOv3, whose "
@@ -94,7 +99,7 @@ def _licence_entries(
 
 def _licence_lines(licences: Sequence[str], licence: str | None) -> str:
     text = "The author has not stated a licence for these weights."
-    if any("DINOv3 License" in note for note in licences):
+    if _is_from_dinov3(licences):
         text = f"The DINOv3 License applies to these weights: {DINOV3_LICENCE}"
     elif licence is not None:
         text = f"These weights: {licence}"

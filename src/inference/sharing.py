@@ -168,6 +168,7 @@ def write_shared_folder(
     weights = merged_state_dict(model)
     notes = shared_notes(file, cfg)
     parameters = sum(p.numel() for p in model.parameters())
+    licence = licence or _published_licence(file)
     card = model_card(title, notes, parameters=parameters, licence=licence)
     if "\nlicense: " not in card:
         logger.warning(
@@ -213,6 +214,15 @@ def shared_notes(file: WeightFile, cfg: YAMLConfig) -> dict[str, Any]:
         "preprocessing": preprocessing.ops,
         "input_size": list(preprocessing.input_size),
     }
+
+
+def _published_licence(file: WeightFile) -> str | None:
+    """Return the licence of a published file if it is an identifier such as "apache-2.0"."""
+    if file.meta or file.recognized is None:
+        return None
+    licence = file.recognized.entry.licence or ""
+    is_identifier = licence != "" and not any(c in " ;," for c in licence)
+    return licence.lower() if is_identifier else None
 
 
 def without_folders(settings: Any) -> Any:

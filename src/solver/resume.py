@@ -60,9 +60,13 @@ FREE_OF_LOADERS = frozenset(
         "img_folder",
         "ann_file",
         "watch_files",
+        "image_cache",
+        "image_cache_gb",
     }
 )
-"""Settings of data loaders that may change: batch sizes are logged, data are compared by content."""
+"""Settings of data loaders that may change: batch sizes are logged, data are compared by content, and a cache
+changes nothing.
+"""
 
 NAMED = 20
 """Maximum number of changed settings in a message."""

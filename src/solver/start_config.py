@@ -12,6 +12,7 @@ from typing import Any
 from ..core.errors import CheckpointError, ConfigError
 from ..core.package_configs import package_config
 from ..core.yaml_config import YAMLConfig
+from ..core.yaml_text import dump_yaml, parse_yaml
 from ..detection.model_config import require_recognized, use_classes_of
 from ..detection.model_table import is_model_name
 from ..detection.weight_file import WeightFile, read_weights
@@ -56,7 +57,21 @@ def _own(file: WeightFile, overrides: dict[str, Any]) -> YAMLConfig | None:
     """Return the configuration in a file of this project, or None for another file."""
     if file.config_text is None:
         return None
-    return _from_text(file.path, file.config_text, overrides)
+    text = _without_caches(file.config_text, file.path)
+    return _from_text(file.path, text, overrides)
+
+
+def _without_caches(text: str, path: Path) -> str:
+    """Return a configuration without its image caches, whose folders may be those of another machine."""
+    settings, _ = parse_yaml(text, f"the configuration in {path}")
+    has_cache = False
+    for content in settings.values():
+        dataset = content.get("dataset") if isinstance(content, dict) else None
+        if isinstance(dataset, dict) and dataset.get("image_cache"):
+            has_cache = True
+            del dataset["image_cache"]
+            dataset.pop("image_cache_gb", None)
+    return dump_yaml(settings) if has_cache else text
 
 
 def _from_text(path: Path, text: str, overrides: dict[str, Any]) -> YAMLConfig:

@@ -24,17 +24,17 @@ import random
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from tests.harness.service import black_png
 
 GROWTH_MB = 20
 """Growth of the memory that is allowed after the first fifth of the requests."""
@@ -457,19 +457,6 @@ def form(content: bytes) -> bytes:
 
 def as_json(content: bytes) -> bytes:
     return json.dumps({"image": base64.b64encode(content).decode()}).encode()
-
-
-def black_png(side: int) -> bytes:
-    """Return a grey image without holding its pixels in memory."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    packer = zlib.compressobj()
-    rows = [packer.compress(bytes(side + 1)) for _ in range(side)]
-    content = b"".join([*rows, packer.flush()])
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for kind, data in ((b"IHDR", header), (b"IDAT", content), (b"IEND", b"")):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        parts += [struct.pack(">I", len(data)), kind, data, crc]
-    return b"".join(parts)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def bad_items(folder: Path) -> dict:
 
 
 def black_png(side: int) -> bytes:
-    """Return a grey image without holding its pixels in memory."""
+    """Return a black image of these sides without holding its pixels in memory."""
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     packer = zlib.compressobj()
     rows = [packer.compress(bytes(side + 1)) for _ in range(side)]

@@ -20,6 +20,7 @@ from src.inference.sharing import (
     CONFIG,
     DIGESTS,
     FILES,
+    LICENCES,
     PREPROCESSING,
     WEIGHTS,
     pull,
@@ -27,6 +28,7 @@ from src.inference.sharing import (
     without_folders,
 )
 from tests.fixtures.hub_stub import local_hub
+from tests.fixtures.published import write_published
 from tests.fixtures.trained_tiny import TRAINED
 
 
@@ -129,6 +131,14 @@ def test_a_missing_licence_is_pointed_out(tmp_path, caplog, monkeypatch):
     push(TRAINED, tmp_path / "out")
     assert "no licence is stated" in caplog.text
     assert "license:" not in (tmp_path / "out" / CARD).read_text()
+
+
+def test_the_licence_of_a_published_model_is_stated(tmp_path):
+    file = write_published(tmp_path, "deimv2_atto")
+    push(file, tmp_path / "out")
+    card = (tmp_path / "out" / CARD).read_text()
+    assert "license: apache-2.0" in card
+    assert (tmp_path / "out" / LICENCES).read_text() == "Apache-2.0\n"
 
 
 def test_a_folder_with_files_is_not_replaced(shared, tmp_path):

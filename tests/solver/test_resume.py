@@ -103,6 +103,14 @@ def test_the_hint_for_another_program_names_the_file():
     )
 
 
+def test_a_resumed_run_may_use_another_image_cache():
+    saved = "train_dataloader: {dataset: {image_cache: memory}}"
+    folder = {"image_cache": "cache", "image_cache_gb": 2.0}
+    check_same_run(
+        saved, {"train_dataloader": {"dataset": folder}}, override=False
+    )
+
+
 @pytest.mark.parametrize("saved", ["[1, 2]", "3", "", "a: [1", "a: 1\na: 2"])
 def test_a_damaged_configuration_in_a_checkpoint_is_refused(saved):
     with pytest.raises(

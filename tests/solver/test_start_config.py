@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+import yaml
 
 from src.core.errors import CheckpointError, ConfigError
 from src.solver.start_config import open_configuration
@@ -87,3 +88,23 @@ def test_weights_cannot_be_resumed(atto):
 def test_a_configuration_is_one_of_the_repository(atto):
     cfg = open_configuration(None, {"tuning": atto})
     assert cfg.path.resolve().is_relative_to(ROOT / "configs")
+
+
+@pytest.mark.parametrize("use", ["resume", "tuning"])
+def test_the_image_cache_of_another_machine_is_not_used(tmp_path, use):
+    content = torch.load(TRAINED, weights_only=True)
+    content.pop("written_by", None)
+    settings = yaml.safe_load(content["meta"]["config"])
+    for part in ("train_dataloader", "val_dataloader"):
+        cache = {"image_cache": "/home/someone/cache", "image_cache_gb": 2.0}
+        settings[part]["dataset"].update(cache)
+    content["meta"]["config"] = yaml.safe_dump(settings)
+    path = tmp_path / "cached.pth"
+    torch.save(content, path)
+    overrides = {use: str(path), "test_only": use == "resume"}
+    cfg = open_configuration(None, overrides)
+    assert "someone" not in cfg.to_yaml()
+    assert "image_cache" not in cfg.yaml_cfg["val_dataloader"]["dataset"]
+    mine = {"val_dataloader": {"dataset": {"image_cache": "memory"}}}
+    own = open_configuration(None, overrides | mine)
+    assert own.yaml_cfg["val_dataloader"]["dataset"]["image_cache"] == "memory"

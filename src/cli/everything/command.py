@@ -234,7 +234,11 @@ def _measured_apart(
 ) -> dict[str, Any]:
     """Measure a part in a process of its own, so that the memory and caches of one do not affect another."""
     code = f"from {__package__}.command import measure_part; measure_part()"
-    return _answer([sys.executable, "-c", code], name, name, folder, arguments)
+    # the child imports this package in the same way as this process
+    paths = os.pathsep.join(filter(None, sys.path))
+    environment = os.environ | ONE_THREAD | {"PYTHONPATH": paths}
+    command = [sys.executable, "-c", code]
+    return _answer(command, name, name, folder, arguments, environment)
 
 
 def _measured_in(
@@ -247,7 +251,9 @@ def _measured_in(
     """Measure a part of another library in its environment, with the images that the own part used."""
     script = PEER_SCRIPTS / f"{peer}_figures.py"
     command = [str(python), str(script)]
-    return _answer(command, name, f"{name} of {peer}", folder, arguments)
+    title = f"{name} of {peer}"
+    environment = os.environ | ONE_THREAD
+    return _answer(command, name, title, folder, arguments, environment)
 
 
 def _answer(
@@ -256,6 +262,7 @@ def _answer(
     title: str,
     folder: Path,
     arguments: argparse.Namespace,
+    environment: Mapping[str, str],
 ) -> dict[str, Any]:
     """Run a process that gets its task as JSON on stdin, and read its figures from a file.
 
@@ -277,11 +284,6 @@ def _answer(
         "repeats": arguments.repeats,
         "result": str(result),
     }
-    environment = os.environ | ONE_THREAD
-    # a child imports this package in the same way as this process
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    if title != name:
-        environment.pop("PYTHONPATH")
     process = subprocess.run(
         command,
         input=json.dumps(task),

@@ -6,6 +6,7 @@ The rank that holds detections matches them with objects, and rank 0 receives th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -112,10 +113,9 @@ class CocoEvaluator:
 
     def synchronize(self) -> None:
         """Match the detections of this rank, and merge the results of all ranks on rank 0."""
-        number_of = self._numbers_of_images()
-        objects = object_table(self.coco_gt, number_of)
+        number_of = self._number_of
         arrays = self._detections.arrays()
-        matched = match_detections(arrays, objects, number_of)
+        matched = match_detections(arrays, self._objects, number_of)
         parts = gather_on_main((arrays, matched))
         if parts is None or len(parts) == 1:
             self._matched = matched
@@ -187,19 +187,21 @@ class CocoEvaluator:
             "recall_of_class": recalls,
         }
 
-    def _numbers_of_images(self) -> dict[int, int]:
-        """Return the position of each image in the ground truth by its id."""
+    @cached_property
+    def _number_of(self) -> dict[int, int]:
+        """Position of each image in the ground truth by its id."""
         numbers = {}
         for number, image in enumerate(self.coco_gt["images"]):
             numbers[image["id"]] = number
         return numbers
 
+    @cached_property
     def _objects(self) -> ObjectTable:
-        return object_table(self.coco_gt, self._numbers_of_images())
+        return object_table(self.coco_gt, self._number_of)
 
     def _all_matched(self) -> np.ndarray:
         """Return the matched detections; without `synchronize`, those of this rank."""
-        number_of = self._numbers_of_images()
+        number_of = self._number_of
         foreign = [i for i in self._detections if i not in number_of]
         if foreign:
             raise DataError(
@@ -207,7 +209,7 @@ class CocoEvaluator:
             )
         if self._matched is None:
             self._matched = match_detections(
-                self._detections.arrays(), self._objects(), number_of
+                self._detections.arrays(), self._objects, number_of
             )
         return self._matched
 
@@ -216,6 +218,6 @@ class CocoEvaluator:
         if self._tables is None:
             ids = [category["id"] for category in self.coco_gt["categories"]]
             self._tables = precision_tables(
-                matched, self._objects(), np.unique(np.array(ids, np.int64))
+                matched, self._objects, np.unique(np.array(ids, np.int64))
             )
         return self._tables

@@ -1,6 +1,7 @@
 """One command measures all parts in processes of their own, and prints one table."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 
@@ -23,7 +24,7 @@ def answers(monkeypatch):
     """Answers of the processes by the title of what they measure, and the tasks that they were given."""
     tasks = {}
 
-    def answer(_, name, title, folder, arguments):
+    def answer(_, name, title, folder, arguments, environment):
         tasks[title] = (folder, arguments)
         figure = asdict(RATIO) | {"who": title}
         return {"part": name, "yardstick": 0.5, "figures": [figure]}
@@ -66,7 +67,9 @@ def test_a_part_that_fails_is_named(tmp_path):
     arguments = command.make_parser().parse_args([])
     program = [sys.executable, "-c", "raise SystemExit(3)"]
     with pytest.raises(ResourceError, match="measuring start failed .*code 3"):
-        command._answer(program, "start", "start", tmp_path, arguments)
+        command._answer(
+            program, "start", "start", tmp_path, arguments, os.environ
+        )
 
 
 def test_a_part_runs_on_one_thread_and_returns_its_figures(
@@ -80,8 +83,10 @@ def test_a_part_runs_on_one_thread_and_returns_its_figures(
         "pathlib.Path(task['result']).write_text(json.dumps(value))\n"
     )
     arguments = command.make_parser().parse_args([])
+    environment = os.environ | command.ONE_THREAD
+    program = [sys.executable, str(module)]
     found = command._answer(
-        [sys.executable, str(module)], "start", "start", tmp_path, arguments
+        program, "start", "start", tmp_path, arguments, environment
     )
     assert found == {"threads": "1", "part": "start"}
 
