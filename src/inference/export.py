@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, ExportError
 from ..detection.notes import ClassEntry
 from ..runtime.files import prepare_output_dir, write_atomically
-from ..runtime.log import logger
+from ..runtime.log import least_severe, logger
 from ..runtime.optional import import_optional
 from ..runtime.own_files import refuse_foreign
 from ..zoo.dfine.deformable_attention import MultiScaleDeformableAttention
@@ -286,17 +286,9 @@ def _export_with_torchscript(
 def _without_exporter_messages() -> Iterator[None]:
     """Suppress the exporters' messages; `_check_graph` and the comparison of results report real problems."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [exporter_logger.level for exporter_logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), least_severe(logging.ERROR, *names):
         warnings.simplefilter("ignore")
-        try:
-            for exporter_logger in loggers:
-                exporter_logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for exporter_logger, level in zip(loggers, levels):
-                exporter_logger.setLevel(level)
+        yield
 
 
 def _import_simplifier() -> Callable[[onnx.ModelProto], onnx.ModelProto]:

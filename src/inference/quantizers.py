@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from ..core.errors import ConfigError, ExportError, first_line
+from ..runtime.log import least_severe
 from ..runtime.optional import import_optional
 from ..runtime.own_files import MARK, WRITER
 from .exported_engines import LONGEST_REASON
@@ -127,26 +128,23 @@ def quantize_for_onnx_runtime(
     for part, name in _quantizable(graph):
         if part not in float_parts:
             nodes.append(name)
-    root = logging.getLogger()
-    level = root.level
     try:
-        root.setLevel(logging.ERROR)  # it advises preprocessing
-        quantization.quantize_static(
-            str(graph),
-            str(result),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED_OPS),
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            nodes_to_quantize=nodes,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-        )
+        # it advises preprocessing with the root logger
+        with least_severe(logging.ERROR, ""):
+            quantization.quantize_static(
+                str(graph),
+                str(result),
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED_OPS),
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_quantize=nodes,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+            )
     except Exception as error:
         raise _failed("ONNX Runtime's quantizer", error) from error
-    finally:
-        root.setLevel(level)
 
 
 def quantize_for_openvino(
@@ -158,7 +156,6 @@ def quantize_for_openvino(
     """Write an `.xml` file for OpenVINO with NNCF, which smooths inputs of linear layers (`Quantizer`)."""
     openvino = import_optional("openvino")
     nncf = import_optional("nncf")
-    nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(str(graph))
     ignored = None
     if float_parts:
@@ -167,14 +164,15 @@ def quantize_for_openvino(
         ]
         ignored = nncf.IgnoredScope(patterns=patterns, validate=False)
     try:
-        quantized = nncf.quantize(
-            model,
-            nncf.Dataset(list(images)),
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(images),
-            ignored_scope=ignored,
-        )
+        with least_severe(logging.ERROR, "nncf"):
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset(list(images)),
+                preset=nncf.QuantizationPreset.MIXED,
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(images),
+                ignored_scope=ignored,
+            )
     except Exception as error:
         raise _failed("NNCF", error) from error
     quantized.set_rt_info(WRITER, MARK)

@@ -94,6 +94,27 @@ def shown_in_terminal(*, speaks: bool = True) -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def least_severe(level: int, *names: str) -> Iterator[None]:
+    """Let loggers record only messages of this severity or above while the body runs.
+
+    Their handlers stay as they are: they may belong to the program that uses this package.
+
+    Args:
+        level: severity, such as `logging.ERROR`.
+        names: names of the loggers; "" is the root logger.
+    """
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [named.level for named in loggers]
+    try:
+        for named in loggers:
+            named.setLevel(level)
+        yield
+    finally:
+        for named, before in zip(loggers, levels):
+            named.setLevel(before)
+
+
 def printable(text: str) -> str:
     """Return a message as one line of bounded length, without control characters from names in files."""
     shown = ""

@@ -11,8 +11,7 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ from ..core.errors import ConfigError, ResourceError
 from ..core.yaml_config import YAMLConfig
 from ..core.yaml_text import parse_yaml
 from ..runtime.distributed import gather_objects, world_size
-from ..runtime.log import logger
+from ..runtime.log import least_severe, logger
 from ..runtime.memory import (
     available_memory,
     reset_peak_memory,
@@ -155,7 +154,8 @@ def _measure(
 ) -> int:
     """Return the largest batch of this rank, measured with a copy of the model in its last phase."""
     size_hw, objects, num_classes = _largest_step(cfg, loader)
-    with _without_remarks():
+    # what is logged about a copy of the model is logged again about the model
+    with least_severe(logging.WARNING, logger.name):
         copied = YAMLConfig.from_run(cfg.to_yaml(), str(cfg.path))
         copied.without_pretrained()
         # a step is the same for any number of steps in an epoch
@@ -174,17 +174,6 @@ def _measure(
         return largest_that_fits(peak, gpu_budget(device), most)
     waiting = _waiting_bytes(cfg, size_hw)
     return estimate_on_cpu(peak, cpu_budget(), most, share, waiting)
-
-
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Log only warnings: what is logged about a copy of the model is logged again about the model."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _trainable_bytes(model: nn.Module) -> int:

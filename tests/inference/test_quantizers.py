@@ -1,6 +1,8 @@
 """The quantizers of the engines write int8 models, and leave given parts in float."""
 
+import logging
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -125,6 +127,26 @@ def test_openvino_gets_int8_in_all_parts_but_those_in_float(
     assert "encoder" not in scaled
     assert any(part.startswith("backbone.") for part in scaled)
     assert_detects(OpenVinoEngine(for_openvino), inputs)
+
+
+def test_loggers_of_the_quantizers_are_as_before(
+    exported, inputs, tmp_path, request
+):
+    """A program may have a handler of its own, for messages of the package or for all."""
+    pytest.importorskip("openvino", reason=NO_NNCF)
+    pytest.importorskip("nncf", reason=NO_NNCF)
+    pytest.importorskip("onnxruntime", reason=NO_RUNTIME)
+    loggers = [logging.getLogger("nncf"), logging.getLogger()]
+    handler = logging.NullHandler()
+    handler.setLevel(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+        request.addfinalizer(partial(logger.removeHandler, handler))
+    before = [logger.level for logger in loggers]
+    quantize_for_openvino(exported, tmp_path / "int8.xml", inputs, [])
+    quantize_for_onnx_runtime(exported, tmp_path / "int8.onnx", inputs, [])
+    assert [logger.level for logger in loggers] == before
+    assert handler.level == logging.INFO
 
 
 def test_a_model_for_openvino_is_recognized_as_a_file_of_this_project(

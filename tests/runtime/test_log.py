@@ -5,7 +5,13 @@ import re
 
 import pytest
 
-from src.runtime.log import LONGEST_LINE, logger, printable, set_up_logging
+from src.runtime.log import (
+    LONGEST_LINE,
+    least_severe,
+    logger,
+    printable,
+    set_up_logging,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +70,17 @@ def test_root_logger_is_unchanged(capsys):
     before = logging.getLogger().handlers[:]
     set_up_logging(speaks=True)
     assert logging.getLogger().handlers == before
+
+
+def test_only_severe_messages_of_some_loggers_are_recorded_for_a_while(caplog):
+    noisy = logging.getLogger("dfine_test.noisy")
+    with least_severe(logging.ERROR, noisy.name):
+        noisy.warning("left out")
+        noisy.error("an error")
+        logging.getLogger("dfine_test.other").warning("another logger")
+    noisy.warning("after it")
+    assert caplog.messages == ["an error", "another logger", "after it"]
+    assert noisy.level == logging.NOTSET
 
 
 @pytest.mark.parametrize(
