@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError, NumericsError
+from ..core.errors import CheckpointError, ConfigError
 from ..core.yaml_config import YAMLConfig
 from ..data.dataset.decoding import ImageError
 from ..data.dataset.picture import is_bit_depth
@@ -34,34 +33,27 @@ from .inputs import as_images
 from .opening import (
     EXPORTED,
     DetectorParts,
+    checked_threshold,
     checkpoint_parts,
     exported_parts,
+    refuse_unused,
     weights_parts,
 )
 from .prediction import Prediction
 from .prediction_settings import DEFAULT_SETTINGS, PredictionSettings
+from .prediction_stream import (
+    Errors,
+    ImagePrediction,
+    predict_with_tiles,
+    stream_predictions,
+    usable_images,
+)
 from .preprocessing import Preprocessing
-from .reading import Readable, ReadImage, batches, read_ahead
-from .tiling import Tiling, predict_tiled
-
-Errors: TypeAlias = Literal["raise", "skip"]
-"""Handling of an image without a prediction: raise the error, or keep it in `Prediction.error`."""
-
-_Predict = Callable[[Sequence[Tensor]], list[Prediction]]
+from .reading import Readable, batches, read_ahead
+from .tiling import Tiling
 
 ENGINES = ("torch", "auto")
 """Values of `engine`."""
-
-MAX_LISTED_FILES = 8
-"""Maximum number of files that an error message names."""
-
-
-class ImagePrediction(NamedTuple):
-    """An image and its prediction."""
-
-    image: Tensor
-    """`[3, H, W]` uint8, RGB."""
-    prediction: Prediction
 
 
 class Detector:
@@ -133,7 +125,7 @@ class Detector:
                 "family": family,
                 "engine": None if engine == "torch" else engine,
             }
-            _refuse_given(path, given)
+            refuse_unused(path, given)
             parts = exported_parts(open_engine(path, device), path)
         self._use(parts)
         if open_engine is None:
@@ -174,7 +166,7 @@ class Detector:
         self.cfg = parts.cfg
         threshold = parts.threshold
         if threshold is not None:
-            threshold = _checked_threshold(threshold)
+            threshold = checked_threshold(threshold)
         self.threshold = drawing_threshold(threshold)
         self._process = os.getpid()
         self._ids = np.array([entry["id"] for entry in self.classes], np.int64)
@@ -492,14 +484,16 @@ class Detector:
         )
         if settings.tiling:
             # one image at a time, whose tiles make the batches
-            predict = partial(_tiled, settings.tiling, predict, size)
+            predict = partial(
+                predict_with_tiles, settings.tiling, predict, size
+            )
             size = 1
-        read = _usable(
+        read = usable_images(
             read_ahead(inputs.images, ahead=2 * size, bit_depth=self.bit_depth),
             errors,
             unreadable,
         )
-        return _predictions(batches(read, size), predict, errors)
+        return stream_predictions(batches(read, size), predict, errors)
 
     def _predict_batch(
         self,
@@ -565,106 +559,6 @@ class Detector:
                 f"{self.meta.get('file', 'the model')} gives labels from {labels.min()} to {labels.max()}, "
                 f"but its metadata names {len(self.classes)} classes"
             )
-
-
-def _refuse_given(path: str | Path, given: dict[str, Any]) -> None:
-    """Raise for arguments that an exported model does not use.
-
-    Raises:
-        ConfigError: with the name of the first argument that was given.
-    """
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(
-                f"{name} is only used with checkpoints, but {path} is an exported model, which has fixed "
-                "settings; leave it out"
-            )
-
-
-def _usable(
-    images: Iterator[ReadImage],
-    errors: Errors,
-    unreadable: list[ImageError] | None,
-) -> Iterator[ReadImage]:
-    """Yield images; raise, keep or list the errors of those that have one."""
-    for image in images:
-        if unreadable is not None and isinstance(image.error, ImageError):
-            unreadable.append(image.error)
-        elif image.error is not None and errors == "raise":
-            raise image.error
-        else:
-            yield image
-        del image  # only the caller keeps it
-
-
-def _predictions(
-    chunks: Iterator[list[ReadImage]], predict: _Predict, errors: Errors
-) -> Iterator[ImagePrediction]:
-    """Yield the predictions of batches of images, some of which may have errors."""
-    for chunk in chunks:
-        good = [image for image in chunk if image.error is None]
-        found = iter(_predict_each(good, predict, errors) if good else [])
-        for image in chunk:
-            if image.error is None:
-                prediction = replace(next(found), source=image.source)
-            else:
-                reason = str(image.error) or type(image.error).__name__
-                prediction = Prediction.failed(reason, source=image.source)
-            yield ImagePrediction(image.image, prediction)
-        # so that they are gone while the next ones are read
-        del chunk, good, image
-
-
-def _predict_each(
-    images: Sequence[ReadImage], predict: _Predict, errors: Errors
-) -> list[Prediction]:
-    """Return the predictions of a batch.
-
-    If the model gives NaN and errors are skipped, each image is computed alone, so that only the images with
-    NaN lose their predictions.
-    """
-    try:
-        return predict([image.image for image in images])
-    except NumericsError as error:
-        reason = f"{error}{_listed_files(image.source for image in images)}"
-        if errors == "raise":
-            raise NumericsError(reason) from None
-    if len(images) == 1:
-        height, width = images[0].image.shape[1:]
-        return [Prediction.failed(reason, (width, height))]
-    return [_predict_each([image], predict, errors)[0] for image in images]
-
-
-def _tiled(
-    tiling: Tiling, predict: _Predict, size: int, images: Sequence[Tensor]
-) -> list[Prediction]:
-    """Return the predictions of images and their tiles."""
-    return [predict_tiled(image, tiling, predict, size) for image in images]
-
-
-def _listed_files(sources: Iterable[str | None]) -> str:
-    """Return the files of a batch as the end of a message; an empty string if there are none."""
-    files = [source for source in sources if source is not None]
-    if not files:
-        return ""
-    more = ""
-    if len(files) > MAX_LISTED_FILES:
-        more = f" and {len(files) - MAX_LISTED_FILES} more"
-    return f"; files of the batch: {', '.join(files[:MAX_LISTED_FILES])}{more}"
-
-
-def _checked_threshold(value: Any) -> float:
-    """Return the threshold of a file after checking it.
-
-    Raises:
-        CheckpointError: if it is not a number from 0 to 1.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= 1:
-        raise CheckpointError(
-            f"the threshold in the file is {value!r}, expected a number from 0 to 1"
-        )
-    return value
 
 
 def _rows_after_nms(prediction: Prediction, iou: float) -> np.ndarray:

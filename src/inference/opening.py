@@ -198,3 +198,31 @@ def _exported_preprocessing(
                 f"width), but {name} has {size}; export the model again"
             )
     return preprocessing
+
+
+def refuse_unused(path: str | Path, given: dict[str, Any]) -> None:
+    """Raise for arguments that an exported model does not use.
+
+    Raises:
+        ConfigError: with the name of the first argument that was given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is only used with checkpoints, but {path} is an exported model, which has fixed "
+                "settings; leave it out"
+            )
+
+
+def checked_threshold(value: Any) -> float:
+    """Return the threshold of a file after checking it.
+
+    Raises:
+        CheckpointError: if it is not a number from 0 to 1.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:
+        raise CheckpointError(
+            f"the threshold in the file is {value!r}, expected a number from 0 to 1"
+        )
+    return value

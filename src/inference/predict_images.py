@@ -21,10 +21,11 @@ from ..runtime.own_files import (
     refuse_leaving,
     write_picture,
 )
-from .detector import Detector, ImagePrediction
+from .detector import Detector
 from .prediction import Prediction
 from .prediction_files import ADVICE, PREDICTIONS, PredictionFile, file_identity
 from .prediction_settings import PredictionSettings
+from .prediction_stream import ImagePrediction
 from .reading import LabelledFile, Readable
 from .sources import image_files
 
