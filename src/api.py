@@ -7,30 +7,20 @@ states and the logging configuration are those of the caller again when they ret
 from __future__ import annotations
 
 import json
-import os
-import random
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
-    contextmanager,
     nullcontext,
-    suppress,
 )
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
 from .core.errors import (
-    CheckpointError,
     ConfigError,
-    ResourceError,
     RunError,
 )
-from .core.paths import did_you_mean_file, read_text, user_path
+from .core.paths import read_text, user_path
 from .data.preparation.any_dataset import find_dataset
 from .data.preparation.run_dataset import merged, with_dataset
 from .detection.run_checkpoint import BEST, LAST
@@ -46,24 +36,23 @@ from .inference.export import export_onnx
 from .inference.run_report import write_run_report
 from .runtime.distributed import (
     barrier,
-    broadcast_object,
-    explain_lost_rank,
-    is_distributed,
     is_main,
-    join_group,
-    pick_device,
-    tell_error,
     without_other_ranks,
 )
-from .runtime.log import logger, shown_in_terminal
-from .runtime.process import end_with_peers, explain
+from .runtime.library_call import (
+    as_library,
+    join_started_ranks,
+    listening_in_main_thread,
+)
+from .runtime.log import logger
+from .runtime.process import explain
 from .runtime.stop import StopRequest
 from .solver.callbacks import Callbacks
 from .solver.det_solver import DetSolver
 from .solver.earlier_runs import REPORT
 from .solver.output_folder import refuse_another_run
 from .solver.results_table import METRIC_COLUMNS, table_row
-from .solver.run_folder import choose_folder
+from .solver.run_folder import folder_to_resume, new_folder
 from .solver.run_state import plain
 from .solver.start_config import open_configuration
 from .solver.writers import LOG_FILE
@@ -178,8 +167,8 @@ def train(
             "use_amp": use_amp,
         }
         _refuse_with_resume(given)
-    with _as_library(own):
-        picked = _joined(device)
+    with as_library(lambda error: error is own.failure):
+        picked = join_started_ranks(device)
         overrides = _overrides(
             epochs, batch_size, input_size, device, use_amp, seed, settings
         )
@@ -194,18 +183,18 @@ def train(
         )
         folder: AbstractContextManager[Path]
         if resume is not None:
-            folder = nullcontext(_folder_of(resume))
-            overrides["resume"] = str(_folder_of(resume) / LAST)
+            folder = nullcontext(folder_to_resume(resume))
+            overrides["resume"] = str(folder_to_resume(resume) / LAST)
         elif output_dir is not None:
             folder = nullcontext(user_path(output_dir))
         else:
-            folder = _new_folder(name)
+            folder = new_folder(name)
         with folder as place:
             own_folder = {"output_dir": str(place), "overwrite": overwrite}
             cfg = open_configuration(config, overrides | own_folder)
             refuse_another_run(cfg.settings)
             solver = DetSolver(cfg, picked, stop, own)
-            with _listening(stop):
+            with listening_in_main_thread(stop):
                 solver.train()
         result = _result(place)
         try:
@@ -253,7 +242,7 @@ def evaluate(
         >>> round(metrics["AP50"], 1)
         0.5
     """
-    with _as_library():
+    with as_library():
         images = annotations = None
         if data is not None:
             found = find_dataset(
@@ -309,7 +298,7 @@ def export(
     """
     if format != "onnx":
         raise ConfigError(f"the format is {format!r}, expected 'onnx'")
-    with _as_library():
+    with as_library():
         detector = Detector.from_checkpoint(
             model, device="cpu", input_size=_height_and_width(input_size)
         )
@@ -364,26 +353,6 @@ def _refuse_with_resume(given: Mapping[str, Any]) -> None:
             )
 
 
-def _folder_of(resume: str | Path) -> Path:
-    """Return the folder of the run to resume.
-
-    Raises:
-        CheckpointError: if there is no such run.
-    """
-    path = user_path(resume)
-    if path.is_dir():
-        path = path / LAST
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist, so there is no run to resume{did_you_mean_file(path)}"
-        )
-    if path.name != LAST:
-        raise CheckpointError(
-            f"{path} cannot be resumed; pass the folder of the run, or its {LAST}"
-        )
-    return path.parent
-
-
 def _start(
     data: str | Path | None,
     model: str | Path | None,
@@ -410,18 +379,6 @@ def _start(
     if start.weights is None:
         return config, {}
     return config, {"tuning": start.weights, "resume": None}
-
-
-@contextmanager
-def _new_folder(name: str) -> Iterator[Path]:
-    """Yield the folder of a new run, the same on all ranks; remove it if nothing was written to it."""
-    folder: Path = broadcast_object(choose_folder(name) if is_main() else None)
-    logger.info("results will be in %s", folder)
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # it has results
-            folder.rmdir()
 
 
 def _overrides(
@@ -469,61 +426,6 @@ def _height_and_width(size: int | Sequence[int] | None) -> list[int] | None:
     if size is None:
         return None
     return [size, size] if isinstance(size, int) else list(size)
-
-
-def _joined(device: str | None) -> torch.device:
-    """Return the device of this rank, after joining the other ranks if torchrun has started several."""
-    picked = pick_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed():
-        join_group(picked)
-        end_with_peers(None)
-    return picked
-
-
-@contextmanager
-def _listening(stop: StopRequest) -> Iterator[None]:
-    """Let signals end the run in order; only the main thread can handle signals."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    with stop.listening() if in_main_thread else nullcontext():
-        yield
-
-
-@contextmanager
-def _as_library(own: Callbacks | None = None) -> Iterator[None]:
-    """Show messages, keep the random state of the caller, and raise errors of this package."""
-    is_first = int(os.environ.get("RANK", 0)) == 0
-    with shown_in_terminal(speaks=is_first), _random_state_kept():
-        try:
-            yield
-        except Exception as error:
-            if own is not None and error is own.failure:
-                raise
-            known = explain_lost_rank(error) or error
-            code, message = explain(known)
-            tell_error(code, message)
-            kind = {
-                ConfigError.exit_code: ConfigError,
-                ResourceError.exit_code: ResourceError,
-            }.get(code)
-            if isinstance(error, RunError) or kind is None:
-                raise
-            raise kind(message) from error
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Restore the random states of the caller; a run seeds all generators at every step."""
-    python = random.getstate()
-    numpy = np.random.get_state()
-    devices = (
-        range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    )
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _write_report(folder: Path, device: str) -> None:

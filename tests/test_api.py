@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -270,7 +271,7 @@ def test_a_call_restores_what_it_changes(start, monkeypatch):
             [signal.getsignal(number) for number in (2, 15, 10, 1)],
             (logger.level, logger.handlers[:], logger.propagate),
             torch.get_num_threads(),
-            dict(src.api.os.environ),
+            dict(os.environ),
         )
 
     before = state()

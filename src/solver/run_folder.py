@@ -1,4 +1,4 @@
-"""Choose the folder of a new run: `runs/NAME`, or `runs/NAME2` and so on if there is one already.
+"""The folder of a run: `runs/NAME`, `runs/NAME2` and so on for a new one, or that of a run to resume.
 
 The configurations of D-FINE name a folder, and `train.py` uses it as it is. `dfine train` uses a new one for
 each run.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..core.config_file import load_config_tree, parse_overrides
-from ..core.errors import ConfigError
+from ..core.errors import CheckpointError, ConfigError
 from ..core.package_configs import configs_folder
-from ..core.paths import read_text
+from ..core.paths import did_you_mean_file, read_text, user_path
+from ..detection.run_checkpoint import LAST
+from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.files import LOCK, is_in_use
+from ..runtime.log import logger
 from ..runtime.own_files import is_ours
 from ..runtime.process import STATUS_FILE
 from .earlier_runs import CONFIG
@@ -68,6 +72,38 @@ def choose_folder(name: str, root: str | Path = ROOT) -> Path:
                 f"{folder.parent} is not a folder; pass another --output-dir"
             )
         number += 1
+
+
+@contextmanager
+def new_folder(name: str) -> Iterator[Path]:
+    """Yield the folder of a new run, the same on all ranks; remove it if nothing was written to it."""
+    folder: Path = broadcast_object(choose_folder(name) if is_main() else None)
+    logger.info("results will be in %s", folder)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it has results
+            folder.rmdir()
+
+
+def folder_to_resume(resume: str | Path) -> Path:
+    """Return the folder of the run to resume.
+
+    Raises:
+        CheckpointError: if there is no such run.
+    """
+    path = user_path(resume)
+    if path.is_dir():
+        path = path / LAST
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist, so there is no run to resume{did_you_mean_file(path)}"
+        )
+    if path.name != LAST:
+        raise CheckpointError(
+            f"{path} cannot be resumed; pass the folder of the run, or its {LAST}"
+        )
+    return path.parent
 
 
 def has_own_folder(config: str | Path | None, update: Sequence[str]) -> bool:

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from src.core.errors import ConfigError
+from src.core.errors import CheckpointError, ConfigError
 from src.runtime.own_files import YAML_HEADER
-from src.solver.run_folder import choose_folder, has_own_folder
+from src.solver.run_folder import (
+    choose_folder,
+    folder_to_resume,
+    has_own_folder,
+    new_folder,
+)
 from tests.fixtures.tiny import ROOT
 
 SHIPPED = ROOT / "configs/dfine/custom/dfine_dinov3_s_custom.yml"
@@ -118,3 +123,26 @@ def test_the_configuration_that_a_run_has_written_does_not_choose_the_folder(
 ):
     config = own_config(tmp_path, f"{YAML_HEADER}output_dir: results\n")
     assert not has_own_folder(config, [])
+
+
+def test_a_new_folder_is_removed_unless_something_is_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with new_folder("mine") as empty:
+        assert empty.is_dir()
+    assert not empty.exists()
+    with new_folder("mine") as used:
+        (used / "log.txt").touch()
+    assert used.is_dir()
+
+
+def test_only_the_training_state_of_a_run_can_be_resumed(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no run to resume"):
+        folder_to_resume(tmp_path)
+    for name in ("last.pth", "best.pth"):
+        (tmp_path / name).touch()
+    assert folder_to_resume(tmp_path) == tmp_path
+    assert folder_to_resume(tmp_path / "last.pth") == tmp_path
+    with pytest.raises(CheckpointError, match="pass the folder of the run"):
+        folder_to_resume(tmp_path / "best.pth")
