@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...core.commands import command_name
 from .box_formats import COCO, BoxFormat, Suspicion, suspect, to_coco
-from .coco_records import Annotations, CocoContent
+from .coco_content import Annotations, CocoContent
 from .findings import COMPARED, Findings, Kind
 from .label_ledger import LabelLedger
 

@@ -17,16 +17,12 @@ from torch import Tensor
 from ...core.hashing import hash64
 from .box_checks import References, read_boxes, running_total
 from .box_formats import BoxFormat
-from .coco_records import (
-    ID_EXPECTED,
-    CocoContent,
-    ImageRecord,
-    is_id,
-    read_records,
-    unsafe_file_name,
-)
+from .coco_content import CocoContent, ImageRecord
+from .coco_records import read_records
 from .findings import Findings, Kind
+from .image_names import unsafe_file_name
 from .label_ledger import LabelLedger
+from .record_faults import ID_EXPECTED, is_id
 
 TrueSizes = Callable[[list[str], np.ndarray], np.ndarray]
 """Function from the file names of images and the sizes `[N, 2]` in their records to the sizes to use."""

@@ -1,4 +1,4 @@
-"""Names of image files: recognition of images, and suggestions for names that do not exist."""
+"""Names of image files: recognition of images, unsafe names, and suggestions for names that do not exist."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ...core.paths import close_names, folded_name, open_regular
 from .decoding import IMAGE_SUFFIXES
@@ -22,6 +23,8 @@ _MAGIC = re.compile(
     re.DOTALL,
 )
 """First bytes of files in the common image formats."""
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f]")
 
 
 @dataclass
@@ -205,3 +208,22 @@ def _folded(name: str) -> str:
         r"[a-z][a-z0-9+.-]*://[^/]*/([^?#]*)", name, re.IGNORECASE
     )
     return folded_name(address[1] if address else name)
+
+
+def unsafe_file_name(name: Any) -> str | None:
+    """Return the reason why a file name must not be opened, or None if it stays inside the image folder."""
+    if not isinstance(name, str) or not name:
+        return "expected a file name"
+    if _CONTROL_CHARACTER.search(name):
+        return "which contains a control character"
+    if "://" in name:
+        return "which is an address; images must lie in the image folder"
+    if name[0] in "/\\" or name[1:3] in (":\\", ":/"):
+        return (
+            "which is an absolute path; names are relative to the image folder"
+        )
+    if ".." in name and ".." in name.replace("\\", "/").split("/"):
+        return "which leaves the image folder"
+    if len(name) > 1024 and len(name.encode(errors="replace")) > 4096:
+        return "which is longer than a path can be"
+    return None

@@ -10,10 +10,11 @@ from itertools import cycle
 
 import numpy as np
 
+from ..dataset.annotation_text import parse_record
 from ..dataset.box_formats import LIKELY_FRACTION, BoxFormat, fitting, to_coco
 from ..dataset.coco_format import Examination
-from ..dataset.coco_records import is_box_missing, is_id, meant_id, parse_record
 from ..dataset.findings import Kind
+from ..dataset.record_faults import is_box_missing, is_id, meant_id
 from .labelled_images import DECIMALS
 from .records_in_repair import (
     Record,

@@ -20,10 +20,9 @@ from ...runtime.files import json_bytes, write_atomically
 from ...runtime.own_files import MARK, WRITER
 from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
-from ..dataset.coco_records import unsafe_file_name
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Findings, Kind, Note, place_of
-from ..dataset.image_names import FileIndex
+from ..dataset.image_names import FileIndex, unsafe_file_name
 from ..dataset.label_ledger import TOO_SMALL, LabelLedger
 from ..dataset.picture import FLAG_TEXTS, is_bit_depth
 from ..transforms.compose import Compose

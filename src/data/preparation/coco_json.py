@@ -7,11 +7,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ..dataset.coco_records import LISTS
+from ..dataset.annotation_text import LISTS
 
 
 def write_records(file: BinaryIO, content: dict[str, Any]) -> None:
-    """Write the result of `coco_records.split_records`, whose records may have become plain values.
+    """Write the result of `annotation_text.split_records`, whose records may have become plain values.
 
     NaN, which is not JSON, becomes null.
     """

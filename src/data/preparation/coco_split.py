@@ -11,13 +11,13 @@ import msgspec
 from ...core.errors import DataError
 from ...runtime.files import write_atomically
 from ...runtime.own_files import marked_coco
-from ..dataset.coco_format import CocoLabels, load_coco
-from ..dataset.coco_records import (
+from ..dataset.annotation_text import (
     parse_record,
     read_annotation_file,
     split_records,
-    unsafe_file_name,
 )
+from ..dataset.coco_format import CocoLabels, load_coco
+from ..dataset.image_names import unsafe_file_name
 from ..dataset.misplaced_files import find_misplaced
 from .coco_json import write_records
 from .find_coco import CocoFile

@@ -17,13 +17,13 @@ import msgspec
 
 from ...core.errors import DataError
 from ...core.fault_lists import listed
-from ..dataset.coco_records import (
+from ..dataset.annotation_text import (
     LISTS,
     parse_record,
     read_annotation_file,
     split_records,
-    unsafe_file_name,
 )
+from ..dataset.image_names import unsafe_file_name
 from .folders import Entries, part_of
 
 SAMPLED = 50

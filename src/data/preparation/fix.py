@@ -13,13 +13,10 @@ from pathlib import Path
 
 from ...core.errors import ConfigError, DataError
 from ...runtime.files import refuse_replacing, write_atomically
+from ..dataset.annotation_text import read_annotation_file, split_records
 from ..dataset.box_formats import COCO, BoxFormat
 from ..dataset.coco_format import Examination, examine_records
-from ..dataset.coco_records import (
-    read_annotation_file,
-    sound_records,
-    split_records,
-)
+from ..dataset.coco_records import sound_records
 from ..dataset.findings import Findings, Kind
 from .box_conversion import convert_boxes, rescale_boxes
 from .check import DataSet, look_at_images

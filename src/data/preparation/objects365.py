@@ -32,13 +32,13 @@ from ...runtime.own_files import (
     refuse_foreign,
     write_picture,
 )
-from ..dataset.coco_records import (
+from ..dataset.annotation_text import (
     parse_record,
     read_annotation_file,
     split_records,
-    unsafe_file_name,
 )
 from ..dataset.decoding import ImageError, load_image
+from ..dataset.image_names import unsafe_file_name
 from ..dataset.misplaced_files import find_misplaced
 from .coco_json import write_records
 

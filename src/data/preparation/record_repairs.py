@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
-from ..dataset.coco_records import is_id, meant_id, unsafe_file_name
 from ..dataset.decoding import ImageError, image_size
 from ..dataset.findings import Kind
+from ..dataset.image_names import unsafe_file_name
 from ..dataset.misplaced_files import find_misplaced
+from ..dataset.record_faults import is_id, meant_id
 from ..dataset.segmentation import box_of_segmentation, mask_size
 from .check import DataSet
 from .records_in_repair import Record, RecordsInRepair, is_four_numbers

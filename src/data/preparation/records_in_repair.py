@@ -15,9 +15,10 @@ from typing import Any, TypeGuard
 import msgspec
 import numpy as np
 
+from ..dataset.annotation_text import LISTS, parse_record
 from ..dataset.coco_format import Examination
-from ..dataset.coco_records import LISTS, meant_id, parse_record
 from ..dataset.image_names import FileIndex
+from ..dataset.record_faults import meant_id
 from .check import DataSet
 from .coco_json import encoded
 

@@ -19,9 +19,8 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.paths import read_text
-from ..dataset.coco_records import unsafe_file_name
 from ..dataset.decoding import IMAGE_SUFFIXES, ImageError, image_size
-from ..dataset.image_names import FileIndex, is_image_file
+from ..dataset.image_names import FileIndex, is_image_file, unsafe_file_name
 from ..dataset.misplaced_files import find_misplaced
 from .labelled_images import (
     Account,

@@ -22,10 +22,9 @@ from ..dataset.box_formats import (
     MIN_SUSPICIOUS_BOXES,
     OVERHANG,
 )
-from ..dataset.coco_records import unsafe_file_name
 from ..dataset.decoding import ImageError, image_size
 from ..dataset.header_scan import UNKNOWN, sizes_of_files
-from ..dataset.image_names import FileIndex, is_image_file
+from ..dataset.image_names import FileIndex, is_image_file, unsafe_file_name
 from ..dataset.misplaced_files import find_misplaced
 from .labelled_images import (
     Account,

@@ -15,8 +15,7 @@ import yaml
 from ...core.errors import DataError, first_line
 from ...core.paths import did_you_mean_file, read_text, user_path
 from ...runtime.log import logger
-from ..dataset.coco_records import unsafe_file_name
-from ..dataset.image_names import find_image_files
+from ..dataset.image_names import find_image_files, unsafe_file_name
 from .labelled_images import Account, Faults
 from .layouts import describe_layout
 

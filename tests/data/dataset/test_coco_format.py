@@ -10,7 +10,6 @@ import torch
 from src.core.errors import DataError
 from src.data.dataset import coco_records
 from src.data.dataset.coco_format import examine_coco, inspect_coco, load_coco
-from src.data.dataset.coco_records import unsafe_file_name
 from src.data.dataset.findings import CHECK_HINT, Findings, Kind
 from tests.fixtures.coco_files import sound_coco, write_coco
 
@@ -818,49 +817,6 @@ def test_garbled_files_are_read_or_refused_by_name(tmp_path, seed):
             load_coco(tmp_path / "labels.json")
         except DataError as error:
             assert str(tmp_path / "labels.json") in str(error)
-
-
-# ---- file names ----
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a.jpg",
-        "sub/folder/a.jpg",
-        "a..b.jpg",
-        "..a.jpg",
-        "ü ü.jpg",
-        "a:b.jpg",
-        "~/a.jpg",
-    ],
-)
-def test_name_inside_the_folder_is_safe(name):
-    assert unsafe_file_name(name) is None
-
-
-@pytest.mark.parametrize(
-    ("reason", "names"),
-    [
-        (
-            "which leaves the image folder",
-            ["../a.jpg", "a/../../b.jpg", "a\\..\\b.jpg", ".."],
-        ),
-        (
-            "which is an absolute path; names are relative to the image folder",
-            ["/etc/passwd", "C:\\a.jpg", "c:/a.jpg", "\\\\host\\share"],
-        ),
-        (
-            "which is an address; images must lie in the image folder",
-            ["http://a/b.jpg", "file:///a.jpg"],
-        ),
-        ("which contains a control character", ["a\0b", "a\nb", "\x1b[2J"]),
-        ("which is longer than a path can be", ["x" * 5000]),
-        ("expected a file name", ["", None, 5]),
-    ],
-)
-def test_name_that_leaves_the_folder_or_is_empty_is_unsafe(reason, names):
-    assert {unsafe_file_name(name) for name in names} == {reason}
 
 
 # ---- contradictions within a record ----

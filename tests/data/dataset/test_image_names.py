@@ -7,6 +7,7 @@ from src.data.dataset.image_names import (
     FileIndex,
     find_image_files,
     is_image_file,
+    unsafe_file_name,
 )
 
 
@@ -102,3 +103,43 @@ def test_no_file_name_is_suggested_if_none_or_several_are_similar(files, name):
 )
 def test_a_similar_name_is_a_suggestion_alone(files, name, similar):
     assert files.similar_to(name) == similar
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg",
+        "sub/folder/a.jpg",
+        "a..b.jpg",
+        "..a.jpg",
+        "ü ü.jpg",
+        "a:b.jpg",
+        "~/a.jpg",
+    ],
+)
+def test_name_inside_the_folder_is_safe(name):
+    assert unsafe_file_name(name) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "names"),
+    [
+        (
+            "which leaves the image folder",
+            ["../a.jpg", "a/../../b.jpg", "a\\..\\b.jpg", ".."],
+        ),
+        (
+            "which is an absolute path; names are relative to the image folder",
+            ["/etc/passwd", "C:\\a.jpg", "c:/a.jpg", "\\\\host\\share"],
+        ),
+        (
+            "which is an address; images must lie in the image folder",
+            ["http://a/b.jpg", "file:///a.jpg"],
+        ),
+        ("which contains a control character", ["a\0b", "a\nb", "\x1b[2J"]),
+        ("which is longer than a path can be", ["x" * 5000]),
+        ("expected a file name", ["", None, 5]),
+    ],
+)
+def test_name_that_leaves_the_folder_or_is_empty_is_unsafe(reason, names):
+    assert {unsafe_file_name(name) for name in names} == {reason}
