@@ -156,7 +156,7 @@ def open_trial(arguments):
     from ..runtime.checks import Finding, run_check
     from ..runtime.distributed import hide_gpus, pick_device
     from ..solver.building import amp_dtype_of_run
-    from ..solver.step_checks import Trial
+    from ..solver.configuration_trial import Trial
 
     path = find_config(arguments.config or SMALL_CONFIG)
     overrides = parse_overrides(arguments.update)

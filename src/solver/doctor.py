@@ -24,15 +24,10 @@ from ..runtime.machine_checks import (
 )
 from ..runtime.process import end_with_peers
 from ..runtime.rank_checks import check_ranks
-from .step_checks import (
-    Trial,
-    check_float32,
-    check_half,
-    check_loader,
-    check_memory,
-    check_run,
-    check_speed,
-)
+from .configuration_trial import Trial
+from .memory_check import check_memory
+from .precision_checks import check_float32, check_half
+from .speed_checks import check_loader, check_run, check_speed
 
 LOADER = "loader"
 FLOAT32 = "float32 steps"

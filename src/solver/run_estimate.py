@@ -72,6 +72,11 @@ def speed_text(images_per_second: float) -> str:
     return f"{images_per_second:,.0f}"
 
 
+def step_text(seconds: float) -> str:
+    """Return the duration of a step, such as "85 ms" or "12.2 s"."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def describe_run(
     data: str,
     images: int,

@@ -9,8 +9,8 @@ from src.core.errors import RankError
 from src.runtime.checks import Check
 from src.runtime.distributed import rank
 from src.solver import doctor
+from src.solver.configuration_trial import Trial
 from src.solver.doctor import check_start, checks_of_all_ranks
-from src.solver.step_checks import Trial
 from tests.fixtures.processes import on_ranks
 
 

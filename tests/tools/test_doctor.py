@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.runtime import machine_checks
-from src.solver import step_checks
+from src.solver import speed_checks
 from tests.fixtures.commands import run_python, write_tiny_config
 from tests.fixtures.run_here import run_here
 
@@ -37,7 +37,7 @@ def without_gpu(monkeypatch):
 
 @pytest.fixture
 def config(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(step_checks, "SPEED_SECONDS", 0.0)
+    monkeypatch.setattr(speed_checks, "SPEED_SECONDS", 0.0)
     return write_tiny_config(tmp_path, tiny_data)
 
 
