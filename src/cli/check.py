@@ -212,7 +212,7 @@ def selected_data(arguments: argparse.Namespace, found):
     from ..core import YAMLConfig
     from ..core.config_file import parse_overrides
     from ..data.dataset.box_formats import BoxFormat
-    from ..data.preparation.check import (
+    from ..data.preparation.data_set import (
         DataSet,
         data_sets_of,
         training_transforms,

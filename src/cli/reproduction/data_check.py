@@ -8,13 +8,9 @@ from typing import Any
 from ...core.errors import DataError
 from ...core.fault_lists import count_faults
 from ...core.yaml_config import YAMLConfig
-from ...data.preparation.check import (
-    Report,
-    check,
-    data_sets_of,
-    is_repaired,
-    training_transforms,
-)
+from ...data.preparation.check import check, is_repaired
+from ...data.preparation.check_report import Report
+from ...data.preparation.data_set import data_sets_of, training_transforms
 from ...data.preparation.image_file_check import ImageCheck
 from ...runtime.log import say
 from ...runtime.machine_checks import usable_cores

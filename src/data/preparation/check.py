@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ...core.build import create
-from ...core.coco_categories import differing_categories
 from ...core.errors import ConfigError, DataError
-from ...core.fault_lists import FAULTS_SHOWN, count_faults
 from ...core.paths import did_you_mean_file
-from ...runtime.files import json_bytes, write_atomically
-from ...runtime.own_files import MARK, WRITER
-from ..dataset.box_formats import BoxFormat
 from ..dataset.coco_format import Examination, examine_coco
-from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Findings, Kind, Note, place_of
 from ..dataset.image_names import FileIndex, unsafe_file_name
 from ..dataset.label_ledger import TOO_SMALL, LabelLedger
-from ..dataset.picture import FLAG_TEXTS, is_bit_depth
+from ..dataset.picture import FLAG_TEXTS
 from ..transforms.compose import Compose
+from .check_report import (
+    Checked,
+    Entry,
+    FileGroups,
+    Group,
+    Report,
+    image_entries,
+    image_entry,
+)
+from .data_set import DataSet
+from .data_set_comparison import add_duplicates, compare_data_sets
 from .image_file_check import CheckedImages, ImageCheck
-from .summary import summarize
 
 _NOTES: dict[Kind, tuple[bool, str]] = {
     Kind.REPEATED_ANNOTATION: (True, "this id is used before"),
@@ -49,188 +47,9 @@ _NOTES: dict[Kind, tuple[bool, str]] = {
 ambiguous, and its description."""
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """An annotation file and the folder of its images."""
-
-    annotations: Path
-    images: Path
-    follow_links: bool = False
-    """Open images that are symbolic links out of the folder."""
-    bit_depth: int | None = None
-    """Number of bits that the samples of 16-bit images use; None means 16."""
-    box_format: BoxFormat | None = None
-    """Format of `bbox`; None expects COCO's format and looks for signs of another one."""
-
-
-class Entry(NamedTuple):
-    """One finding."""
-
-    place: str
-    """"annotations[17] (id 4711)", or "" for a file as a whole."""
-    id: int | None
-    what: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """All findings of a kind in a file; entries are created on demand, because there can be many."""
-
-    file: str
-    kind: str
-    is_fault: bool
-    count: int
-    entries: Callable[[], Iterable[Entry]] = field(repr=False)
-
-    def fault_lines(self, shown: int) -> Iterator[str]:
-        """Yield up to `shown` entries, one per line, and the number of the others."""
-        for number, entry in enumerate(self.entries()):
-            if number == shown:
-                yield f"{self.file}: ... and {self.count - shown} more: {self.kind}"
-                return
-            yield _joined(self.file, entry.place, entry.what)
-
-    def remark_line(self) -> str:
-        """Return a line with the number of entries and the first of them."""
-        first = next(iter(self.entries()))
-        text = _joined(first.place, first.what)
-        return f"remark: {self.file}: {self.kind}: {self.count} (first: {text})"
-
-
-def _joined(*parts: str) -> str:
-    """Return the parts that are not empty, separated by colons."""
-    return ": ".join(filter(None, parts))
-
-
-class Checked(NamedTuple):
-    """Results of the check of a data set."""
-
-    data: DataSet
-    examined: Examination
-    images: CheckedImages
-    ledger: LabelLedger
-
-
-@dataclass
-class Report:
-    """Result of a check."""
-
-    groups: list[Group]
-    checked: list[Checked | None]
-    """For each data set; None if its file cannot be read."""
-
-    @property
-    def num_faults(self) -> int:
-        """Number of faults."""
-        return sum(group.count for group in self.groups if group.is_fault)
-
-    def lines(self, shown: int = FAULTS_SHOWN) -> Iterator[str]:
-        """Yield the lines for a terminal.
-
-        These are up to `shown` faults of each kind, one line per kind of remark, and the counts.
-        """
-        counts: Counter[str] = Counter()
-        for group in self.groups:
-            if group.is_fault:
-                counts[group.kind] += group.count
-                yield from group.fault_lines(shown)
-        for group in self.groups:
-            if not group.is_fault:
-                yield group.remark_line()
-        yield count_faults(self.num_faults)
-        for kind, count in counts.items():
-            yield f"  {count:6} {kind}"
-
-    def summaries(self) -> Iterator[str]:
-        """Yield for each readable file its summary and the table of its labels."""
-        for checked in filter(None, self.checked):
-            yield f"{checked.data.annotations}:"
-            for line in summarize(checked.examined):
-                yield f"  {line}"
-            yield from checked.ledger.lines()
-            yield ""
-
-    def write(self, path: Path) -> None:
-        """Write everything as JSON, entry by entry."""
-
-        def write(file: BinaryIO) -> None:
-            head = json_bytes({MARK: WRITER, "num_faults": self.num_faults})
-            file.write(head.removesuffix(b"}") + b', "findings": [')
-            before = b"\n"
-            for group in self.groups:
-                for entry in group.entries():
-                    record = {
-                        "file": group.file,
-                        "kind": group.kind,
-                        "fault": group.is_fault,
-                        **entry._asdict(),
-                    }
-                    file.write(before + json_bytes(record))
-                    before = b",\n"
-            file.write(b"\n]}\n")
-
-        write_atomically(path, write)
-
-    def raise_if_faulty(self) -> None:
-        """Raise `DataError` with the number of faults, if there are any."""
-        files: dict[str, None] = {}
-        for group in self.groups:
-            if group.is_fault:
-                files[group.file] = None
-        if files:
-            raise DataError(
-                f"{count_faults(self.num_faults)} in {', '.join(files)}"
-            )
-
-
 def is_repaired(group: Group) -> bool:
     """Return whether training accepts the findings of a group: it repairs or drops them, and counts them."""
     return group.kind in {*_NOTES, Kind.OTHER_SIZE, Kind.CROWDED}
-
-
-def data_sets_of(config: dict[str, Any]) -> tuple[list[DataSet], int | None]:
-    """Return the data sets that a configuration names, and the number of its queries if it has one.
-
-    Raises:
-        ConfigError: if it does not name data sets.
-    """
-    data_sets = []
-    for part in ("train_dataloader", "val_dataloader"):
-        loader = config.get(part) or {}
-        dataset = loader.get("dataset") or {}
-        if not dataset.get("ann_file") or not dataset.get("img_folder"):
-            raise ConfigError(
-                f"the configuration has no {part}.dataset.ann_file or no img_folder"
-            )
-        bit_depth = dataset.get("bit_depth")
-        if not is_bit_depth(bit_depth):
-            raise ConfigError(
-                f"{part}.dataset.bit_depth is {bit_depth}, expected 8 to 16"
-            )
-        order = dataset.get("box_order")
-        unit = dataset.get("box_unit")
-        box_format = None
-        if order is not None or unit is not None:
-            box_format = BoxFormat(order or "xywh", unit or "pixels")
-        data = DataSet(
-            Path(dataset["ann_file"]),
-            Path(dataset["img_folder"]),
-            follow_links=bool(dataset.get("follow_links")),
-            bit_depth=bit_depth,
-            box_format=box_format,
-        )
-        data_sets.append(data)
-    transformer = config.get("DFINETransformer") or {}
-    return data_sets, transformer.get("num_queries")
-
-
-def training_transforms(config: dict[str, Any]) -> Compose | None:
-    """Build the transforms of a configuration's training data, or return None if it names none."""
-    loader = config.get("train_dataloader") or {}
-    dataset = loader.get("dataset") or {}
-    if not dataset.get("transforms"):
-        return None
-    return create(dataset["transforms"], config)
 
 
 def check(
@@ -263,29 +82,9 @@ def check(
         report.checked.append(checked)
     sound = [checked for checked in report.checked if checked]
     if len(sound) == 2:
-        _compare(sound[0], sound[1], report.groups)
-    _add_duplicates(sound, report.groups)
+        compare_data_sets(sound[0], sound[1], report.groups)
+    add_duplicates(sound, report.groups)
     return report
-
-
-class _FileGroups(NamedTuple):
-    """Adds findings about one annotation file to the groups of a report."""
-
-    file: str
-    groups: list[Group]
-
-    def add(
-        self,
-        kind: str,
-        is_fault: bool,
-        entries: list[Entry],
-    ) -> None:
-        """Add a group, unless it is empty."""
-        if entries:
-            group = Group(
-                self.file, kind, is_fault, len(entries), lambda: entries
-            )
-            self.groups.append(group)
 
 
 def _check_one(
@@ -295,7 +94,7 @@ def _check_one(
     transforms: Compose | None,
     groups: list[Group],
 ) -> Checked | None:
-    found = _FileGroups(str(data.annotations), groups)
+    found = FileGroups(str(data.annotations), groups)
     try:
         true_sizes = image_check.true_sizes(data.images, data.follow_links)
         examined = examine_coco(
@@ -315,12 +114,12 @@ def _check_one(
     _add_images(found, checked)
     _add_objects(found, checked, queries)
     for flag, kind in FLAG_TEXTS.items():
-        found.add(kind, False, _images(checked, images.flags[flag]))
+        found.add(kind, False, image_entries(checked, images.flags[flag]))
     _add_losses(found, checked)
     return checked
 
 
-def _add_findings(found: _FileGroups, findings: Findings) -> None:
+def _add_findings(found: FileGroups, findings: Findings) -> None:
     """Add the faults and notes of an annotation file."""
     by_kind: dict[str, list[Entry]] = {}
     for fault in findings.faults:
@@ -335,7 +134,7 @@ def _add_findings(found: _FileGroups, findings: Findings) -> None:
         found.groups.append(_note_group(found.file, note))
 
 
-def _add_images(found: _FileGroups, checked: Checked) -> None:
+def _add_images(found: FileGroups, checked: Checked) -> None:
     """Add the image files that cannot be used."""
     data = checked.data
     images = checked.images
@@ -344,21 +143,21 @@ def _add_images(found: _FileGroups, checked: Checked) -> None:
     for index in images.missing:
         name = checked.examined.content.images[index].file_name
         what = _describe_missing(data, files, name)
-        missing.append(_image(checked, index, what))
+        missing.append(image_entry(checked, index, what))
     found.add(Kind.MISSING, True, missing)
     leaving = []
     for index, target in images.leaving.items():
         what = f"leads out of {data.images} to {target}"
-        leaving.append(_image(checked, index, what))
+        leaving.append(image_entry(checked, index, what))
     found.add(Kind.LEAVING, True, leaving)
     unreadable = []
     for index, reason in images.unreadable.items():
-        unreadable.append(_image(checked, index, reason))
+        unreadable.append(image_entry(checked, index, reason))
     found.add(Kind.UNREADABLE, True, unreadable)
 
 
 def _add_objects(
-    found: _FileGroups,
+    found: FileGroups,
     checked: Checked,
     queries: int | None,
 ) -> None:
@@ -371,13 +170,13 @@ def _add_objects(
         crowded = []
         for index in np.flatnonzero(objects > queries).tolist():
             what = f"{objects[index]} objects, {limit}"
-            crowded.append(_image(checked, index, what))
+            crowded.append(image_entry(checked, index, what))
         found.add(Kind.CROWDED, True, crowded)
     if not checked.examined.findings.faults and bool(rows["crowds"].all()):
         text = f"none of its {len(records)} images has a usable box"
         found.add(Kind.NOTHING, True, [Entry("", None, text)])
     empty = np.flatnonzero(objects == 0).tolist()
-    found.add("images without objects", False, _images(checked, empty))
+    found.add("images without objects", False, image_entries(checked, empty))
     used = set(rows["categories"].unique().tolist())
     unused = []
     names = checked.examined.categories.items()
@@ -387,7 +186,7 @@ def _add_objects(
     found.add("categories without a box", False, unused)
 
 
-def _add_losses(found: _FileGroups, checked: Checked) -> None:
+def _add_losses(found: FileGroups, checked: Checked) -> None:
     """Add the boxes that are lost between the file and the loss."""
     for entry in checked.ledger.entries:
         if entry.cause == "size":
@@ -479,100 +278,3 @@ def _note_entry(
     record_id = int(note.ids[position])
     place = place_of(note.where, note.index[position], record_id)
     return Entry(place, record_id, what)
-
-
-def _compare(
-    train: Checked,
-    val: Checked,
-    groups: list[Group],
-) -> None:
-    """Add the findings about training and validation data together."""
-    found = _FileGroups(str(val.data.annotations), groups)
-    _compare_categories(train, val, found)
-    trained = _positions_of_files(train)
-    scored = _positions_of_files(val)
-    shared = sorted(trained.keys() & scored.keys())
-    both = [scored[path] for path in shared]
-    found.add(
-        "images that are used for training too", False, _images(val, both)
-    )
-
-
-def _compare_categories(
-    train: Checked,
-    val: Checked,
-    found: _FileGroups,
-) -> None:
-    """Add categories that differ, or that have the same names under other ids."""
-    ours = train.examined.categories
-    theirs = val.examined.categories
-    files = f"({train.data.annotations} / {val.data.annotations})"
-    differing = []
-    for line in differing_categories(ours, theirs):
-        differing.append(Entry("categories", None, f"{line} {files}"))
-    found.add(Kind.CATEGORIES, True, differing)
-    if not differing and ours != theirs:
-        text = f"{len(theirs)} categories, matched by name"
-        found.add(
-            "categories under other ids than in training",
-            False,
-            [Entry("categories", None, text)],
-        )
-
-
-def _positions_of_files(checked: Checked) -> dict[str, int]:
-    """Return the position of each image by its path, in which only the folder is resolved."""
-    folder = os.path.realpath(checked.data.images)
-    positions = {}
-    for index, record in enumerate(checked.examined.content.images):
-        positions[f"{folder}/{record.file_name}"] = index
-    return positions
-
-
-def _add_duplicates(checked: list[Checked], groups: list[Group]) -> None:
-    if not checked:
-        return
-    duplicates = find_duplicates([one.images.scan for one in checked])
-    for number, one in enumerate(checked):
-        found = _FileGroups(str(one.data.annotations), groups)
-        inside = _duplicate_entries(one, duplicates.within(number))
-        found.add("images with the content of another one", False, inside)
-        if number > 0:
-            shared = _duplicate_entries(one, duplicates.shared())
-            found.add(
-                "images that are used for training too, under other names",
-                False,
-                shared,
-            )
-
-
-def _duplicate_entries(
-    checked: Checked, groups: list[list[str]]
-) -> list[Entry]:
-    """Return an entry for each image of a data set that has the content of the first in its group."""
-    paths = checked.images.scan.paths
-    positions = {path: index for index, path in enumerate(paths)}
-    entries = []
-    for first, *others in groups:
-        for path in others:
-            if path in positions:
-                what = f"has the content of {first}"
-                entries.append(_image(checked, positions[path], what))
-    return entries
-
-
-def _images(checked: Checked, indices: Iterable[int]) -> list[Entry]:
-    """Return an entry for each of some images."""
-    return [_image(checked, index) for index in indices]
-
-
-def _image(
-    checked: Checked,
-    index: int,
-    what: str = "",
-) -> Entry:
-    """Return an entry about an image, with its file name."""
-    content = checked.examined.content
-    record = content.images[index]
-    place = place_of("images", content.places["images"][index], record.id)
-    return Entry(place, record.id, _joined(record.file_name, what))

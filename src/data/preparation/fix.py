@@ -19,8 +19,9 @@ from ..dataset.coco_format import Examination, examine_records
 from ..dataset.coco_records import sound_records
 from ..dataset.findings import Findings, Kind
 from .box_conversion import convert_boxes, rescale_boxes
-from .check import DataSet, look_at_images
+from .check import look_at_images
 from .coco_json import write_records
+from .data_set import DataSet
 from .image_file_check import ImageCheck
 from .record_repairs import REPAIRS, DroppedRecord
 from .records_in_repair import RecordsInRepair

@@ -15,7 +15,7 @@ from ..dataset.image_names import unsafe_file_name
 from ..dataset.misplaced_files import find_misplaced
 from ..dataset.record_faults import is_id, meant_id
 from ..dataset.segmentation import box_of_segmentation, mask_size
-from .check import DataSet
+from .data_set import DataSet
 from .records_in_repair import Record, RecordsInRepair, is_four_numbers
 
 

@@ -19,8 +19,8 @@ from ..dataset.annotation_text import LISTS, parse_record
 from ..dataset.coco_format import Examination
 from ..dataset.image_names import FileIndex
 from ..dataset.record_faults import meant_id
-from .check import DataSet
 from .coco_json import encoded
+from .data_set import DataSet
 
 Record = dict[str, Any]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.preparation.check import DataSet, check
+from src.data.preparation.check import check
+from src.data.preparation.data_set import DataSet
 from src.data.preparation.image_file_check import ImageCheck
 from tests.fixtures.coco_files import sound_coco, write_coco
 from tests.fixtures.pictures import xmp_with

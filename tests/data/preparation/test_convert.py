@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from src.core.errors import RunError
 from src.data.dataset.coco_format import load_coco
-from src.data.preparation.check import DataSet, check
+from src.data.preparation.check import check
 from src.data.preparation.convert import convert
+from src.data.preparation.data_set import DataSet
 from src.data.preparation.image_file_check import ImageCheck
 from tests.fixtures.label_formats import (
     BOXES,

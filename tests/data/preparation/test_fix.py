@@ -9,7 +9,8 @@ from src.core.errors import ConfigError, DataError
 from src.data.dataset.box_formats import COCO, BoxFormat
 from src.data.dataset.coco_format import load_coco
 from src.data.dataset.segmentation import box_of_segmentation
-from src.data.preparation.check import DataSet, check
+from src.data.preparation.check import check
+from src.data.preparation.data_set import DataSet
 from src.data.preparation.fix import fix
 from src.data.preparation.image_file_check import ImageCheck
 from tests.data.preparation.test_check import faulty  # noqa: F401 - a fixture
