@@ -32,52 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of this command; `prog` is its name in the help."""
     parser = parser_for(__doc__, prog)
-    parser.add_argument(
-        "dataset",
-        nargs="?",
-        type=user_path,
-        metavar="DATA",
-        help="the same as --data",
-    )
-    add_dataset_arguments(parser, split=False)
-    parser.add_argument(
-        "--annotations",
-        type=user_path,
-        metavar="FILE",
-        help="COCO file of the training data",
-    )
-    parser.add_argument(
-        "--images",
-        type=user_path,
-        metavar="DIR",
-        help="image folder, to which the file names are relative",
-    )
-    parser.add_argument(
-        "--val-annotations",
-        type=user_path,
-        metavar="FILE",
-        help="COCO file of the validation data, compared with the first",
-    )
-    parser.add_argument(
-        "--val-images",
-        type=user_path,
-        metavar="DIR",
-        help="image folder of the validation data; default: --images",
-    )
-    parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help="take files, folders and the number of queries from a configuration",
-    )
-    parser.add_argument(
-        "-u",
-        "--update",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings of the configuration, as for train.py",
-    )
+    _add_data_arguments(parser)
     parser.add_argument(
         "--queries",
         type=int,
@@ -138,6 +93,56 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="threads that decode images; default: 4",
     )
     return parser
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name the data: a data set, COCO files with their folders, or a configuration."""
+    parser.add_argument(
+        "dataset",
+        nargs="?",
+        type=user_path,
+        metavar="DATA",
+        help="the same as --data",
+    )
+    add_dataset_arguments(parser, split=False)
+    parser.add_argument(
+        "--annotations",
+        type=user_path,
+        metavar="FILE",
+        help="COCO file of the training data",
+    )
+    parser.add_argument(
+        "--images",
+        type=user_path,
+        metavar="DIR",
+        help="image folder, to which the file names are relative",
+    )
+    parser.add_argument(
+        "--val-annotations",
+        type=user_path,
+        metavar="FILE",
+        help="COCO file of the validation data, compared with the first",
+    )
+    parser.add_argument(
+        "--val-images",
+        type=user_path,
+        metavar="DIR",
+        help="image folder of the validation data; default: --images",
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="take files, folders and the number of queries from a configuration",
+    )
+    parser.add_argument(
+        "-u",
+        "--update",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings of the configuration, as for train.py",
+    )
 
 
 def parse_arguments(

@@ -199,35 +199,19 @@ class DINOv3Backbone(nn.Module):
         self.window_blocks = _check_windows(
             windows, window_blocks, self.tap_blocks
         )
-        self.adapter: SpatialTuningAdapter | ConcatAdapter
-        if adapter == "concat":
-            _refuse_for_concat(
-                tap_norm,
-                upsample_mode,
-                position_encoding,
-                detail_strides,
-                adapter_start,
-            )
-            self.adapter = ConcatAdapter(
-                self.vit.embed_dim,
-                out_channels,
-                feat_strides,
-                len(self.tap_blocks),
-                detail_channels=detail_channels,
-            )
-        else:
-            self.adapter = SpatialTuningAdapter(
-                self.vit.embed_dim,
-                out_channels,
-                feat_strides,
-                len(self.tap_blocks),
-                upsample_mode=upsample_mode,
-                detail_channels=detail_channels,
-                detail_strides=detail_strides,
-                layer_norm=tap_norm == "own",
-                position_encoding=position_encoding,
-                start=adapter_start,
-            )
+        self.adapter = _build_adapter(
+            adapter,
+            self.vit.embed_dim,
+            out_channels,
+            feat_strides,
+            len(self.tap_blocks),
+            tap_norm=tap_norm,
+            upsample_mode=upsample_mode,
+            position_encoding=position_encoding,
+            detail_channels=detail_channels,
+            detail_strides=detail_strides,
+            start=adapter_start,
+        )
         self.out_channels = self.adapter.out_channels
         self.out_strides = list(feat_strides)
         mean = torch.tensor(image_mean).view(1, 3, 1, 1)
@@ -251,18 +235,8 @@ class DINOv3Backbone(nn.Module):
             uses_final_norm=tap_norm == "final",
             lora_only=lora_rank > 0,
         )
-        if lora_rank and not self.ever_learns:
-            raise ConfigError(
-                "DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), "
-                "so that LoRA would never learn; let some train (with LoRA the ViT's own weights stay frozen "
-                "anyway), or set lora_rank to 0"
-            )
-        if self.window_blocks and not self.ever_learns:
-            raise ConfigError(
-                f"DINOv3Backbone.windows is {windows}, but no block is ever trained (freeze_backbone, "
-                "unfreeze_blocks, unfreeze_plan); expected a ViT that is trained, since published weights "
-                "attend globally and must adapt to windows; let it train, or set windows to 1"
-            )
+        if not self.ever_learns:
+            _refuse_for_frozen(lora_rank, windows, self.window_blocks)
         self._reported_frozen: int | None = None
         self.trainable_blocks = 0
         self.set_trainable_blocks(phases[0].blocks)
@@ -491,6 +465,68 @@ def _check_windows(
             "last block that is read"
         )
     return blocks
+
+
+def _build_adapter(
+    kind: Literal["mixture", "concat"],
+    width: int,
+    out_channels: int | Sequence[int],
+    feat_strides: Sequence[int],
+    num_taps: int,
+    *,
+    tap_norm: Literal["final", "own", "none"],
+    upsample_mode: Literal["bilinear", "nearest"],
+    position_encoding: bool,
+    detail_channels: int,
+    detail_strides: Sequence[int] | None,
+    start: Literal["smooth", "random"],
+) -> SpatialTuningAdapter | ConcatAdapter:
+    """Build the adapter; the arguments are those of `DINOv3Backbone`, `width` is that of the ViT.
+
+    Raises:
+        ConfigError: for settings that "concat" does not have.
+    """
+    if kind == "concat":
+        _refuse_for_concat(
+            tap_norm, upsample_mode, position_encoding, detail_strides, start
+        )
+        return ConcatAdapter(
+            width,
+            out_channels,
+            feat_strides,
+            num_taps,
+            detail_channels=detail_channels,
+        )
+    return SpatialTuningAdapter(
+        width,
+        out_channels,
+        feat_strides,
+        num_taps,
+        upsample_mode=upsample_mode,
+        detail_channels=detail_channels,
+        detail_strides=detail_strides,
+        layer_norm=tap_norm == "own",
+        position_encoding=position_encoding,
+        start=start,
+    )
+
+
+def _refuse_for_frozen(
+    lora_rank: int, windows: int, window_blocks: Sequence[int]
+) -> None:
+    """Raise `ConfigError` for LoRA or windows in a ViT that is never trained."""
+    if lora_rank:
+        raise ConfigError(
+            "DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), "
+            "so that LoRA would never learn; let some train (with LoRA the ViT's own weights stay frozen "
+            "anyway), or set lora_rank to 0"
+        )
+    if window_blocks:
+        raise ConfigError(
+            f"DINOv3Backbone.windows is {windows}, but no block is ever trained (freeze_backbone, "
+            "unfreeze_blocks, unfreeze_plan); expected a ViT that is trained, since published weights "
+            "attend globally and must adapt to windows; let it train, or set windows to 1"
+        )
 
 
 def _refuse_for_concat(

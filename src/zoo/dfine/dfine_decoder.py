@@ -317,18 +317,15 @@ class DFINETransformer(nn.Module):
         if eval_idx < 0:
             eval_idx += num_layers
         _check_levels(feat_channels, feat_strides, num_levels, points)
-        require(
-            0 <= eval_idx < num_layers,
-            f"DFINETransformer: eval_idx must point at one of {num_layers} layers",
+        _check_numbers(
+            num_layers=num_layers,
+            eval_idx=eval_idx,
+            layer_scale=layer_scale,
+            reg_max=reg_max,
+            num_classes=num_classes,
+            num_queries=num_queries,
+            num_denoising=num_denoising,
         )
-        _check_minimum("layer_scale", layer_scale, 1)
-        require(
-            reg_max >= 4 and reg_max % 2 == 0,
-            f"DFINETransformer: reg_max is {reg_max}, expected an even number from 4",
-        )
-        _check_minimum("num_classes", num_classes, 1)
-        _check_minimum("num_queries", num_queries, 1)
-        _check_minimum("num_denoising", num_denoising, 0)
         self.num_classes = num_classes
         self.hidden_dim = hidden_dim
         self.num_queries = num_queries
@@ -356,12 +353,7 @@ class DFINETransformer(nn.Module):
         scale = torch.tensor([reg_scale])  # int64 for an integer
         self.reg_scale = nn.Parameter(scale, requires_grad=False)
         if self.eval_spatial_size:
-            shapes = self._shapes_of(self.eval_spatial_size)
-            anchors, valid = make_anchors(
-                shapes, eps, torch.get_default_device()
-            )
-            self.register_buffer("anchors", anchors.clone())
-            self.register_buffer("valid_mask", valid.clone())
+            self._store_anchors(self.eval_spatial_size)
         self.input_proj = self._build_input_projections()
 
         def build_layer(scale: float) -> DecoderLayer:
@@ -382,6 +374,15 @@ class DFINETransformer(nn.Module):
         self._build_heads(self.decoder.widths, mlp_act, query_projection)
 
     # ---- construction ----
+
+    def _store_anchors(self, size: Sequence[int]) -> None:
+        """Make the anchors of an image size, (height, width), a part of the state dict."""
+        shapes = self._shapes_of(size)
+        anchors, valid = make_anchors(
+            shapes, self.eps, torch.get_default_device()
+        )
+        self.register_buffer("anchors", anchors.clone())
+        self.register_buffer("valid_mask", valid.clone())
 
     def _build_input_projections(self) -> nn.ModuleList:
         """Build one projection per level; the first extra level is made from the last map."""
@@ -745,6 +746,31 @@ def _check_levels(
         len(points) == num_levels,
         f"DFINETransformer: num_points {points} needs one number for each of {num_levels} levels",
     )
+
+
+def _check_numbers(
+    *,
+    num_layers: int,
+    eval_idx: int,
+    layer_scale: float,
+    reg_max: int,
+    num_classes: int,
+    num_queries: int,
+    num_denoising: int,
+) -> None:
+    """Raise `ConfigError` for the first number out of range; `eval_idx` counts from the first layer."""
+    require(
+        0 <= eval_idx < num_layers,
+        f"DFINETransformer: eval_idx must point at one of {num_layers} layers",
+    )
+    _check_minimum("layer_scale", layer_scale, 1)
+    require(
+        reg_max >= 4 and reg_max % 2 == 0,
+        f"DFINETransformer: reg_max is {reg_max}, expected an even number from 4",
+    )
+    _check_minimum("num_classes", num_classes, 1)
+    _check_minimum("num_queries", num_queries, 1)
+    _check_minimum("num_denoising", num_denoising, 0)
 
 
 def _check_minimum(name: str, value: float, minimum: int) -> None:
