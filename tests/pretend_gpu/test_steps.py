@@ -10,8 +10,12 @@ IN_FLOAT32 = (
     "src/ops/deformable.py",
     "src/zoo/dfine/dfine_criterion.py",
     "src/zoo/dfine/distribution.py",
+    "src/zoo/dfine/edge_terms.py",
     "src/zoo/dfine/losses.py",
     "src/zoo/dfine/matcher.py",
+    "src/zoo/dfine/normalizers.py",
+    "src/zoo/dfine/soft_terms.py",
+    "src/zoo/dfine/supervision.py",
 )
 """Files whose arithmetic is in float32 always."""
 
