@@ -163,6 +163,31 @@ def test_a_recipe_with_a_batch_per_rank(tiny_data, tmp_path):
     assert batch_of_recipe(cfg, 4) == 12
 
 
+@pytest.mark.parametrize(
+    "override", [{}, AUTO], ids=["in the file", "also in the command"]
+)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"total_batch_size": 12},
+        {"batch_size": 3, "total_batch_size": None},
+    ],
+    ids=["total", "per rank"],
+)
+def test_the_batch_of_the_recipe_is_that_of_an_included_file(
+    tiny_data, tmp_path, recipe, override
+):
+    path = write_tiny_config(tmp_path, tiny_data, train_dataloader=recipe)
+    own = tmp_path / "own.yml"
+    own.write_text(
+        f"__include__: [{path.name}]\n"
+        "train_dataloader: {batch_size: null, total_batch_size: auto}\n"
+    )
+    cfg = open_configuration(str(own), override)
+    assert is_automatic(cfg)
+    assert batch_of_recipe(cfg, 4) == 12
+
+
 def test_a_recipe_that_is_automatic_itself_needs_the_base_of_its_rates(
     tiny_data, tmp_path
 ):
