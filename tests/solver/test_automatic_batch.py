@@ -15,6 +15,7 @@ from src.solver.automatic_batch import (
     largest_that_fits,
     largest_useful,
     plan_batch,
+    share_of_rank,
 )
 from src.solver.start_config import open_configuration
 from tests.fixtures.commands import write_tiny_config
@@ -130,6 +131,13 @@ def test_every_plan_fits_and_reaches_the_recipe():
             plan = plan_batch(fits, share)
             assert plan.per_rank <= fits
             assert share <= plan.effective(1) < share + plan.accumulation
+
+
+def test_a_data_set_that_is_smaller_than_the_batch_of_the_recipe_is_one_batch():
+    assert share_of_rank(32, 24, 1) == 24
+    assert share_of_rank(32, 24, 2) == 12
+    assert share_of_rank(32, 100, 2) == 16
+    assert share_of_rank(32, 1, 2) == 1
 
 
 def test_a_larger_batch_leaves_steps_and_stays_near_the_recipe():
