@@ -121,17 +121,14 @@ def add_log_argument(parser: argparse.ArgumentParser) -> None:
         choices=LOGGERS,
         default=[],
         metavar="LOGGER",
-        help="also send the run to these loggers: wandb, mlflow or clearml; csv and tensorboard are on, and "
-        "-u loggers=[csv] names all that are wanted",
+        help="also send the run to these loggers: wandb, mlflow or clearml. They are added to those of the "
+        "setting loggers, by default csv and tensorboard",
     )
 
 
-def log_settings(words: Sequence[str]) -> list[str]:
-    """Return the setting that `--log` stands for, as for `-u`: the words are added to csv and tensorboard."""
-    if not words:
-        return []
-    chosen = dict.fromkeys(["csv", "tensorboard", *words])
-    return [f"loggers=[{', '.join(chosen)}]"]
+def log_arguments(words: Sequence[str]) -> list[str]:
+    """Return the arguments of `train.py` for the words of `--log`."""
+    return ["--loggers", *words] if words else []
 
 
 def batch_size(text: str) -> int | str:

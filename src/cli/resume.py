@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .common import add_log_argument, log_settings, parser_for
+from .common import add_log_argument, log_arguments, parser_for
 from .launch import run_trainer
 from .train import add_run_arguments, run_arguments
 
@@ -57,4 +57,5 @@ def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
     words = ["-r", str(path), "--output-dir", str(path.parent)]
     if arguments.override:
         words.append("--override")
-    return words + run_arguments(arguments, log_settings(arguments.log))
+    words += log_arguments(arguments.log)
+    return words + run_arguments(arguments)

@@ -29,7 +29,7 @@ from .common import (
     add_log_argument,
     batch_settings,
     batch_size,
-    log_settings,
+    log_arguments,
     parser_for,
 )
 from .launch import add_gpus_argument, run_trainer
@@ -159,6 +159,7 @@ def trainer_arguments(arguments: argparse.Namespace) -> list[str]:
             words.append("--" + flag.replace("_", "-"))
     if arguments.seed is not None:
         words.append(f"--seed={arguments.seed}")
+    words += log_arguments(arguments.log)
     return words + run_arguments(arguments, settings_of(arguments))
 
 
@@ -180,7 +181,7 @@ def data_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def settings_of(arguments: argparse.Namespace) -> list[str]:
-    """Return the settings that `--epochs`, `--batch`, `--imgsz` and `--log` stand for, as for `-u`."""
+    """Return the settings that `--epochs`, `--batch` and `--imgsz` stand for, as for `-u`."""
     settings = []
     if arguments.epochs is not None:
         settings.append(f"epochs={arguments.epochs}")
@@ -188,7 +189,6 @@ def settings_of(arguments: argparse.Namespace) -> list[str]:
     if arguments.imgsz is not None:
         size = arguments.imgsz
         settings.append(f"eval_spatial_size=[{size}, {size}]")
-    settings += log_settings(arguments.log)
     return settings
 
 

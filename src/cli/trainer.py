@@ -32,7 +32,6 @@ from .common import (
     add_min_ap_argument,
     batch_settings,
     batch_size,
-    log_settings,
 )
 
 if TYPE_CHECKING:
@@ -279,7 +278,7 @@ def settings_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
             if arguments.use_amp
             else "no mixed precision (use_amp=False)",
         )
-    updates = batch_settings(arguments.batch) + log_settings(arguments.log)
+    updates = batch_settings(arguments.batch)
     return parse_overrides([*updates, *arguments.update]) | flags
 
 
@@ -298,7 +297,11 @@ def configuration_of_run(
         val_fraction=arguments.val_fraction,
         follow_links=arguments.follow_links,
     )
-    return open_configuration(arguments.config, overrides)
+    cfg = open_configuration(arguments.config, overrides)
+    if arguments.log:
+        chosen = dict.fromkeys([*cfg.settings.loggers, *arguments.log])
+        cfg.set("loggers", list(chosen), "--log")
+    return cfg
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ class ConfigTree:
         self.origins = Origins()
         self.imported: dict[str, Path] = {}
         """Python files of users by the names of their modules."""
+        self.replaced: dict[KeyPath, Any] = {}
+        """Numbers and texts that later values have replaced, by their path; the last one of each path."""
         self.files = 0
         """Number of files that were read."""
         self.budget = ValueBudget(str(name), "with its includes and references")
@@ -47,6 +49,8 @@ class ConfigTree:
             ConfigError: if the tree has received too many values.
         """
         self.budget.spend(count_values(values))
+        for path, old in _replaced(self.values, values, ()):
+            self.replaced[path] = old
         _merge(self.values, values, self.origins, origins)
 
     def origin(self, path: KeyPath) -> str:
@@ -301,6 +305,18 @@ def _merge(
             origins.below[key] = Origins(places_below)
         else:
             origins.below[key] = places_below
+
+
+def _replaced(
+    base: dict, over: dict, path: KeyPath
+) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield path and value of each number and text of `base` that another value in `over` replaces."""
+    for key, value in over.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            yield from _replaced(old, value, (*path, key))
+        elif isinstance(old, (int, float, str)) and old != value:
+            yield (*path, key), old
 
 
 def _same_type(old: dict, new: dict) -> bool:

@@ -130,6 +130,9 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 """Top-level entries that hold `{type: Class, ...}`, with the arguments that the program supplies."""
 
 
+BATCH_SETTINGS = ("batch_size", "total_batch_size")
+"""Settings of a loader, of which one gives its batch."""
+
 MODEL_ROLES = ("model", "postprocessor")
 """What can be built from the configuration in a checkpoint."""
 
@@ -145,7 +148,10 @@ class YAMLConfig:
     is_from_checkpoint = False
     """Whether this is the configuration in a checkpoint, which describes only a model."""
     batch_of_recipe: dict[str, Any]
-    """`batch_size` and `total_batch_size` of the training loader before the overrides."""
+    """`batch_size` and `total_batch_size` of the training loader before the overrides.
+
+    If it is "auto" there, they are the values that this has replaced, such as those of an included file.
+    """
     _unknown_data: dict[str, Any] = {}  # noqa: RUF012  replaced, never changed
     """Loaders of a checkpoint's configuration whose data sets are not registered."""
 
@@ -222,7 +228,7 @@ class YAMLConfig:
         self, tree: ConfigTree, path: str | Path, overrides: dict[str, Any]
     ) -> None:
         """Validate a configuration with its overrides, and store it."""
-        self.batch_of_recipe = _batch_of(tree.values)
+        self.batch_of_recipe = _batch_of(tree)
         tree.merge(overrides, "command line")
         tree.drop_unset(shared_names())
         tree.resolve_references()
@@ -478,13 +484,17 @@ def _has_unknown_data(loader: Any) -> bool:
     return isinstance(name, str) and find(name) is None
 
 
-def _batch_of(values: dict[str, Any]) -> dict[str, Any]:
+def _batch_of(tree: ConfigTree) -> dict[str, Any]:
     """Return the settings of the batch of the training loader; a fault is reported by the validation."""
-    loader = values.get("train_dataloader")
+    loader = tree.values.get("train_dataloader")
     if not isinstance(loader, dict):
         return {}
-    names = ("batch_size", "total_batch_size")
-    return {name: loader[name] for name in names if name in loader}
+    if loader.get("total_batch_size") == "auto":
+        before = {}
+        for name in BATCH_SETTINGS:
+            before[name] = tree.replaced.get(("train_dataloader", name))
+        return before
+    return {name: loader[name] for name in BATCH_SETTINGS if name in loader}
 
 
 def _top_level() -> dict[str, Argument]:

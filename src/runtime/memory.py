@@ -36,7 +36,7 @@ def keep_freed_memory() -> bool:
 def reset_peak_memory() -> bool:
     """Return unused memory to the system and reset this process's peak; return whether that succeeded.
 
-    `resource.getrusage` then reports the peak from now on. Works on Linux, unless a container forbids it.
+    `peak_memory` then returns the peak from now on. Works on Linux, unless a container forbids it.
     """
     gc.collect()
     try:
@@ -45,6 +45,18 @@ def reset_peak_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return True
+
+
+def peak_memory() -> int:
+    """Return the largest number of bytes of physical memory that this process has used.
+
+    `resource.getrusage` is used only without /proc: its peak includes that of the program that has started
+    this process, such as a large notebook, and cannot be reset below it.
+    """
+    for line in system_lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def resident_memory() -> int:

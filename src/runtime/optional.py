@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from types import ModuleType
 
@@ -44,6 +45,19 @@ ADVICE = {
 """Message for each optional module that is not installed."""
 
 
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported; it is not imported.
+
+    A folder of the same name without Python files, such as `wandb/` with the files of earlier runs, is not a
+    package, although Python can import it.
+    """
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # it was removed from this process
+        return False
+    return found is not None and found.origin is not None
+
+
 def import_optional(name: str, advice: str | None = None) -> ModuleType:
     """Import a package that only some commands need.
 
@@ -55,7 +69,11 @@ def import_optional(name: str, advice: str | None = None) -> ModuleType:
         ConfigError: if the module, or a package that it needs, is not installed.
     """
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        if module.__spec__ is not None and module.__spec__.origin is None:
+            # a folder of this name without Python files
+            raise ModuleNotFoundError(name=name)
+        return module
     except ImportError as error:
         message = ADVICE[name] if advice is None else advice
         if error.name not in (None, name):

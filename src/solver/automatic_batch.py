@@ -128,8 +128,9 @@ def choose_batch(
     """
     ranks = world_size()
     recipe = batch_of_recipe(cfg, ranks)
-    share = max(1, math.ceil(recipe / ranks))
-    most = largest_useful(share, len(loader.dataset), ranks)
+    images = len(loader.dataset)
+    share = share_of_rank(recipe, images, ranks)
+    most = largest_useful(share, images, ranks)
     if (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type") == "OneCycleLR":
         most = share  # its rates do not follow the batch
     fits = _measure(cfg, loader, device, build_trial, most, share)
@@ -203,6 +204,17 @@ def batch_of_recipe(cfg: YAMLConfig, ranks: int) -> int:
         "train_dataloader.total_batch_size is 'auto', but the batch for which the learning rates were chosen "
         "is not known; set lr_base_batch_size to it"
     )
+
+
+def share_of_rank(recipe: int, images: int, ranks: int) -> int:
+    """Return the images of the recipe on one rank, at most those that an epoch has for it.
+
+    Args:
+        recipe: images of an optimizer step of the recipe.
+        images: images in the data set.
+        ranks: number of ranks.
+    """
+    return max(1, min(math.ceil(recipe / ranks), images // ranks))
 
 
 def largest_useful(share: int, images: int, ranks: int) -> int:

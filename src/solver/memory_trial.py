@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-
 import torch
 
 from ..core.contracts import Batch, Target
 from ..core.errors import ResourceError, first_line
 from ..runtime.log import logger
+from ..runtime.memory import peak_memory
 from .phases import Phases
 from .training_step import TrainStep
 
@@ -134,8 +133,7 @@ def peak_of_step(
         step.rehearse(noise_batch(images, size_hw, objects, num_classes))
     states = _missing_optimizer_state(step.optimizer)
     if device.type != "cuda":
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return used + states
+        return peak_memory() + states
     peak = torch.cuda.max_memory_allocated(device) + states
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

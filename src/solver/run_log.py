@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.contracts import DetectionData, Target
-from ..core.errors import ResourceError, first_line
+from ..core.errors import first_line
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import is_main
 from ..runtime.files import write_atomically
@@ -136,7 +136,10 @@ class RunLog:
             writer.write_result(result)
 
     def close(self) -> None:
-        """Close all writers."""
+        """Close all writers. All services together have the time of one to take their last values."""
+        for writer in self.writers:
+            if isinstance(writer, ServiceWriter):
+                writer.begin_to_close()
         for writer in self.writers:
             writer.close()
 
@@ -206,7 +209,7 @@ def _open_logger(
             config=cfg.yaml_cfg,
             folder=folder,
         )
-    except (OSError, ResourceError) as error:
+    except Exception as error:  # also of packages that do not fit together
         logger.warning(
             "the logger %s cannot be opened: %s. The training is not affected; log.txt has all values of "
             "epochs",

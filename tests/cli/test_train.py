@@ -8,11 +8,12 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from src.cli import launch, resume, train, val
+from src.cli import launch, resume, train, trainer, val
 from src.cli.common import LOGGERS
 from src.core import CheckpointError
 from src.core.yaml_config import RunSettings
 from src.detection import start_choice
+from tests.fixtures.tiny import DEMO_CONFIG
 
 CONFIG = Path("small.yml")
 
@@ -85,16 +86,33 @@ def test_a_batch_is_a_number_or_auto(capsys):
 @pytest.mark.parametrize(
     ("command", "start"), [(train, ["--data", "d"]), (resume, ["run"])]
 )
-def test_loggers_are_added_to_csv_and_tensorboard(here, command, start):
+def test_loggers_are_handed_on_to_the_trainer(here, command, start):
     (here / "run").mkdir()
     (here / "run/last.pth").write_bytes(b"state")
     (here / "small.yml").write_text("{}")
     words = words_of(
         command, *start, "--log", "mlflow", "csv", "--log", "wandb"
     )
-    assert words[words.index("-u") + 1 :] == [
-        "loggers=[csv, tensorboard, mlflow, wandb]"
-    ]
+    arguments = trainer.make_parser().parse_args(words)
+    assert arguments.log == ["mlflow", "csv", "wandb"]
+    assert arguments.update == []
+
+
+@pytest.mark.parametrize(
+    ("updates", "loggers"),
+    [
+        ([], ["csv", "tensorboard", "mlflow", "wandb"]),
+        (["-u", "loggers=[wandb]"], ["wandb", "mlflow", "csv"]),
+        (["-u", "loggers=[]"], ["mlflow", "csv", "wandb"]),
+    ],
+)
+def test_log_adds_loggers_to_those_of_the_configuration(updates, loggers):
+    arguments = trainer.make_parser().parse_args(
+        ["-c", str(DEMO_CONFIG), "--log", "mlflow", "csv", "wandb", *updates]
+    )
+    overrides = trainer.settings_of_run(arguments)
+    cfg = trainer.configuration_of_run(arguments, overrides)
+    assert cfg.settings.loggers == loggers
 
 
 def test_an_unknown_logger_is_refused(capsys):

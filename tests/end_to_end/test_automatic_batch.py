@@ -65,6 +65,17 @@ def test_a_larger_batch_scales_the_learning_rates(
     assert "larger ones are not used without a number" in ended.out
 
 
+def test_the_recipe_has_a_larger_batch_than_there_are_images(
+    tiny_data, tmp_path
+):
+    loader = {"train_dataloader": {"total_batch_size": 40}}
+    config = write_tiny_config(tmp_path, tiny_data, epochs=1, **loader)
+    ended = train_here("-c", config, "--seed=1", "--batch", "auto")
+    assert ended.code == 0, ended.err
+    assert settings_of(tmp_path / "run") == (24, 1, 40)
+    assert "learning rates are scaled by 0.775" in ended.out
+
+
 def test_the_trial_does_not_change_the_run(config, tmp_path):
     def losses(*arguments):
         train_here("-c", config, "--seed=1", *arguments, "-u", "epochs=1")

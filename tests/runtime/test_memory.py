@@ -2,12 +2,14 @@
 
 import ctypes
 import platform
-import resource
+import subprocess
+import sys
 
 import pytest
 
 from src.runtime import memory
 from src.runtime.memory import available_memory, keep_freed_memory
+from tests.fixtures.golden import ROOT
 
 
 def test_allocator_without_such_a_setting_is_left_as_it_is(monkeypatch):
@@ -81,10 +83,23 @@ def test_the_limit_of_a_containing_group_counts_too(monkeypatch):
 
 def test_the_peak_is_reset_to_what_is_used_now():
     block = bytearray(b"1") * (200 << 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.peak_memory()
     del block
     if not memory.reset_peak_memory():
         pytest.skip("this system does not allow it")
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert after < before - 150_000  # KB
-    assert abs(after * 1024 - memory.resident_memory()) < 50 << 20
+    after = memory.peak_memory()
+    assert after < before - 150_000_000
+    assert abs(after - memory.resident_memory()) < 50 << 20
+
+
+def test_the_peak_is_not_that_of_the_program_that_started_this_process():
+    block = bytearray(b"1") * (300 << 20)
+    code = "from src.runtime.memory import peak_memory; print(peak_memory())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert 0 < int(done.stdout) < len(block) // 2, done.stderr
+
+
+def test_the_peak_is_known_without_proc(monkeypatch):
+    monkeypatch.setattr(memory, "system_lines", lambda path: [])
+    assert memory.peak_memory() >= 1 << 20

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from src.core.errors import ConfigError
-from src.runtime.optional import ADVICE, import_optional
+from src.runtime.optional import ADVICE, import_optional, is_installed
 from tests.fixtures.tiny import ROOT
 
 
@@ -62,3 +62,16 @@ def test_onnx_runtime_reports_nothing_to_its_maker_unless_a_user_allows_it(
             check=True,
         )
         assert ended.stdout.strip() == expected
+
+
+def test_a_package_that_was_blocked_in_this_process_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert not is_installed("wandb")
+
+
+def test_a_folder_of_results_is_not_a_package(tmp_path, monkeypatch):
+    (tmp_path / "a_logger/run-1").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_installed("json") and not is_installed("a_logger")
+    with pytest.raises(ConfigError, match="^pip install a_logger$"):
+        import_optional("a_logger", "pip install a_logger")

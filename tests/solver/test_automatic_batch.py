@@ -15,6 +15,7 @@ from src.solver.automatic_batch import (
     largest_that_fits,
     largest_useful,
     plan_batch,
+    share_of_rank,
 )
 from src.solver.start_config import open_configuration
 from tests.fixtures.commands import write_tiny_config
@@ -132,6 +133,13 @@ def test_every_plan_fits_and_reaches_the_recipe():
             assert share <= plan.effective(1) < share + plan.accumulation
 
 
+def test_a_data_set_that_is_smaller_than_the_batch_of_the_recipe_is_one_batch():
+    assert share_of_rank(32, 24, 1) == 24
+    assert share_of_rank(32, 24, 2) == 12
+    assert share_of_rank(32, 100, 2) == 16
+    assert share_of_rank(32, 1, 2) == 1
+
+
 def test_a_larger_batch_leaves_steps_and_stays_near_the_recipe():
     assert largest_useful(16, 100_000, 1) == 128
     assert largest_useful(16, 640, 1) == 64
@@ -160,6 +168,31 @@ def test_a_recipe_with_a_batch_per_rank(tiny_data, tmp_path):
         str(path),
         {"train_dataloader": {"batch_size": None, "total_batch_size": "auto"}},
     )
+    assert batch_of_recipe(cfg, 4) == 12
+
+
+@pytest.mark.parametrize(
+    "override", [{}, AUTO], ids=["in the file", "also in the command"]
+)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"total_batch_size": 12},
+        {"batch_size": 3, "total_batch_size": None},
+    ],
+    ids=["total", "per rank"],
+)
+def test_the_batch_of_the_recipe_is_that_of_an_included_file(
+    tiny_data, tmp_path, recipe, override
+):
+    path = write_tiny_config(tmp_path, tiny_data, train_dataloader=recipe)
+    own = tmp_path / "own.yml"
+    own.write_text(
+        f"__include__: [{path.name}]\n"
+        "train_dataloader: {batch_size: null, total_batch_size: auto}\n"
+    )
+    cfg = open_configuration(str(own), override)
+    assert is_automatic(cfg)
     assert batch_of_recipe(cfg, 4) == 12
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ...inference.quantizers import (
     quantize_for_onnx_runtime,
     quantize_for_openvino,
 )
+from ...runtime.optional import is_installed
 from ..benchmark import YARDSTICK, bare_vit, open_detector
 from .figures import OF_A_VIT, Figure, Settings, least_cpu_seconds
 
@@ -108,10 +108,10 @@ def _engines(
     }
     device = {"onnxruntime": "cpu", "openvino": "CPU"}
     for name, kind in opened.items():
-        if find_spec(name) is None:
+        if not is_installed(name):
             continue
         engines[_NAMES[name]] = kind(graph, device[name])
-        if all(find_spec(package) for package in needed[name]):
+        if all(is_installed(package) for package in needed[name]):
             result = folder / f"model.int8{SUFFIXES[name]}"
             quantizers[name](graph, result, examples, FLOAT_IN_INT8)
             engines[f"{_NAMES[name]}, int8"] = kind(result, device[name])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 from ...core.errors import ConfigError
 from ...core.yaml_config import RunSettings
-from ...runtime.optional import IS_IN_TREE
+from ...runtime.optional import IS_IN_TREE, is_installed
 
 SERVICES = {
     "wandb": "Weights & Biases",
@@ -42,14 +41,6 @@ def require_packages(words: Sequence[str]) -> None:
                 f"the logger {word} is on (--log, loggers or use_wandb), but the package {word} is not "
                 f"installed: {install_command(word)}; or leave the logger out"
             )
-
-
-def is_installed(package: str) -> bool:
-    """Return whether a package can be found."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # it was removed from this process
-        return False
 
 
 def install_command(word: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .service import Opened, ServiceRun
+from .service import Opened, ServiceRun, describe
 
 
 def make_service() -> ClearmlService:
@@ -50,7 +50,7 @@ class ClearmlService:
         except Exception as error:
             if Task.is_offline():
                 raise
-            remark = str(error) or type(error).__name__
+            remark = f"{describe(error)}; its values are kept locally"
             Task.set_offline(True)
             self._task = start(identifier)
         if identifier is None:

@@ -19,8 +19,11 @@ from typing import Any
 STATE = "logger.{}.json"
 """File in the output folder with the run of a service, by the word of the service."""
 
-LOCK_SECONDS = 60.0
-"""Time to wait for the process of the same run that was killed and still sends its last values."""
+SECONDS_WITHOUT_TRAINER = 120.0
+"""Time in which the last values are sent after the trainer was killed."""
+
+LOCK_SECONDS = SECONDS_WITHOUT_TRAINER + 30.0
+"""Time to wait for the process of the same run that still sends its last values."""
 
 
 @dataclass
@@ -74,15 +77,23 @@ def forget_runs(folder: Path) -> None:
 
 @contextmanager
 def only_process(path: Path) -> Iterator[None]:
-    """Wait until no other process writes to the same state. The lock ends with the process."""
+    """Wait until no other process writes to the same state. The lock ends with the process.
+
+    Raises:
+        TimeoutError: if another process does so for too long.
+    """
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise
+                    raise TimeoutError(
+                        "another process still sends values of this run"
+                    ) from None
                 time.sleep(0.1)
+            except OSError:  # some file systems have no locks
+                break
         yield

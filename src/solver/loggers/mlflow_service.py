@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .secrets import text_without_secrets
-from .service import Opened, ServiceRun, flat
+from .service import Opened, ServiceRun, describe, flat
 
 PARAMETERS_AT_ONCE = 100
 LONGEST_PARAMETER = 500
+LONGEST_NAME = 250
 """Limits of MLflow's servers, also older ones."""
 
 METRICS_AT_ONCE = 1000
@@ -39,13 +41,18 @@ class MlflowService:
         """Continue a run, or create one with all settings as parameters and `config.yml` as artifact."""
         import mlflow
 
+        remark = ""
         if identifier is not None:
             self._run = identifier
             self._client.update_run(identifier, status="RUNNING")
         else:
             self._create(run)
+            try:
+                self._send_settings(run)
+            except Exception as error:  # another try would create another run
+                remark = f"the settings were not sent: {describe(error)}"
         address = text_without_secrets(mlflow.get_tracking_uri())
-        return Opened(self._run, f"{address}, run {self._run}")
+        return Opened(self._run, f"{address}, run {self._run}", remark)
 
     def _create(self, run: ServiceRun) -> None:
         experiment = self._client.get_experiment_by_name(run.project)
@@ -55,6 +62,8 @@ class MlflowService:
             number = experiment.experiment_id
         created = self._client.create_run(number, run_name=run.name)
         self._run = created.info.run_id
+
+    def _send_settings(self, run: ServiceRun) -> None:
         for part in _parts(_parameters(run.config), PARAMETERS_AT_ONCE):
             self._client.log_batch(self._run, params=part)
         self._client.log_text(self._run, run.config_text, "config.yml")
@@ -93,7 +102,7 @@ class MlflowService:
         now = int(1000 * time.time())
         metrics = []
         for name, value in scalars.items():
-            metrics.append(Metric(name, value, now, step))
+            metrics.append(Metric(_allowed(name), value, now, step))
         for part in _parts(metrics, METRICS_AT_ONCE):
             self._client.log_batch(self._run, metrics=part)
 
@@ -102,11 +111,22 @@ def _parameters(config: Mapping[str, Any]) -> list[Any]:
     """Return the settings as parameters; long ones are cut, `config.yml` has them all."""
     from mlflow.entities import Param
 
-    parameters = []
+    parameters: dict[str, Any] = {}
     for name, value in flat(config).items():
+        allowed = _allowed(name)
         text = str(value)[:LONGEST_PARAMETER]
-        parameters.append(Param(name, text))
-    return parameters
+        parameters.setdefault(allowed, Param(allowed, text))
+    return list(parameters.values())
+
+
+def _allowed(name: str) -> str:
+    """Return a name with the characters that MLflow allows; it refuses all values if one name has others.
+
+    Example:
+        >>> _allowed("remap.cat (tabby)?")
+        'remap.cat _tabby__'
+    """
+    return re.sub(r"[^\w./ -]", "_", name)[:LONGEST_NAME]
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:

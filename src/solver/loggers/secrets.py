@@ -9,12 +9,18 @@ from typing import Any
 HIDDEN = "***"
 
 _SECRET_NAME = re.compile(
-    r"(?i)(secret|passw|passphrase|credential|api_?key|access_?key|private_?key|(^|_)(auth|pwd|token)($|_))"
+    r"(?i)(secret|passw|passphrase|credential|authorization|(api|access|private)[_-]?key|"
+    r"(^|[_.-])(auth|pwd)($|[_.-]))"
 )
-"""Name of a setting whose text is a secret. `num_tokens` and numbers are not."""
+"""Name of a setting whose texts and numbers are secrets."""
 
-_IN_ADDRESS = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s@'\"]+@")
-"""User and password in an address, as in `https://user:password@host`."""
+_TOKEN_NAME = re.compile(
+    r"(?i)((access|auth|refresh)[_-]?token|(^|[_-])token($|[_-]))"
+)
+"""Name of a setting whose text is a secret; a number is a size. `num_tokens` is not one."""
+
+_IN_ADDRESS = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s'\"]+@")
+"""User and password, which may contain "@", in an address such as `https://user:password@host`."""
 
 _IN_TEXT = re.compile(
     r"(?i)\b((?:[a-z_]*(?:secret|password|api_?key|access_?key|token)[a-z_]*)[\"']?\s*[=:]\s*[\"']?|bearer\s+)"
@@ -32,17 +38,24 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
     Args:
         value: settings; nested mappings and lists are copied.
-        name: name of the setting.
+        name: name of the setting, behind that of a mapping which is secret as a whole.
     """
+    is_secret = _SECRET_NAME.search(name) is not None
     if isinstance(value, Mapping):
+        outer = f"{name}." if is_secret else ""
         return {
-            key: without_secrets(item, str(key)) for key, item in value.items()
+            key: without_secrets(item, f"{outer}{key}")
+            for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [without_secrets(item, name) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret:
+        return HIDDEN
     if not isinstance(value, str):
         return value
-    if _SECRET_NAME.search(name):
+    if _TOKEN_NAME.search(name):
         return HIDDEN
     return text_without_secrets(value)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from .secrets import text_without_secrets
+
 
 @dataclass(frozen=True)
 class ServiceRun:
@@ -31,7 +33,7 @@ class Opened(NamedTuple):
     place: str
     """Where a person finds the run: an address or a folder."""
     remark: str = ""
-    """Why the values are kept locally, if the service could not be reached."""
+    """What the service does not get, and why, in one line without secrets."""
 
 
 class Service(Protocol):
@@ -67,6 +69,13 @@ class Service(Protocol):
         Args:
             finished: whether the training is complete; otherwise it was stopped or has failed.
         """
+
+
+def describe(error: BaseException) -> str:
+    """Return the type and the first line of an error, without secrets."""
+    lines = text_without_secrets(str(error)).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0]}" if lines[0] else repr(error)
+    return text[:300]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

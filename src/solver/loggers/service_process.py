@@ -2,6 +2,9 @@
 
 The first line opens the run; each further line is a step, an epoch, a picture, the result, or the end. If the
 service fails, lines wait and are sent again later. The end of the input means that the trainer is gone.
+
+Lines to the trainer have "opened", "failed" for an error after which it is tried again, "problem" for another
+error, or "ended".
 """
 
 from __future__ import annotations
@@ -10,17 +13,17 @@ import base64
 import importlib
 import json
 import os
+import select
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from .logged_state import LoggedState, only_process
-from .secrets import text_without_secrets
-from .service import Service, ServiceRun
+from .logged_state import SECONDS_WITHOUT_TRAINER, LoggedState, only_process
+from .service import Service, ServiceRun, describe
 
 Message = dict[str, Any]
 Tell = Callable[[Message], None]
@@ -33,9 +36,6 @@ RETRY_SECONDS = 20.0
 
 MOST_TRIES = 10
 """A line that fails so often while the service can be opened is dropped, so that it does not block others."""
-
-SECONDS_WITHOUT_TRAINER = 120.0
-"""Time in which the last values are sent after the trainer was killed."""
 
 
 class Sender:
@@ -73,17 +73,19 @@ class Sender:
         if time.monotonic() >= self._next_try:
             self.send_waiting()
 
-    def send_waiting(self) -> None:
-        """Send the lines that wait; an error is reported and the rest waits for the next try."""
+    def send_waiting(self, *, is_last: bool = False) -> None:
+        """Send the lines that wait; an error is reported and the rest waits for the next try.
+
+        Args:
+            is_last: whether there is no next try.
+        """
         try:
             if self._service is None:
                 self._service = self._open_service(self._state.identifier)
             while self._waiting:
-                self._send(self._service, self._waiting[0])
-                self._waiting.popleft()
-                self._tries = 0
+                self._send_first(self._service)
         except Exception as error:
-            self._tell({"failed": describe(error)})
+            self._tell({"problem" if is_last else "failed": describe(error)})
             self._next_try = time.monotonic() + RETRY_SECONDS
             self._tries += self._service is not None
             if self._tries >= MOST_TRIES:
@@ -94,15 +96,28 @@ class Sender:
     def close(self, *, finished: bool) -> None:
         """Try once more to send what waits, end the run of the service, and report what could not be sent."""
         if self._waiting or self._service is None:
-            self.send_waiting()
+            self.send_waiting(is_last=True)
         if self._service is not None:
             try:
                 self._service.close(finished=finished)
             except Exception as error:
-                self._tell({"failed": describe(error)})
+                self._tell({"problem": describe(error)})
         self._tell(
             {"ended": True, "unsent": self._dropped + len(self._waiting)}
         )
+
+    def _send_first(self, service: Service) -> None:
+        """Send the first line that waits. A picture that fails is dropped, so that values do not wait."""
+        message = self._waiting[0]
+        try:
+            self._send(service, message)
+        except Exception as error:
+            if message["kind"] != "picture":
+                raise
+            self._tell({"problem": describe(error)})
+            self._dropped += 1
+        self._waiting.popleft()
+        self._tries = 0
 
     def _send(self, service: Service, message: Message) -> None:
         """Send a line, unless an earlier process has sent it already."""
@@ -134,7 +149,7 @@ class Sender:
         try:
             self._state.save()
         except OSError as error:
-            self._tell({"failed": describe(error)})
+            self._tell({"problem": describe(error)})
 
 
 def _send_picture(service: Service, message: Message, folder: Path) -> None:
@@ -142,13 +157,6 @@ def _send_picture(service: Service, message: Message, folder: Path) -> None:
     file = folder / name
     file.write_bytes(base64.b64decode(message["png"]))
     service.send_picture(message["epoch"], message["name"], file)
-
-
-def describe(error: BaseException) -> str:
-    """Return the type and the first line of an error, without secrets."""
-    lines = text_without_secrets(str(error)).strip().splitlines() or [""]
-    text = f"{type(error).__name__}: {lines[0]}" if lines[0] else repr(error)
-    return text[:300]
 
 
 def serve(lines: Iterable[bytes], tell: Tell) -> None:
@@ -184,22 +192,25 @@ def serve(lines: Iterable[bytes], tell: Tell) -> None:
 
 
 def _handle_all(source: Iterable[bytes], sender: Sender) -> None:
-    finished = None
+    finished = False
     for line in source:
         message = json.loads(line)
         if message["kind"] == "close":
             finished = message["finished"]
             break
         sender.handle(message)
-    if finished is None:  # the trainer is gone
-        _end_after(SECONDS_WITHOUT_TRAINER)
-    sender.close(finished=bool(finished))
+    sender.close(finished=finished)
 
 
-def _end_after(seconds: float) -> None:
-    timer = threading.Timer(seconds, os._exit, args=(1,))
-    timer.daemon = True
-    timer.start()
+def _end_without_trainer(source: BinaryIO) -> None:
+    """End this process some time after the trainer, also while a service hangs."""
+    poll = select.poll()
+    poll.register(
+        source, 0
+    )  # waits for the end of the input, which may not be read yet
+    poll.poll()
+    time.sleep(SECONDS_WITHOUT_TRAINER)
+    os._exit(1)
 
 
 def main() -> None:
@@ -213,6 +224,10 @@ def main() -> None:
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
 
+    threading.Thread(
+        target=_end_without_trainer, args=[source], daemon=True
+    ).start()
+
     def tell(message: Mapping[str, Any]) -> None:
         try:
             channel.write(json.dumps(message) + "\n")
@@ -223,6 +238,6 @@ def main() -> None:
     try:
         serve(source, tell)
     except Exception as error:
-        tell({"failed": describe(error)})
+        tell({"problem": describe(error)})
     channel.close()
     os._exit(0)  # handlers of libraries could wait for the network

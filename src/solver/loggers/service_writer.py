@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..curve_names import epoch_scalars
 from ..run_result import RunResult
 from .choice import SERVICES
 from .logged_state import STATE
-from .secrets import text_without_secrets, without_secrets
+from .secrets import without_secrets
 
 MOST_WAITING = 2000
 """Messages that wait for the process; values of steps are dropped if there are more."""
@@ -70,17 +71,18 @@ class ServiceWriter:
         self.word = word
         self.title = SERVICES.get(word, word)
         public = without_secrets(config)
+        text = json.dumps(public, default=str, ensure_ascii=False)
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._has_warned = False
-        self._has_close = False
+        self._deadline: float | None = None
         self._ended = threading.Event()
         self._process = _start_process()
         opening = {
             "module": module or f"{_FOLDER.name}.{word}_service",
-            "project": project,
-            "name": name,
+            "project": _utf8(project),
+            "name": _utf8(name),
             "folder": str(folder),
-            "config": json.loads(json.dumps(public, default=str)),
+            "config": json.loads(_utf8(text)),
             "config_text": dump_yaml(public),
             "state": str(folder.resolve() / STATE.format(word)),
             "mark": marked_json({}),
@@ -114,16 +116,23 @@ class ServiceWriter:
             report = str(result.report.resolve())
         metrics = _finite(result.metrics)
         self._put("result", metrics=metrics, report=report)
-        self._put("close", finished=True)  # so that all services end together
-        self._has_close = True
+        self._end(finished=True)  # so that all services end together
+
+    def begin_to_close(self) -> None:
+        """Let the service end, without waiting for it; the time that `close` waits begins here."""
+        if self._deadline is None:
+            self._end(finished=False)
+
+    def _end(self, *, finished: bool) -> None:
+        self._put("close", finished=finished)
+        self._deadline = time.monotonic() + CLOSE_SECONDS
 
     def close(self) -> None:
         """Wait for the last values, for a limited time, and end the process."""
-        if not self._has_close:
-            self._put("close", finished=False)
-            self._has_close = True
+        self.begin_to_close()
+        assert self._deadline is not None
         try:
-            self._process.wait(CLOSE_SECONDS)
+            self._process.wait(max(0.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._warn(
                 f"it did not take the last values within {CLOSE_SECONDS:.0f} s"
@@ -173,11 +182,12 @@ class ServiceWriter:
         if "opened" in message:
             opened = message["opened"]
             if opened["remark"]:
-                reason = text_without_secrets(opened["remark"]).splitlines()[0]
-                self._warn(f"{reason}; its values are kept locally")
+                self._warn(opened["remark"])
             logger.info("%s: %s", self.title, opened["place"])
         if "failed" in message:
             self._warn(f"{message['failed']}; it is tried again")
+        if "problem" in message:
+            self._warn(message["problem"])
         if message.get("unsent"):
             self._warn(f"{message['unsent']} messages were not sent")
 
@@ -186,8 +196,8 @@ class ServiceWriter:
         level = "debug" if self._has_warned else "warning"
         self._has_warned = True
         getattr(logger, level)(
-            "%s does not get all values of this run: %s. The training is not affected; log.txt and "
-            "results.csv have all values",
+            "%s does not get all values of this run: %s. The training is not affected; log.txt has all "
+            "values of epochs",
             self.title,
             problem,
         )
@@ -208,6 +218,11 @@ def _start_process() -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def _utf8(text: str) -> str:
+    """Return a text with "?" for what is not Unicode, as in names of files; the packages require it."""
+    return text.encode(errors="replace").decode()
 
 
 def _finite(scalars: Mapping[str, float]) -> dict[str, float]:

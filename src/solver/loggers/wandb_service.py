@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .service import Opened, ServiceRun
+from .service import Opened, ServiceRun, describe
 
 START_SECONDS = 60.0
 """Time to wait for the service at the start; then the values are kept in files."""
@@ -58,11 +58,11 @@ class WandbService:
             try:
                 self._run = start(None)
             except Exception as error:
-                remark = str(error) or type(error).__name__
+                remark = f"{describe(error)}; its values are kept locally"
                 wandb.teardown()
                 self._run = start("offline")
         self._name_axes()
-        place = self._run.url or ""
+        place = self._run.url or "nothing is sent (WANDB_MODE)"
         if self._run.offline:
             place = f"{Path(self._run.dir).parent}; upload it with: wandb sync"
         return Opened(self._run.id, place, remark)

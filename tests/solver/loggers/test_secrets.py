@@ -20,6 +20,9 @@ from src.solver.loggers.secrets import text_without_secrets, without_secrets
         "credentials",
         "passphrase",
         "pwd",
+        "X-Api-Key",
+        "accessToken",
+        "Authorization",
     ],
 )
 def test_the_text_of_a_setting_with_such_a_name_is_hidden(name):
@@ -27,6 +30,19 @@ def test_the_text_of_a_setting_with_such_a_name_is_hidden(name):
     assert without_secrets(given) == {
         "dataset": {name: "***", "n": 3},
         "list": [{name: "***"}],
+    }
+
+
+def test_a_password_may_be_a_number_and_a_secret_may_have_parts():
+    given = {
+        "password": 123456,
+        "credentials": {"user": "me", "key": "abc", "n": [1, "b"]},
+        "auth": {"user": "me", "is_on": True},
+    }
+    assert without_secrets(given) == {
+        "password": "***",
+        "credentials": {"user": "***", "key": "***", "n": ["***", "***"]},
+        "auth": {"user": "***", "is_on": True},
     }
 
 
@@ -50,6 +66,7 @@ def test_settings_that_only_sound_like_secrets_stay():
         ),
         ("mysql+pymysql://u:p@db/x", "mysql+pymysql://***@db/x"),
         ("https://key@host", "https://***@host"),
+        ("https://me:p@ss@host/a@b", "https://***@host/a@b"),
         ("/x?api_key=abc&y=1", "/x?api_key=***&y=1"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("no secret: a@b.c", "no secret: ***"),

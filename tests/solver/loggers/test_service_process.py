@@ -1,21 +1,25 @@
 """The process of a service: each line once, in order, also after failures and a resume."""
 
 import base64
+import errno
+import fcntl
 import io
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
 
-from src.solver.loggers import service_process
+from src.solver.loggers import logged_state, service_process
 from src.solver.loggers.logged_state import (
     LoggedState,
     forget_runs,
     only_process,
 )
-from src.solver.loggers.service_process import Sender, describe, serve
+from src.solver.loggers.service import describe
+from src.solver.loggers.service_process import Sender, serve
 from tests.fixtures.golden import ROOT
 
 
@@ -25,6 +29,7 @@ class Service:
     def __init__(self) -> None:
         self.sent = []
         self.errors = []
+        self.refused = set()
         self.finished = None
 
     def _take(self, *values):
@@ -39,6 +44,8 @@ class Service:
         self._take("epoch", epoch, step)
 
     def send_picture(self, epoch, name, file):
+        if "picture" in self.refused:
+            raise PermissionError("no access to the store of pictures")
         assert Image.open(file).size == (2, 1)
         self._take("picture", epoch, file.name)
 
@@ -153,6 +160,32 @@ def test_a_line_that_never_works_does_not_block_the_others(
     assert told[-1] == {"ended": True, "unsent": 1}
 
 
+def test_pictures_that_fail_do_not_hold_up_values(sender, service, told):
+    service.refused = {"picture"}
+    for line in LINES:
+        sender.handle(line)
+    assert service.sent == [
+        ("step", 5),
+        ("step", 10),
+        ("epoch", 1, 10),
+        ("step", 15),
+    ]
+    sender.close(finished=True)
+    problem = "PermissionError: no access to the store of pictures"
+    assert told == [{"problem": problem}] * 2 + [{"ended": True, "unsent": 2}]
+
+
+def test_the_last_try_is_not_announced_as_one_of_many(sender, service, told):
+    service.errors = [ConnectionError("down")] * 2
+    sender.handle(step(1))
+    sender.close(finished=True)
+    assert [list(line) for line in told] == [
+        ["failed"],
+        ["problem"],
+        ["ended", "unsent"],
+    ]
+
+
 def test_a_service_that_cannot_be_opened_reports_what_was_not_sent(
     state, told, tmp_path
 ):
@@ -177,7 +210,7 @@ def test_a_full_disk_does_not_send_a_line_again(
     sender.handle(step(1))
     sender.handle(step(2))
     assert [number for _, number in service.sent] == [1, 2]
-    assert "No space left" in told[0]["failed"]
+    assert "No space left" in told[0]["problem"]
 
 
 def test_the_number_of_waiting_lines_is_limited(
@@ -209,12 +242,47 @@ def test_a_new_run_forgets_the_runs_of_its_folder(state):
 
 
 def test_a_second_process_of_the_same_run_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.solver.loggers.logged_state.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(logged_state, "LOCK_SECONDS", 0.2)
     path = tmp_path / "logger.x.json"
-    with only_process(path), pytest.raises(OSError), only_process(path):
+    with (
+        only_process(path),
+        pytest.raises(TimeoutError, match="another process still sends"),
+        only_process(path),
+    ):
         pass
     with only_process(path):
         pass
+
+
+def test_a_resumed_run_waits_as_long_as_the_killed_one_may_send():
+    assert logged_state.LOCK_SECONDS > service_process.SECONDS_WITHOUT_TRAINER
+
+
+def test_a_file_system_without_locks_is_not_waited_for(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = time.monotonic()
+    with only_process(tmp_path / "logger.x.json"):
+        assert time.monotonic() - before < 10
+
+
+def test_a_process_that_hangs_ends_after_its_trainer(tmp_path):
+    code = (
+        "import loggers.service_process as process\n"
+        "process.SECONDS_WITHOUT_TRAINER = 0.2\n"
+        f"import sys; sys.path.append({str(ROOT)!r})\n"
+        "process.main()"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "src/solver",
+        stdin=subprocess.PIPE,
+    )
+    line = json.dumps(opening(tmp_path, seconds_to_open=60)) + "\n"
+    started.communicate(line.encode(), timeout=30)
+    assert started.returncode == 1
 
 
 def opening(folder, **config):
@@ -231,11 +299,10 @@ def opening(folder, **config):
 
 
 def test_a_trainer_that_is_gone_leaves_a_run_that_is_not_finished(
-    tmp_path, told, monkeypatch
+    tmp_path, told
 ):
     from tests.fixtures.services import calls
 
-    monkeypatch.setattr(service_process, "_end_after", lambda seconds: None)
     lines = [opening(tmp_path), step(1)]
     serve([json.dumps(line).encode() for line in lines], told.append)
     assert calls(tmp_path)[-1] == {"kind": "close", "finished": False}

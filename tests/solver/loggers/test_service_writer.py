@@ -8,6 +8,7 @@ import torch
 
 from src.solver.loggers import service_writer
 from src.solver.loggers.service_writer import ServiceWriter
+from src.solver.run_log import RunLog
 from src.solver.run_result import RunResult
 from tests.fixtures.services import calls
 
@@ -82,7 +83,7 @@ def test_a_service_that_is_down_is_reported_once(start, tmp_path, caplog):
     (message,) = caplog.messages
     assert message == (
         "MLflow does not get all values of this run: ConnectionError: https://***@host cannot be reached; "
-        "it is tried again. The training is not affected; log.txt and results.csv have all values"
+        "it is tried again. The training is not affected; log.txt has all values of epochs"
     )
     assert calls(tmp_path) == []
 
@@ -121,21 +122,44 @@ def test_a_service_that_does_not_end_is_ended(start, caplog, monkeypatch):
     assert "it did not take the last values within 2 s" in caplog.messages[-1]
 
 
-def test_secrets_do_not_leave_the_trainer(start, monkeypatch):
+def test_services_that_hang_are_waited_for_together(start, monkeypatch):
+    monkeypatch.setattr(service_writer, "CLOSE_SECONDS", 2.0)
+    log = RunLog([start(seconds_to_open=60) for _ in range(3)], plan=None)
+    before = time.monotonic()
+    log.close()
+    assert 2 <= time.monotonic() - before < 4
+
+
+@pytest.fixture
+def opening_of(start, monkeypatch):
+    """Return a function that returns the first message to the process of a service."""
     lines = []
     monkeypatch.setattr(
         ServiceWriter, "_feed", lambda self: lines.append(self._queue.get())
     )
-    writer = start(dataset={"password": "hunter2"}, tags=("a", 1))
-    deadline = time.monotonic() + 10
-    while not lines and time.monotonic() < deadline:
-        time.sleep(0.01)
-    writer._process.kill()
-    writer._process.wait()
-    assert writer._ended.wait(10)  # it logs that the process has ended
-    (opening,) = lines
+
+    def first_message(**config):
+        writer = start(**config)
+        deadline = time.monotonic() + 10
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+        writer._process.kill()
+        writer._process.wait()
+        assert writer._ended.wait(10)  # it logs that the process has ended
+        return lines.pop()
+
+    return first_message
+
+
+def test_secrets_do_not_leave_the_trainer(opening_of):
+    opening = opening_of(dataset={"password": "hunter2"}, tags=("a", 1))
     assert opening["config"] == {
         "dataset": {"password": "***"},
         "tags": ["a", 1],
     }
     assert "hunter2" not in str(opening)
+
+
+def test_what_is_not_unicode_is_replaced(opening_of):
+    opening = opening_of(img_folder="bad\udcff", 猫={"猫": "猫"})
+    assert opening["config"] == {"img_folder": "bad?", "猫": {"猫": "猫"}}

@@ -24,6 +24,7 @@ CONFIG = {
     "optimizer": {"type": "AdamW", "lr": 0.1},
     "dataset": {"api_key": SECRET, "url": f"https://me:{SECRET}@host/x"},
     "ops": [{"type": "Resize"}] * 100,
+    "classes": {"cat (tabby)?": 1, "猫": 2, "x" * 300: 3},
 }
 
 
@@ -88,6 +89,8 @@ def test_mlflow_has_the_whole_run_once(run, tmp_path, monkeypatch, caplog):
     assert found.data.metrics["best/AP"] == 0.5
     assert found.data.params["optimizer.lr"] == "0.1"
     assert found.data.params["dataset.api_key"] == "***"
+    assert found.data.params["classes.cat _tabby__"] == "1"
+    assert found.data.params["classes.猫"] == "2"
     names = [file.path for file in client.list_artifacts(number, "pictures")]
     assert names == [
         f"pictures/training_epoch000{epoch}.png" for epoch in (1, 2)
@@ -95,6 +98,28 @@ def test_mlflow_has_the_whole_run_once(run, tmp_path, monkeypatch, caplog):
     names = {file.path for file in client.list_artifacts(number)}
     assert names == {"config.yml", "pictures", "report.html"}
     assert_secret_is_nowhere(tmp_path)
+
+
+def test_mlflow_has_the_values_if_its_store_of_files_fails(
+    run, tmp_path, monkeypatch, caplog
+):
+    require("mlflow")
+    require("sqlalchemy")
+    require("alembic")
+    address = f"sqlite:///{tmp_path}/store.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(address)
+    experiment = client.create_experiment("p", "unknown://store")
+    number = run("mlflow", [0, 1], finished=True)
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "the settings were not sent" in record.message
+    (found,) = client.search_runs([experiment])
+    assert (found.info.run_id, found.info.status) == (number, "FINISHED")
+    assert found.data.metrics["best/AP"] == 0.5
+    history = client.get_metric_history(number, "loss/total")
+    assert [(m.step, m.value) for m in history] == STEPS
 
 
 def test_an_mlflow_server_that_is_down_gives_one_warning(
