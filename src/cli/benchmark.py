@@ -32,6 +32,7 @@ from .common import (
     add_family_argument,
     add_model_argument,
     parser_for,
+    positive_integer,
     run,
     use_model,
     use_model_or_config,
@@ -112,7 +113,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="runs before these, not measured; default: 5",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads; default: 1"
+        "--threads",
+        type=positive_integer,
+        default=1,
+        help="CPU threads; default: 1",
     )
     parser.add_argument(
         "--json",

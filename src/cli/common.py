@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,21 @@ def positive_integer(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Return an argument that must be a finite number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not.
+        ValueError: if it is not a number; argparse reports it.
+    """
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a number above 0, and not infinity"
+        )
     return value
 
 
@@ -458,7 +474,7 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--threads`, for runtimes on the CPU."""
     parser.add_argument(
         "--threads",
-        type=int,
+        type=positive_integer,
         metavar="N",
         help="CPU threads; default: torch's number, which OMP_NUM_THREADS sets",
     )

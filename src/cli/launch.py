@@ -104,6 +104,8 @@ def run_child(
         command: program and arguments.
         environment: variables that are added to those of this process.
     """
+    from ..runtime.hangup import without_ignored_hangup
+
     received: list[signal.Signals] = []
     early: list[int] = []
     before: dict[signal.Signals, Any] = {}
@@ -116,8 +118,8 @@ def run_child(
         else:
             process.send_signal(number)
 
-    for name in STOP_SIGNALS:
-        number = signal.Signals[name]
+    wanted = [signal.Signals[name] for name in STOP_SIGNALS]
+    for number in without_ignored_hangup(wanted):
         before[number] = signal.signal(number, pass_on)
     try:
         # in a session of its own: Ctrl-C of a terminal reaches the processes once, from here

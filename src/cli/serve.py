@@ -13,7 +13,14 @@ requests. The packages of the extra `serve` are needed. docs/deployment.md descr
 import argparse
 from collections.abc import Sequence
 
-from .common import CHECKPOINT_HELP, add_threads_argument, parser_for, run
+from .common import (
+    CHECKPOINT_HELP,
+    add_threads_argument,
+    parser_for,
+    positive_integer,
+    positive_number,
+    run,
+)
 
 ENGINES = ("torch", "onnx", "openvino", "tensorrt")
 """Keys of `ENDINGS` of `src/serving/models.py`, which is not imported before arguments are parsed."""
@@ -61,35 +68,35 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-megabytes",
-        type=float,
+        type=positive_number,
         default=20,
         metavar="MB",
         help="maximum size of a request; default: 20",
     )
     parser.add_argument(
         "--max-megapixels",
-        type=float,
+        type=positive_number,
         default=50,
         metavar="MP",
         help="maximum size of an image; default: 50",
     )
     parser.add_argument(
         "--queue",
-        type=int,
+        type=positive_integer,
         default=32,
         metavar="N",
         help="requests in progress at a time; further ones are answered with 503; default: 32",
     )
     parser.add_argument(
         "--upload-seconds",
-        type=float,
+        type=positive_number,
         default=30,
         metavar="S",
         help="time limit for a request to arrive; default: 30",
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=positive_number,
         default=30,
         metavar="S",
         help="time limit from a complete request to its answer; default: 30",

@@ -10,12 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from .hangup import without_ignored_hangup
 from .log import logger
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Sent by a launcher, a cluster or Ctrl-C; by Slurm before a time limit; when a launcher or terminal ends."""
 
 _PR_SET_PDEATHSIG = 1
+
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Environment variable of processes that torchrun has started."""
 
 
 class StopRequest:
@@ -31,8 +35,11 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Record signals to this process while the body runs; child processes end by a signal as usual."""
         self._process = os.getpid()
+        # torchrun's processes get SIGHUP when torchrun ends, also with nohup
+        is_launched = _TORCHRUN in os.environ
+        signals = SIGNALS if is_launched else without_ignored_hangup(SIGNALS)
         before = {
-            number: signal.signal(number, self._note) for number in SIGNALS
+            number: signal.signal(number, self._note) for number in signals
         }
         try:
             yield
@@ -65,7 +72,7 @@ class StopRequest:
 
 def end_with_launcher() -> None:
     """Request SIGHUP for this process when its launcher ends, so that no orphan continues to train."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if _TORCHRUN not in os.environ:
         return
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
@@ -78,10 +85,7 @@ def end_with_launcher() -> None:
 
 def warn_of_unheard_signal() -> None:
     """Log a warning on Slurm if torchrun would end on SIGUSR1 instead of forwarding it."""
-    if (
-        "SLURM_JOB_ID" not in os.environ
-        or "TORCHELASTIC_RUN_ID" not in os.environ
-    ):
+    if "SLURM_JOB_ID" not in os.environ or _TORCHRUN not in os.environ:
         return
     command_line = Path(f"/proc/{os.getppid()}/cmdline")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -111,6 +112,8 @@ class Service:
             # what remains of a body that was not read would be treated as the next request
             is_unread = error.status in (400, 403, 408, 413, 503)
             response = refusal(error.status, str(error), close=is_unread)
+        except asyncio.CancelledError:  # by a second Ctrl-C
+            response = refusal(503, "the server is ending", close=True)
         except Exception as error:
             response = self._failed(error)
         self.metrics.requests.labels(str(response.status_code)).inc()
@@ -132,7 +135,8 @@ class Service:
             await discard_body(request, self.limits)
             raise Refused(
                 503,
-                f"{self.places.count} requests are in progress, which is the maximum; try again later",
+                f"the maximum number of requests in progress, {self.places.count}, is reached; "
+                "try again later",
             )
         job: Future[dict[str, Any]] | None = None
         try:
@@ -238,4 +242,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     expected = "expected /, /predict (POST), /models, /health or /metrics"
     path = request.scope["path"][:80]  # `request.url` needs a correct Host
     text = f"{request.method} {path}: {expected}"
-    return refusal(status, text, close=request.method == "POST")
+    response = refusal(status, text, close=request.method == "POST")
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response

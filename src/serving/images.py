@@ -12,6 +12,10 @@ from ..core.errors import first_line
 from ..data.dataset.decoding import ImageError, image_from_pil
 from .refusals import Refused
 
+MAX_SIDE = 65_535
+"""Maximum width and height, which are those of JPEG. To resize an image takes memory for its height times the
+input width of the model, so that a column of 40 million pixels would take 77 GB."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow's names of the formats that are decoded. Pillow's other decoders are not used; some of them start
 programs."""
@@ -31,7 +35,7 @@ def decode_image(
         `[3, H, W]` uint8, RGB, upright.
 
     Raises:
-        Refused: 422 if it is not an image, is damaged, or has too many pixels.
+        Refused: 422 if it is not an image, is damaged, or has too many pixels or a side that is too long.
     """
     if not raw:
         raise Refused(422, "the image is empty (0 bytes)")
@@ -45,6 +49,11 @@ def decode_image(
                     422,
                     f"the image has {image.width} x {image.height} pixels, more than the maximum of "
                     f"{max_pixels}",
+                )
+            if max(image.size) > MAX_SIDE:
+                raise Refused(
+                    422,
+                    f"the image has {image.width} x {image.height} pixels, but a side has at most {MAX_SIDE}",
                 )
             try:
                 return image_from_pil(

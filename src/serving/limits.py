@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..core.errors import ConfigError
 from ..data.dataset.decoding import MAX_PIXELS
 
+MAX_SECONDS = 86_400
+"""Maximum of a time limit: one day."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -34,7 +37,7 @@ class Limits:
         """Check the limits.
 
         Raises:
-            ConfigError: if a limit is not positive, or larger than what images are decoded with.
+            ConfigError: if a limit is not positive, or too large.
         """
         for name in ("max_bytes", "max_pixels", "queue"):
             value = getattr(self, name)
@@ -42,8 +45,10 @@ class Limits:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
         for name in ("upload_seconds", "seconds"):
             value = getattr(self, name)
-            if not value > 0:
-                raise ConfigError(f"{name} is {value:g}, expected more than 0")
+            if not 0 < value <= MAX_SECONDS:
+                raise ConfigError(
+                    f"{name} is {value:g}, expected more than 0 and at most {MAX_SECONDS}"
+                )
         if self.max_pixels > MAX_PIXELS:
             raise ConfigError(
                 f"max_pixels is {self.max_pixels}, expected at most {MAX_PIXELS}, beyond which images are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,11 @@ def file_for(path: str, engine: str | None) -> str:
         if beside.is_file():
             return str(beside)
     missing = Path(file).with_suffix(endings[-1])
+    advice = f"write it with {shlex.join(['dfine', 'export', path])}"
+    if engine == "tensorrt":
+        advice = "docs/deployment.md describes how TensorRT builds it"
     raise CheckpointError(
-        f"--engine {engine} needs {missing}, which does not exist; write it with dfine export {path}"
+        f"--engine {engine} needs {missing}, which does not exist; {advice}"
     )
 
 

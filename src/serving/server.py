@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..core.errors import ConfigError, ResourceError
+from ..runtime.hangup import without_ignored_hangup
 from ..runtime.log import logger, say
 from .app import Service
 
@@ -40,7 +41,8 @@ class Server(uvicorn.Server):
             yield
             return
         before = {
-            number: signal.signal(number, self._end) for number in SIGNALS
+            number: signal.signal(number, self._end)
+            for number in without_ignored_hangup(SIGNALS)
         }
         try:
             yield
@@ -110,6 +112,7 @@ def serve(service: Service, host: str, port: int) -> None:
     Raises:
         ConfigError: if the address cannot be used.
         ResourceError: if a prediction does not end after the signal.
+        KeyboardInterrupt: after a second Ctrl-C, which does not wait for the running requests.
     """
     listener = listen(host, port)
     if not _is_loopback(listener):
@@ -124,7 +127,10 @@ def serve(service: Service, host: str, port: int) -> None:
         server.run(sockets=[listener])
     finally:
         listener.close()
-        has_ended = service.worker.close(service.limits.seconds)
+        waits = 0.0 if server.force_exit else service.limits.seconds
+        has_ended = service.worker.close(waits)
+    if server.force_exit:
+        raise KeyboardInterrupt
     if not has_ended:
         raise ResourceError(
             f"a prediction did not end within {service.limits.seconds:g} s after the signal, and was left"

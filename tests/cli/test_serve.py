@@ -23,6 +23,24 @@ def test_three_models_are_refused(capsys):
     assert "3 models were given, expected one or two" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--max-megabytes", "nan"),
+        ("--max-megapixels", "inf"),
+        ("--upload-seconds", "inf"),
+        ("--seconds", "0"),
+        ("--queue", "0"),
+        ("--threads", "0"),
+    ],
+)
+def test_a_limit_that_is_not_a_positive_number_is_named(flag, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve.main(["runs/train", flag, value])
+    assert ended.value.code == 2
+    assert f"argument {flag}: {value}: expected" in capsys.readouterr().err
+
+
 def test_a_model_is_required(capsys):
     with pytest.raises(SystemExit) as ended:
         serve.main([])

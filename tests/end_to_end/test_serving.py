@@ -146,6 +146,43 @@ def test_the_page_compares_two_detectors_and_shows_refusals(page, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_page_compares_two_detectors_with_one_place_for_requests(page):
+    detector = Detector(TRAINED, device="cpu")
+    with serving(detector, detector, queue=1) as server:
+        show(page, server, ROOT / "docs/images/demo.jpg")
+        assert page.locator("#message").is_hidden()
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_status_of_an_answer_that_is_not_json(page):
+    answer = {"status": 413, "content_type": "text/html", "body": "<html>"}
+    page.route("**/predict", lambda route: route.fulfill(**answer))
+    with serving(Detector(TRAINED, device="cpu")) as server:
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.wait_for_selector("body[data-ready=yes]")
+        page.set_input_files("#file", ROOT / "docs/images/demo.jpg")
+        page.wait_for_selector("#message.bad")
+        assert "413 " in page.inner_text("#message")
+
+
+@pytest.mark.slow
+def test_the_rows_of_an_image_replace_those_of_the_last_one_under_the_mouse(
+    page,
+):
+    with serving(Detector(TRAINED, device="cpu")) as server:
+        show(page, server, ROOT / "docs/images/demo.jpg")
+        page.locator("summary").click()
+        page.locator("tbody tr").first.hover()
+        before = page.locator("tbody").inner_text()
+        page.set_input_files("#file", ROOT / "docs/images/prediction.jpg")
+        page.wait_for_selector("#message", state="hidden")
+        page.wait_for_function(
+            "before => document.querySelector('tbody').innerText !== before",
+            arg=before,
+        )
+
+
+@pytest.mark.slow
 def test_a_chinese_browser_gets_chinese_texts(browser):
     page = browser.new_context(locale="zh-CN").new_page()
     with serving(Detector(TRAINED, device="cpu")) as server:

@@ -234,7 +234,7 @@ def test_requests_beyond_the_queue_are_asked_to_come_back(stub):
         later = server.post_json(image=base64_png())
     assert refused.status == 503
     assert refused.headers["retry-after"] == "1"
-    assert "3 requests are in progress" in refused.content["error"]
+    assert "requests in progress, 3, is reached" in refused.content["error"]
     assert healthy.status == 200
     assert [answer.status for answer in answers] == [200] * places
     assert later.status == 200
@@ -368,6 +368,9 @@ def test_unknown_addresses_and_methods_name_what_exists(stub):
             answer = server.ask(method, path)
             assert answer.status == status
             assert "expected /, /predict (POST)" in answer.content["error"]
+            allowed = answer.headers.get("allow", "")
+            assert ("POST" in allowed) == ((status, path) == (405, "/predict"))
+            assert ("GET" in allowed) == ((status, path) == (405, "/"))
 
 
 @pytest.mark.parametrize("path", [b"/predict?a=1", b"/nothing"])
@@ -406,6 +409,26 @@ def test_a_server_that_ends_answers_the_requests_that_it_has(stub):
         stub.gate.set()
         answers = [one.result() for one in waiting]
     assert [answer.status for answer in answers] == [200] * 4
+
+
+def test_a_second_ctrl_c_answers_the_running_requests_without_their_result(
+    stub, caplog
+):
+    stub.gate.clear()
+    with serving(stub) as server, ThreadPoolExecutor(2) as pool:
+        waiting = []
+        for _ in range(2):
+            waiting.append(pool.submit(server.post_json, image=base64_png()))
+        server.wait_for(lambda: server.service.places.taken == 2)
+        server.server.should_exit = True
+        server.server.force_exit = True
+        answers = [one.result() for one in waiting]
+        stub.gate.set()
+    for answer in answers:
+        assert answer.status == 503
+        assert answer.content == {"error": "the server is ending"}
+    assert "Traceback" not in caplog.text
+    assert len(stub.calls) == 1  # the one that waited is dropped
 
 
 def _listens(port: int) -> bool:

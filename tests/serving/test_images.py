@@ -62,6 +62,16 @@ def test_a_decompression_bomb_is_refused_by_its_header(side):
     assert caught.value.status == 422
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+def test_an_image_with_a_long_side_is_refused_because_of_the_memory_to_resize_it(
+    size,
+):
+    with pytest.raises(Refused, match="a side has at most 65535") as caught:
+        decode_image(header_of_png(*size), 50_000_000)
+    assert caught.value.status == 422
+    assert decode_image(png(1, 65_535), 50_000_000).shape == (3, 65_535, 1)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

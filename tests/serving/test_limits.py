@@ -1,5 +1,7 @@
 """Limits are positive."""
 
+import math
+
 import pytest
 
 from src.core.errors import ConfigError
@@ -12,6 +14,13 @@ from src.serving.limits import Limits
 def test_a_limit_must_be_positive(name):
     with pytest.raises(ConfigError, match=f"{name} is 0, expected"):
         Limits(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["seconds", "upload_seconds"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, 86_401])
+def test_a_time_limit_is_at_most_a_day(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is .* at most 86400"):
+        Limits(**{name: value})
 
 
 def test_the_limit_on_pixels_is_not_above_that_of_decoding():

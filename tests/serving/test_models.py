@@ -27,6 +27,10 @@ def test_a_run_folder_stands_for_its_best_checkpoint(run):
 def test_an_engine_opens_the_exported_file_beside_the_checkpoint(run):
     with pytest.raises(CheckpointError, match=r"needs .*best\.onnx.*export"):
         file_for(str(run), "onnx")
+    with pytest.raises(
+        CheckpointError, match=r"needs .*best\.engine.*TensorRT"
+    ):
+        file_for(str(run), "tensorrt")
     (run / "best.onnx").write_bytes(b"x")
     assert file_for(str(run), "onnx") == str(run / "best.onnx")
     assert file_for(str(run), "openvino") == str(run / "best.onnx")
@@ -35,6 +39,13 @@ def test_an_engine_opens_the_exported_file_beside_the_checkpoint(run):
     assert file_for(str(run / "best.onnx"), None) == str(run / "best.onnx")
     with pytest.raises(ConfigError, match="torch opens checkpoints"):
         file_for(str(run / "best.onnx"), "torch")
+
+
+def test_the_command_that_writes_a_missing_file_can_be_copied(run):
+    named = run.with_name("my run")
+    run.rename(named)
+    with pytest.raises(CheckpointError, match="dfine export '.*/my run'$"):
+        file_for(str(named), "onnx")
 
 
 @pytest.mark.parametrize("model", ["nowhere/best.pth", "none.onnx"])

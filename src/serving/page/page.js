@@ -139,7 +139,10 @@ function download(name, blob) {
 }
 
 function showAll() {
-  for (const panel of panels) panel.show();
+  for (const panel of panels) {
+    panel.marked = null; // the rows change, even under the mouse
+    panel.show();
+  }
 }
 
 function say(message, isBad = false) {
@@ -160,8 +163,9 @@ async function ask(file, model) {
   } catch {
     throw new Error(text("offline"));
   }
-  const answer = await response.json();
-  if (!response.ok) throw new Error(text("refused", { error: answer.error }));
+  const status = `${response.status} ${response.statusText}`;
+  const answer = await response.json().catch(() => ({ error: status })); // a proxy answers with a page
+  if (answer.error) throw new Error(text("refused", { error: answer.error }));
   return answer;
 }
 
@@ -171,8 +175,11 @@ async function open(file) {
   for (const panel of panels) panel.root.classList.add("busy");
   const image = await createImageBitmap(file).catch(() => null);
   try {
-    const answers = await Promise.all(panels.map((panel) => ask(file, panel.model)));
-    if (own !== turn) return;
+    const answers = [];
+    for (const panel of panels) {
+      answers.push(await ask(file, panel.model)); // one after the other, as the server predicts
+      if (own !== turn) return;
+    }
     picture = { file, image };
     panels.forEach((panel, number) => {
       panel.answer = answers[number];
