@@ -13,12 +13,14 @@
 with the published one if there is one, and prints the commands to evaluate, fine-tune and export. A file
 that holds no detector of this project, or only a part of one, has the exit code 4.
 
-`push` writes safetensors weights, a model card, licence notes, the configuration and the preprocessing. Names
-of folders on your machine are left out. A new repository on the hub is private, unless --public is given.
+`push` writes safetensors weights, a model card, licence notes, the configuration and the preprocessing.
+Absolute paths in the configuration are reduced to their last part. A new repository on the hub is private,
+unless --public is given.
 `pull` writes to weights/NAME or the folder that you name, after checking that the detector can be used.
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from .common import parser_for, run
@@ -219,10 +221,11 @@ def pull_model(arguments: argparse.Namespace) -> None:
         arguments.source, arguments.folder, revision=arguments.revision
     )
     write(f"fetched: {folder}")
+    quoted = shlex.quote(str(folder))
     predict = (
-        f"dfine predict {folder} IMAGE"
+        f"dfine predict {quoted} IMAGE"
         if is_installed()
-        else f"python tools/inference/torch_inf.py -r {folder} --input IMAGE"
+        else f"python tools/inference/torch_inf.py -r {quoted} --input IMAGE"
     )
     write(f"find objects with it: {predict}")
 
@@ -239,5 +242,5 @@ def _with_file(command: str, name: str, path: str) -> str:
     for index, word in enumerate(words):
         is_own_file = index > 0 and words[index - 1] in ("-r", "-t")
         if word == name or is_own_file:
-            words[index] = path
+            words[index] = shlex.quote(path)
     return " ".join(words)

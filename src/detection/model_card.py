@@ -124,7 +124,8 @@ def _metric_lines(notes: Mapping[str, Any]) -> list[str]:
     rows = []
     for name in (*METRICS, "F1"):
         value = metrics.get(name)
-        if isinstance(value, float):
+        # older checkpoints have -1 where there were no objects, as COCO's tables do
+        if isinstance(value, float) and value >= 0:
             rows.append(f"| {name} | {value:.3f} |")
     if not rows:
         return []

@@ -20,6 +20,9 @@ SCHEME = "hf://"
 MESSAGE = "Upload a detector of D-FINE x DINOv3"
 """Message of the commit on the hub."""
 
+_FOR_A_WHILE = (408, 429)
+"""Status codes of requests that may succeed later: too slow, and too many."""
+
 Result = TypeVar("Result")
 
 
@@ -42,7 +45,7 @@ def repository_of(address: str) -> str:
         ConfigError: if the address has another form.
     """
     repository = address.removeprefix(SCHEME).rstrip("/")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository, re.ASCII):
         raise ConfigError(
             f"{address} is not an address on the hub, expected {SCHEME}USER/NAME"
         )
@@ -133,7 +136,9 @@ def _asked(address: str, request: Callable[[], Result]) -> Result:
         ResourceError: if it cannot be reached.
     """
     from huggingface_hub.errors import (
+        BadRequestError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
@@ -146,6 +151,10 @@ def _asked(address: str, request: Callable[[], Result]) -> Result:
         return request()
     except RunError:
         raise
+    except HFValidationError as error:
+        raise ConfigError(
+            f"{address} is not an address on the hub: {first_line(error)}"
+        ) from None
     except LocalTokenNotFoundError:
         raise ConfigError(f"{address} needs an account: {login}") from None
     except RevisionNotFoundError:
@@ -166,10 +175,18 @@ def _asked(address: str, request: Callable[[], Result]) -> Result:
             raise ConfigError(
                 f"{address}: the hub refuses this account ({status}); {login} with a token that may do this"
             ) from None
+        if 400 <= status < 500 and status not in _FOR_A_WHILE:
+            raise ConfigError(
+                f"{address}: the hub refuses this ({status}): {_in_one_line(error)}"
+            ) from None
         raise ResourceError(
             f"{address}: the hub answers {status}: {first_line(error)}; try again later"
         ) from None
     except Exception as error:
+        if isinstance(error.__cause__, BadRequestError):  # about the metadata
+            raise ConfigError(
+                f"{address}: the hub refuses the model card: {_in_one_line(error)}; check --licence"
+            ) from None
         # huggingface_hub looks for a local copy if a download fails, and reports that there is none
         if isinstance(error, LocalEntryNotFoundError) or _is_connection_error(
             error
@@ -178,6 +195,10 @@ def _asked(address: str, request: Callable[[], Result]) -> Result:
                 f"{address} cannot be reached: {first_line(error)}; check the network, or HF_ENDPOINT"
             ) from None
         raise
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _is_connection_error(error: BaseException) -> bool:

@@ -7,13 +7,15 @@ The folder has the weights as safetensors with the notes of the checkpoint in th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, ConfigError, RunError
 from ..core.paths import read_text
 from ..core.yaml_config import YAMLConfig
 from ..core.yaml_text import dump_yaml, parse_yaml
@@ -27,7 +29,7 @@ from ..detection.weight_file import SHARED_NOTES, WeightFile, read_weights
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
 from ..runtime.weight_files import file_sha256, write_safetensors
-from .hub import download, is_hub_address, upload
+from .hub import SCHEME, download, is_hub_address, repository_of, upload
 from .metadata import Metadata
 from .preprocessing import Preprocessing
 
@@ -76,27 +78,37 @@ def push(
 
     Raises:
         CheckpointError: if the checkpoint is damaged or does not fit its configuration.
-        ConfigError: if the folder exists, or the hub refuses.
+        ConfigError: if the folder exists, the hub refuses, or `public` is set for a folder.
         ResourceError: if the disk is full, or the hub cannot be reached.
     """
-    on_hub = is_hub_address(destination)
-    if not on_hub:
-        check_new_folder(Path(destination).expanduser())
-    name = str(destination).rstrip("/").rpartition("/")[2]
-    with tempfile.TemporaryDirectory(dir=_parent(destination)) as temporary:
-        folder = Path(temporary) / name
+    name = _name_of(destination)
+
+    def write(folder: Path) -> None:
         write_shared_folder(
             folder,
-            read_weights(model, family),
+            file,
             title=title or name,
             licence=licence,
             config=config,
         )
-        if on_hub:
-            return upload(folder, str(destination), public=public)
-        target = Path(destination).expanduser()
-        _move_into_place(folder, target)
-        return str(target)
+
+    if is_hub_address(destination):
+        file = read_weights(model, family)
+        with tempfile.TemporaryDirectory() as temporary:
+            write(Path(temporary) / name)
+            return upload(
+                Path(temporary) / name, str(destination), public=public
+            )
+    if public:
+        raise ConfigError(
+            f"--public is for {SCHEME}USER/NAME, but {destination} is a folder; leave it out"
+        )
+    target = Path(destination).expanduser()
+    check_new_folder(target)
+    file = read_weights(model, family)
+    with _complete_folder(target) as folder:
+        write(folder)
+    return str(target)
 
 
 def pull(
@@ -121,21 +133,21 @@ def pull(
 
     Raises:
         CheckpointError: if the source holds no detector that this project reads, or a file is damaged.
-        ConfigError: if the folder exists, or the hub refuses.
+        ConfigError: if the folder exists, the hub refuses, or `revision` is given for a folder.
         ResourceError: if the disk is full, or the hub cannot be reached.
     """
-    name = str(source).rstrip("/").rpartition("/")[2]
-    target = Path(folder or Path("weights") / name).expanduser()
-    check_new_folder(target)
-    prepare_output_dir(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        fetched = Path(temporary) / name
-        if is_hub_address(source):
+    on_hub = is_hub_address(source)
+    if revision is not None and not on_hub:
+        raise ConfigError(
+            f"--revision is for {SCHEME}USER/NAME, but {source} is a folder; leave it out"
+        )
+    target = Path(folder or Path("weights") / _name_of(source)).expanduser()
+    with _complete_folder(target) as fetched:
+        if on_hub:
             download(str(source), fetched, FILES + OF_TRANSFORMERS, revision)
         else:
             _copy(Path(source).expanduser(), fetched)
         _check_fetched(fetched, source)
-        _move_into_place(fetched, target)
     return target
 
 
@@ -190,7 +202,7 @@ def write_shared_folder(
 
 
 def shared_notes(file: WeightFile, cfg: YAMLConfig) -> dict[str, Any]:
-    """Return the notes of a checkpoint for others: complete, and without folders of the author's machine.
+    """Return the notes of a checkpoint for others: complete, and without absolute paths of the author.
 
     Example:
         >>> file = read_weights("best.pth")
@@ -283,16 +295,20 @@ def _check_fetched(folder: Path, source: str | Path) -> None:
                 f"{source}: {name} does not have the digest in {DIGESTS}, so it was damaged or changed; "
                 "fetch it again or ask its author"
             )
-    file = read_weights(folder)
-    file.require_class_head()
-    cfg = model_config(file)
-    file.prepare(cfg)
-    load_strictly(cfg.model, file)
+    try:
+        file = read_weights(folder)
+        file.require_class_head()
+        cfg = model_config(file)
+        file.prepare(cfg)
+        load_strictly(cfg.model, file)
+    except RunError as error:  # the temporary folder will not exist any more
+        text = str(error).replace(str(folder), str(source).rstrip("/"))
+        raise type(error)(text) from None
 
 
 def _digests_in(path: Path) -> Iterable[tuple[str, str]]:
     """Yield digest and name in each line of a file in the format of `sha256sum`."""
-    for line in read_text(path).splitlines():
+    for line in read_text(path, errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         yield digest.strip(), name.strip()
 
@@ -313,18 +329,40 @@ def _copy(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def _move_into_place(folder: Path, target: Path) -> None:
-    """Rename a complete folder, so that an interruption never leaves a part of it."""
-    if target.is_dir():  # an empty one
-        target.rmdir()
-    folder.rename(target)
+@contextmanager
+def _complete_folder(target: Path) -> Iterator[Path]:
+    """Yield the path of a folder to create, which becomes `target` when the block ends without an error.
+
+    An interruption never leaves a part of a detector. An empty folder that exists is filled, not replaced: it
+    may be a mount point or the current folder.
+
+    Raises:
+        ConfigError: if the target exists and is not an empty folder, or cannot be written to.
+    """
+    check_new_folder(target)
+    exists = target.is_dir()
+    place = prepare_output_dir(target if exists else target.parent)
+    with tempfile.TemporaryDirectory(prefix=".share-", dir=place) as temporary:
+        folder = Path(temporary) / "model"
+        yield folder
+        if not exists:
+            folder.rename(target)
+            return
+        # the weights come last: without them, nothing looks like a detector
+        names = sorted(path.name for path in folder.iterdir())
+        for name in sorted(names, key=WEIGHTS.__eq__):
+            (folder / name).rename(target / name)
 
 
-def _parent(destination: str | Path) -> Path | None:
-    """Return the existing folder in which a destination is prepared; None for the hub."""
-    if is_hub_address(destination):
-        return None
-    return prepare_output_dir(Path(destination).expanduser().absolute().parent)
+def _name_of(place: str | Path) -> str:
+    """Return the name of a folder or of a repository on the hub.
+
+    Raises:
+        ConfigError: if an address on the hub has another form than `hf://USER/NAME`.
+    """
+    if is_hub_address(place):
+        return repository_of(str(place)).rpartition("/")[2]
+    return os.path.basename(os.path.abspath(Path(place).expanduser()))
 
 
 def _write_text(path: Path, text: str) -> None:

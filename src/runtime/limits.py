@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -42,8 +43,10 @@ def explain_limit(error: BaseException) -> str | None:
         return describe_limit(limit)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         place = "a disk or shared memory is full"
-        if error.filename:
-            place = f"disk full writing {error.filename}"
+        # a copy names the source first, and the file that it writes second
+        name = error.filename2 or error.filename
+        if name:
+            place = f"disk full writing {os.fsdecode(name)}"
         return (
             f"{place}: {error.strerror}; free some space, then start the command again (a training run with "
             "-r auto)"

@@ -197,6 +197,68 @@ def test_a_folder_without_weights_says_what_it_has(tmp_path):
         pull(source, tmp_path / "fetched")
 
 
+def test_a_damaged_file_is_named_by_its_source(shared, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(shared, source)
+    (source / DIGESTS).write_bytes(b"\x80 not text")
+    (source / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError) as caught:
+        pull(source, tmp_path / "fetched")
+    assert str(caught.value).startswith(f"{source / WEIGHTS} (7 bytes)")
+
+
+@pytest.mark.parametrize("command", [push, pull])
+def test_an_empty_folder_is_filled(command, shared, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    inode = here.stat().st_ino
+    command(TRAINED if command is push else shared, ".")
+    assert here.stat().st_ino == inode
+    assert sorted(path.name for path in here.iterdir()) == sorted(FILES)
+    if command is push:
+        assert "# here\n" in (here / CARD).read_text()
+
+
+def test_a_link_to_an_empty_folder_stays(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    push(TRAINED, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / WEIGHTS).is_file()
+
+
+def test_the_current_folder_can_be_fetched(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(shared)
+    pull(".", tmp_path / "fetched")
+    assert (tmp_path / "fetched" / WEIGHTS).is_file()
+
+
+def test_a_failure_leaves_an_empty_folder_empty(shared, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    source = tmp_path / "source"
+    shutil.copytree(shared, source)
+    (source / CONFIG).write_text("changed")
+    with pytest.raises(CheckpointError, match="does not have the digest"):
+        pull(source, target)
+    assert list(target.iterdir()) == []
+
+
+def test_settings_for_the_hub_are_refused_for_a_folder(shared, tmp_path):
+    with pytest.raises(ConfigError, match="--revision is for hf://USER/NAME"):
+        pull(shared, tmp_path / "out", revision="v2")
+    with pytest.raises(ConfigError, match="--public is for hf://USER/NAME"):
+        push(TRAINED, tmp_path / "out", public=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_has_only_metrics_that_are_defined(shared):
+    card = (shared / CARD).read_text()
+    assert "| AP | 0.351 |" in card
+    assert "AP_large" not in card  # no large objects: -1 in the checkpoint
+
+
 def test_a_missing_source_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is not a folder"):
         pull(tmp_path / "nothing", tmp_path / "fetched")
@@ -283,7 +345,30 @@ def test_a_hub_that_cannot_be_reached_is_a_fault_of_resources(hub, monkeypatch):
         push(TRAINED, "hf://me/shapes")
 
 
-@pytest.mark.parametrize("address", ["hf://me", "hf://a/b/c", "hf://"])
+def test_a_card_that_the_hub_refuses_is_explained(hub):
+    hub.card_faults = ['"license" must be one of [apache-2.0, ...]']
+    with pytest.raises(ConfigError, match='model card: .*"license" must be'):
+        push(TRAINED, "hf://me/shapes", licence="my own")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://me",
+        "hf://a/b/c",
+        "hf://",
+        "hf://me/..",
+        "hf://me/.",
+        "hf://我/模型",
+    ],
+)
 def test_addresses_of_other_forms_are_refused(address, tmp_path):
     with pytest.raises(ConfigError, match="expected hf://USER/NAME"):
         pull(address, tmp_path / "fetched")
+    with pytest.raises(ConfigError, match="expected hf://USER/NAME"):
+        push(TRAINED, address)
+
+
+def test_an_address_that_only_the_hub_knows_to_be_wrong_is_refused(hub):
+    with pytest.raises(ConfigError, match="is not an address on the hub"):
+        pull("hf://me/a--b")

@@ -229,6 +229,16 @@ def test_exit_code_reaches_the_shell(tmp_path):
                 ),
             ),
         ),
+        (
+            OSError(28, "No space left on device", "from.txt", None, "to.txt"),
+            (
+                6,
+                (
+                    "disk full writing to.txt: No space left on device; "
+                    "free some space, then start the command again (a training run with -r auto)"
+                ),
+            ),
+        ),
     ],
 )
 def test_other_ways_to_end_are_explained(error, expected):

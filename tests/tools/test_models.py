@@ -64,6 +64,13 @@ def test_check_names_the_model_of_a_file_whatever_its_name_is(atto):
     assert f"--seed=0 -t {atto}\n" in ended.out
 
 
+def test_check_prints_commands_that_a_shell_can_run(atto, tmp_path):
+    path = tmp_path / "my weights.pth"
+    path.symlink_to(atto)
+    ended = tool_here("models", "check", path)
+    assert f"--test-only -r '{path}'" in ended.out
+
+
 def test_check_accepts_a_checkpoint_of_this_project():
     ended = tool_here("models", "check", TRAINED)
     assert ended.code == 0, ended.err
@@ -96,10 +103,11 @@ def test_push_and_pull_share_a_detector_in_a_folder(tmp_path):
     pushed = tool_here("models", "push", TRAINED, shared, "--licence", "mit")
     assert pushed.code == 0, pushed.err
     assert f"shared: {shared}" in pushed.out
-    fetched = tmp_path / "fetched"
+    fetched = tmp_path / "the fetched one"
     pulled = tool_here("models", "pull", shared, fetched)
     assert pulled.code == 0, pulled.err
     assert f"fetched: {fetched}" in pulled.out
+    assert f"-r '{fetched}' --input IMAGE" in pulled.out
     checked = tool_here("models", "check", fetched)
     assert "complete: every tensor of the model is in the file" in checked.out
 
