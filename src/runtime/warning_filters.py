@@ -39,7 +39,7 @@ class _IgnoredWarnings:
 
     def _restore(self) -> None:
         if warnings.filters is self._own:
-            self._context.__exit__()
+            self._context.__exit__(None, None, None)
             return
         # the program has replaced the filters meanwhile, and may restore these later
         self._own[:] = self._before  # type: ignore[call-overload]
