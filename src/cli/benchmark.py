@@ -291,12 +291,12 @@ def build_works(
     if yardstick_size != own_size:
         vit_images = torch.rand(len(images), 3, *yardstick_size)
     vit = bare_vit(yardstick_size).to(device)
+    files = open_files(own_size, arguments)
     engines: dict[str, Any] = {}
     for variant, detector in detectors.items():
         for name, engine in engines_of(detector, device, arguments).items():
             engines[f"{name}, {variant}" if variant else name] = engine
-    for file in arguments.files:
-        engines[file.name] = open_file(file, own_size, arguments)
+    engines |= files
 
     def look() -> None:
         with torch.inference_mode():
@@ -308,20 +308,34 @@ def build_works(
     }
 
 
-def open_file(path: Path, input_size, arguments: argparse.Namespace) -> Any:
+def open_files(
+    input_size: tuple[int, int], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the engines of the exported models by file name, or by path if several have the same name."""
+    names = [file.name for file in arguments.files]
+    engines = {}
+    for file in arguments.files:
+        name = file.name if names.count(file.name) == 1 else str(file)
+        engines[name] = open_file(file, input_size, arguments)
+    return engines
+
+
+def open_file(
+    path: Path, input_size: tuple[int, int], arguments: argparse.Namespace
+) -> Any:
     """Return the engine of an exported model.
 
     Raises:
-        ConfigError: if the model has another input size, or its kind is not measured.
+        ConfigError: if the model has another input size or batch size, or its kind is not measured.
     """
     from ..core.errors import ConfigError
     from ..inference.exported_engines import OnnxEngine, OpenVinoEngine
 
     threads = arguments.threads
     engine: OnnxEngine | OpenVinoEngine
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         engine = OnnxEngine(path, arguments.device, threads=threads)
-    elif path.suffix == ".xml":
+    elif path.suffix.lower() == ".xml":
         engine = OpenVinoEngine(path, threads=threads)
     else:
         raise ConfigError(
@@ -330,6 +344,12 @@ def open_file(path: Path, input_size, arguments: argparse.Namespace) -> Any:
     if engine.input_size not in (None, input_size):
         raise ConfigError(
             f"{path} has the input size {list(engine.input_size)}, expected {list(input_size)} as the model"
+        )
+    size = engine.batch_size
+    if size is not None and arguments.batch % size:
+        # the engine would fill the batch up with copies, which also take time
+        raise ConfigError(
+            f"{path} has the fixed batch size {size}, but --batch is {arguments.batch}; give --batch {size}"
         )
     return engine
 

@@ -357,7 +357,7 @@ def detector_from(arguments: argparse.Namespace) -> Detector:
 
     use_run_folder(arguments)
     device = {} if arguments.device is None else {"device": arguments.device}
-    ending = Path(arguments.resume).suffix
+    ending = Path(arguments.resume).suffix.lower()
     if arguments.engine != "torch" and ending in EXPORTED_ENDINGS:
         raise ConfigError(
             f"--engine {arguments.engine} is only used with checkpoints, but {arguments.resume} is an "

@@ -160,6 +160,8 @@ def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
 
 INT8_FLAGS = ("calibration", "calibration_count", "max_ap_loss")
 
+CHECK_FLAGS = ("images", "count")
+
 
 def check_int8(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace
@@ -172,12 +174,23 @@ def check_int8(
                     f"--{name.replace('_', '-')} is only used with --int8"
                 )
         return
-    others = ("check", "simplify", "opset", "images")
-    for name in (*others, "exporter", "sampling"):
+    others = ("check", "simplify", "opset", "exporter", "sampling")
+    for name in (*others, *CHECK_FLAGS):
         if getattr(arguments, name) != parser.get_default(name):
             parser.error(
                 f"--{name} is not used with --int8, which exports and compares in its own way"
             )
+
+
+def check_comparison(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> None:
+    """Report flags of `--check` without it."""
+    if arguments.check:
+        return
+    for name in CHECK_FLAGS:
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name} is only used with --check")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -186,6 +199,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     arguments = parser.parse_args(argv)
     use_model(parser, arguments)
     check_int8(parser, arguments)
+    check_comparison(parser, arguments)
 
     def command() -> None:
         from ..inference import Detector

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command with these arguments, or with those of the process."""
     parser = make_parser(prog)
     arguments = parser.parse_args(argv)
-    if arguments.model.endswith(EXPORTED_ENDINGS):
+    if arguments.model.lower().endswith(EXPORTED_ENDINGS):
         refuse_unused(parser, arguments)
         run(lambda: evaluate_exported(arguments), arguments)
         return

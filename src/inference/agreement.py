@@ -18,7 +18,7 @@ from .detector import Detector
 from .detector_evaluation import open_labelled_images
 from .prediction import Prediction
 from .reading import Readable
-from .sources import image_files
+from .sources import image_files, spread
 
 BOX_TOLERANCE_PX = 1.0
 """Maximum difference of a box side, in pixels of the image."""
@@ -299,18 +299,14 @@ def images_for_check(
         else _validation_files(detector)
     )
     if files:
-        evenly_spread = (
-            np.linspace(0, len(files) - 1, count).round().astype(int)
-        )
-        positions = np.unique(evenly_spread)
-        chosen: list[Readable] = [files[position] for position in positions]
+        chosen = spread(files, count)
         logger.info(
             "compared on %d of %d images of %s",
             len(chosen),
             len(files),
             folder or "the validation data that the checkpoint names",
         )
-        return chosen, [str(file) for file in chosen]
+        return [*chosen], [str(file) for file in chosen]
     logger.info(
         "compared on %d synthetic images: the checkpoint's validation data was not found; --images DIR uses "
         "others",
@@ -332,5 +328,4 @@ def _validation_files(detector: Detector) -> list[Path]:
         dataset = open_labelled_images(detector)
     except (ConfigError, DataError):
         return []
-    folder = Path(dataset.img_folder)
-    return [folder / dataset.labels.file_name(i) for i in range(len(dataset))]
+    return [dataset.image_path(index) for index in range(len(dataset))]

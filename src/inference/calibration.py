@@ -10,9 +10,8 @@ from ..data.preparation.any_dataset import find_dataset, recognize
 from ..runtime.log import logger
 from .detector import Detector
 from .detector_evaluation import open_labelled_images
-from .int8_export import spread
 from .reading import Readable
-from .sources import image_files
+from .sources import image_files, spread
 
 
 def calibration_data(
@@ -114,5 +113,4 @@ def _training_files(detector: Detector) -> list[Path]:
 
 def _files(dataset: CocoDetection) -> list[Path]:
     """Return the image files of a data set."""
-    folder = Path(dataset.img_folder)
-    return [folder / dataset.labels.file_name(i) for i in range(len(dataset))]
+    return [dataset.image_path(index) for index in range(len(dataset))]

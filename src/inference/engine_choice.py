@@ -20,7 +20,14 @@ import torch
 from msgspec import Struct
 
 from .. import __version__
-from ..core.errors import CheckpointError, ConfigError, ExportError
+from ..core.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    NumericsError,
+    ResourceError,
+    first_line,
+)
 from ..core.paths import open_regular, user_cache
 from ..runtime.files import prepare_output_dir, write_json
 from ..runtime.log import logger
@@ -30,7 +37,12 @@ from .agreement import check_agreement, images_for_check
 from .detector import Detector
 from .engines import Engine, TorchEngine
 from .export import export_onnx
-from .exported_engines import ExportedEngine, OnnxEngine, OpenVinoEngine
+from .exported_engines import (
+    LONGEST_REASON,
+    ExportedEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+)
 
 EngineName: TypeAlias = Literal["torch", "onnxruntime", "openvino"]
 
@@ -86,7 +98,7 @@ def fastest_engine(detector: Detector, cache: Path | None = None) -> Engine:
     if choice is not None:
         if choice.engine == "torch":
             return own
-        with suppress(CheckpointError, ConfigError):
+        with suppress(CheckpointError, ConfigError, NumericsError):
             return _OPEN[choice.engine](graph, _cpu_of(choice.engine))
     try:
         prepare_output_dir(folder)
@@ -94,7 +106,7 @@ def fastest_engine(detector: Detector, cache: Path | None = None) -> Engine:
             damaged.unlink(missing_ok=True)
         export_onnx(detector, graph)
         graph.with_suffix(".json").unlink()  # the graph holds the same metadata
-    except (ConfigError, ExportError, OSError) as error:
+    except (ConfigError, ExportError, OSError, ResourceError) as error:
         logger.warning("engine=auto uses torch: %s", error)
         return own
     engines = _agreeing_engines(detector, graph)
@@ -108,7 +120,10 @@ def fastest_engine(detector: Detector, cache: Path | None = None) -> Engine:
         ),
         note,
     )
-    write_json(note, {MARK: WRITER, **msgspec.to_builtins(choice)})
+    try:
+        write_json(note, {MARK: WRITER, **msgspec.to_builtins(choice)})
+    except ResourceError as error:
+        logger.warning("the next engine=auto measures again: %s", error)
     if choice.engine == "torch":
         graph.unlink(missing_ok=True)
     _remove_oldest(folder, keep=(note, graph))
@@ -129,7 +144,7 @@ def _agreeing_engines(detector: Detector, graph: Path) -> dict[str, Engine]:
             engine: ExportedEngine = kind(graph, _cpu_of(name))
         except ConfigError:
             continue  # not installed
-        except CheckpointError as error:
+        except (CheckpointError, NumericsError) as error:
             logger.warning("engine=auto does not use %s: %s", name, error)
             continue
         exported = Detector.from_parts(
@@ -142,8 +157,10 @@ def _agreeing_engines(detector: Detector, graph: Path) -> dict[str, Engine]:
         )
         try:
             check_agreement(detector, exported, *images)
-        except ExportError as error:
-            logger.warning("engine=auto does not use %s: %s", name, error)
+        except Exception as error:
+            # the exceptions of the runtimes have no common base class
+            reason = first_line(error)[:LONGEST_REASON]
+            logger.warning("engine=auto does not use %s: %s", name, reason)
             continue
         engines[name] = engine
     return engines
@@ -229,7 +246,13 @@ def _plain_values(module: torch.nn.Module) -> dict[str, object]:
 
 def _remove_oldest(folder: Path, keep: tuple[Path, ...]) -> None:
     """Remove the oldest files if the cache holds more than `MAX_CACHED`."""
-    files = [path for path in folder.iterdir() if path not in keep]
-    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[MAX_CACHED - len(keep) :]:
-        path.unlink(missing_ok=True)
+    dated = []
+    for path in folder.iterdir():
+        # another process may remove files at the same time
+        with suppress(OSError):
+            if path not in keep:
+                dated.append((path.stat().st_mtime, path))
+    dated.sort(reverse=True)
+    for _, path in dated[MAX_CACHED - len(keep) :]:
+        with suppress(OSError):
+            path.unlink()

@@ -9,7 +9,6 @@ import ast
 import copy
 import io
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import least_severe, logger
 from ..runtime.optional import import_optional
 from ..runtime.own_files import refuse_foreign
+from ..runtime.warning_filters import without_warnings
 from ..zoo.dfine.deformable_attention import MultiScaleDeformableAttention
 from .detector import Detector
 from .engines import TorchEngine
@@ -286,8 +286,7 @@ def _export_with_torchscript(
 def _without_exporter_messages() -> Iterator[None]:
     """Suppress the exporters' messages; `_check_graph` and the comparison of results report real problems."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
-    with warnings.catch_warnings(), least_severe(logging.ERROR, *names):
-        warnings.simplefilter("ignore")
+    with without_warnings(), least_severe(logging.ERROR, *names):
         yield
 
 

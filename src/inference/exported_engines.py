@@ -187,7 +187,13 @@ class OpenVinoEngine(ExportedEngine):
             ) from None
         _check_interface(path, inputs, outputs)
         _refuse_bad_constants(path, _openvino_constants(model))
-        self._model = core.compile_model(model, device, settings)
+        try:
+            self._model = core.compile_model(model, device, settings)
+        except Exception as error:
+            reason = first_line(error)[:LONGEST_REASON]
+            raise CheckpointError(
+                f"{path} cannot be compiled by OpenVINO {openvino.__version__} for {device}: {reason}"
+            ) from None
         batch, _, height, width = model.input(INPUTS[0]).partial_shape
         self.batch_size = None if batch.is_dynamic else batch.get_length()
         if not height.is_dynamic and not width.is_dynamic:

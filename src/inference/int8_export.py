@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -32,6 +31,7 @@ from .prediction import Prediction
 from .prediction_settings import PredictionSettings
 from .quantizers import SUFFIXES, Inputs, Int8Engine, parts_of, quantizer_for
 from .reading import Readable
+from .sources import spread
 
 MAX_AP_LOSS = 0.01
 """Default of the AP that an int8 model may lose, on a scale of 0 to 1."""
@@ -45,8 +45,6 @@ NUM_TRIAL_IMAGES = 8
 ALWAYS_FLOAT = "head"
 """Parts of the decoder with this in their names always stay in float: they give boxes and scores, and take
 almost no time."""
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def export_int8(
             if search.accepts(ap_int8):
                 break
             if not search.sensitivity:
-                few = inputs[:NUM_TRIAL_IMAGES]
+                few = spread(inputs, NUM_TRIAL_IMAGES)
                 search.sensitivity = _sensitivities(
                     before,
                     spread(calibration, NUM_TRIAL_IMAGES),
@@ -321,17 +319,3 @@ def _move(source: Path, path: Path) -> None:
                 atomic_file(path.with_suffix(suffix)) as file,
             ):
                 shutil.copyfileobj(source_file, file)
-
-
-def spread(items: Iterable[Item], count: int) -> list[Item]:
-    """Return at most `count` items, spread evenly.
-
-    Example:
-        >>> spread([10, 11, 12, 13, 14], 3)
-        [10, 12, 14]
-    """
-    given = list(items)
-    if not given:
-        return []
-    places = np.linspace(0, len(given) - 1, count).round().astype(int)
-    return [given[place] for place in np.unique(places)]

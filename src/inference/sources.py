@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ apply to `FORMATS_WITH_EXACT_COUNT`."""
 
 FORMATS_WITH_EXACT_COUNT = (".avi",)
 """Formats whose header has the exact number of frames."""
+
+Item = TypeVar("Item")
 
 _STREAM = re.compile(
     r"(rtsps?|rtmps?|rtp|udp|srt|tcp|https?)://", re.IGNORECASE
@@ -147,6 +149,20 @@ def image_files(path: Path) -> list[Path]:
             found.describe_others(),
         )
     return [path / name for name in found.images]
+
+
+def spread(items: Iterable[Item], count: int) -> list[Item]:
+    """Return at most `count` items, spread evenly.
+
+    Example:
+        >>> spread([10, 11, 12, 13, 14], 3)
+        [10, 12, 14]
+    """
+    given = list(items)
+    if not given:
+        return []
+    places = np.linspace(0, len(given) - 1, count).round().astype(int)
+    return [given[place] for place in np.unique(places)]
 
 
 class Video:

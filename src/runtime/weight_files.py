@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from ..core.errors import CheckpointError, first_line
 from ..core.paths import did_you_mean_file, open_regular
 from .files import write_atomically
+from .warning_filters import without_warnings
 
 EXPANSION_LIMIT = 1.1
 """Maximum ratio of unpacked to packed size of an archive; torch writes its records uncompressed."""
@@ -137,9 +137,8 @@ def read_tensor_file(path: str | Path) -> Any:
             "inside it"
         )
     try:
-        with warnings.catch_warnings():
-            # torch's guesses at the cause; the messages below are clearer
-            warnings.simplefilter("ignore")
+        # torch's guesses at the cause; the messages below are clearer
+        with without_warnings():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)

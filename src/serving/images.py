@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..core.errors import first_line
 from ..data.dataset.decoding import ImageError, image_from_pil
+from ..runtime.warning_filters import without_warnings
 from .refusals import Refused
 
 MAX_SIDE = 65_535
@@ -39,28 +39,24 @@ def decode_image(
     """
     if not raw:
         raise Refused(422, "the image is empty (0 bytes)")
-    with warnings.catch_warnings():
-        # the size is checked below, and broken metadata does not matter
-        warnings.simplefilter("ignore")
-        with _opened(raw) as image:
-            pixels = image.width * image.height
-            if pixels > max_pixels:
-                raise Refused(
-                    422,
-                    f"the image has {image.width} x {image.height} pixels, more than the maximum of "
-                    f"{max_pixels}",
-                )
-            if max(image.size) > MAX_SIDE:
-                raise Refused(
-                    422,
-                    f"the image has {image.width} x {image.height} pixels, but a side has at most {MAX_SIDE}",
-                )
-            try:
-                return image_from_pil(
-                    image, "of the request", bit_depth=bit_depth
-                )
-            except ImageError as error:
-                raise Refused(422, str(error)) from None
+    # the size is checked below, and broken metadata does not matter
+    with without_warnings(), _opened(raw) as image:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
+            raise Refused(
+                422,
+                f"the image has {image.width} x {image.height} pixels, more than the maximum of "
+                f"{max_pixels}",
+            )
+        if max(image.size) > MAX_SIDE:
+            raise Refused(
+                422,
+                f"the image has {image.width} x {image.height} pixels, but a side has at most {MAX_SIDE}",
+            )
+        try:
+            return image_from_pil(image, "of the request", bit_depth=bit_depth)
+        except ImageError as error:
+            raise Refused(422, str(error)) from None
 
 
 def _opened(raw: bytes) -> Image.Image:

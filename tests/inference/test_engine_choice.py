@@ -2,11 +2,13 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
 from src import Detector
 from src.core import ConfigError
+from src.core.errors import ResourceError
 from src.inference import engine_choice
 from src.inference.engine_choice import fastest_engine
 from src.inference.exported_engines import OnnxEngine
@@ -119,6 +121,42 @@ def test_an_engine_that_disagrees_is_not_used_and_reported_once(
     assert not list((tmp_path / "engines").glob("*.onnx"))
 
 
+def test_an_engine_that_fails_is_not_used_and_reported(
+    packages, own, onnx_is_fastest, given_graph, tmp_path, monkeypatch, caplog
+):
+    def fail(*_):
+        raise RuntimeError("the kernel is not implemented\nstack")
+
+    monkeypatch.setattr(OnnxEngine, "_compute", fail)
+    assert fastest_engine(own, tmp_path) is own.engine
+    assert (
+        "does not use onnxruntime: the kernel is not implemented" in caplog.text
+    )
+    assert "stack" not in caplog.text
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_engine(
+    packages, own, onnx_is_fastest, given_graph, tmp_path, monkeypatch, caplog
+):
+    def fail(path, _):
+        raise ResourceError(f"disk full writing {path}")
+
+    monkeypatch.setattr(engine_choice, "write_json", fail)
+    assert isinstance(fastest_engine(own, tmp_path), OnnxEngine)
+    assert "the next engine=auto measures again: disk full" in caplog.text
+
+
+def test_a_disk_without_room_for_the_export_leaves_torch(
+    own, tmp_path, monkeypatch, caplog
+):
+    def fail(detector, path):
+        raise ResourceError("disk full writing model.onnx")
+
+    monkeypatch.setattr(engine_choice, "export_onnx", fail)
+    assert fastest_engine(own, tmp_path) is own.engine
+    assert "engine=auto uses torch: disk full" in caplog.text
+
+
 def test_other_weights_have_another_key(own):
     before = engine_choice._key(own, own.engine)
     assert before == engine_choice._key(own, own.engine)
@@ -158,6 +196,19 @@ def test_the_oldest_files_are_removed_and_the_new_ones_kept(tmp_path):
     left = list(tmp_path.iterdir())
     assert len(left) == engine_choice.MAX_CACHED
     assert set(keep) <= set(left)
+
+
+def test_files_that_another_process_removes_meanwhile_do_no_harm(
+    tmp_path, monkeypatch
+):
+    for number in range(20):
+        (tmp_path / f"{number}.onnx").touch()
+    listed = list(tmp_path.iterdir())
+    for path in listed[:10]:
+        path.unlink()
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    engine_choice._remove_oldest(tmp_path, (listed[10], listed[11]))
+    assert [path.exists() for path in listed[10:]] == [True] * 10
 
 
 def test_a_detector_takes_the_engine(monkeypatch):

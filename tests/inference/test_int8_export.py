@@ -12,7 +12,6 @@ from src.inference.int8_export import (
     Int8Settings,
     _Search,
     export_int8,
-    spread,
 )
 from src.inference.metadata import Metadata
 
@@ -194,12 +193,6 @@ def test_a_file_of_others_is_not_replaced(
             detector, path, val_images, dataset, Int8Settings("onnxruntime")
         )
     assert path.read_text() == "a file of the user"
-
-
-def test_items_are_spread_evenly_and_not_repeated():
-    assert spread(range(100), 3) == [0, 50, 99]
-    assert spread([1, 2], 5) == [1, 2]
-    assert spread([], 5) == []
 
 
 def test_metadata_of_earlier_exports_has_no_note_of_int8():

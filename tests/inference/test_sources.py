@@ -11,7 +11,13 @@ from PIL import Image
 
 from src.core import DataError
 from src.inference.predict_videos import VideoWriter
-from src.inference.sources import Source, Video, image_files, open_source
+from src.inference.sources import (
+    Source,
+    Video,
+    image_files,
+    open_source,
+    spread,
+)
 from tests.fixtures.videos import write_avi
 
 needs_opencv = pytest.mark.skipif(
@@ -228,3 +234,9 @@ def test_a_format_without_a_number_of_frames_is_logged(tmp_path, caplog):
         "has a format without a number of frames: a truncated file cannot be detected"
         in caplog.text
     )
+
+
+def test_items_are_spread_evenly_and_not_repeated():
+    assert spread(range(100), 3) == [0, 50, 99]
+    assert spread([1, 2], 5) == [1, 2]
+    assert spread([], 5) == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from ...core.errors import DataError, first_line
 from ...core.paths import open_regular
 from ...runtime.limits import is_system_limit
+from ...runtime.warning_filters import without_warnings
 from ..transforms.pixels import Pixels
 from .jpeg import Decoded, decode_ordinary_jpeg
 from .picture import (
@@ -214,9 +214,8 @@ def _decode_any(
 ) -> tuple[Tensor, ImageFlag]:
     """Decode an image with Pillow."""
     try:
-        with warnings.catch_warnings():
-            # the size is checked below, and broken metadata does not matter
-            warnings.simplefilter("ignore")
+        # the size is checked below, and broken metadata does not matter
+        with without_warnings():
             image = Image.open(io.BytesIO(raw))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
@@ -253,10 +252,12 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         ImageError: if the file does not exist or is not an image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with open_regular(path) as file, Image.open(file) as image:
-                return header_sizes(image)
+        with (
+            without_warnings(),
+            open_regular(path) as file,
+            Image.open(file) as image,
+        ):
+            return header_sizes(image)
     except Image.DecompressionBombError as error:
         raise ImageError(f"image {path} is too large: {error}") from None
     except UnidentifiedImageError:

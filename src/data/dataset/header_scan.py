@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from ...runtime.distributed import (
 from ...runtime.files import write_atomically
 from ...runtime.limits import is_system_limit
 from ...runtime.log import logger
+from ...runtime.warning_filters import without_warnings
 from .decoding import ImageChangedError, ImageError, image_size
 from .picture import ImageFlag, header_flags, stored_size
 
@@ -201,8 +201,8 @@ def _read_headers(
     part: range,
 ) -> np.ndarray:
     """Return the rows of the files in `part`, some of which may be known from a cache."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
-        warnings.simplefilter("ignore")  # broken metadata does not matter
+    # broken metadata does not matter
+    with without_warnings(), ThreadPoolExecutor(THREADS) as pool:
         Image.init()  # once, before the threads use it
         begins = range(0, len(part), BLOCK)
         blocks = [part[begin : begin + BLOCK] for begin in begins]

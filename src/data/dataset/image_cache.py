@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import re
 import struct
 import tempfile
 import zlib
@@ -36,6 +37,9 @@ GIGABYTE = 1_000_000_000
 
 DEFAULT_GIGABYTES = 8.0
 """Maximum size of a cache if it is not set."""
+
+LARGEST_GIGABYTES = 1_000_000
+"""Maximum of the setting: far more than any machine has, and few enough for a file's length."""
 
 MEMORY = "memory"
 """Setting for a cache in memory, where a folder could stand."""
@@ -95,9 +99,10 @@ def open_cache(
     Raises:
         ConfigError: if a setting is invalid or the folder cannot be used.
     """
-    if gigabytes is not None and not gigabytes > 0:
+    if gigabytes is not None and not 0 < gigabytes <= LARGEST_GIGABYTES:
         raise ConfigError(
-            f"CocoDetection.image_cache_gb is {gigabytes}, expected a number above 0"
+            f"CocoDetection.image_cache_gb is {gigabytes}, expected a number above 0, and at most "
+            f"{LARGEST_GIGABYTES:,}"
         )
     if place is None:
         if gigabytes is not None:
@@ -106,6 +111,10 @@ def open_cache(
                 "a folder"
             )
         return None
+    if not place:
+        raise ConfigError(
+            "CocoDetection.image_cache is empty, expected 'memory', a folder, or null for no cache"
+        )
     limit = int((gigabytes or DEFAULT_GIGABYTES) * GIGABYTE)
     if place == MEMORY:
         return MemoryCache(images, limit)
@@ -168,6 +177,9 @@ def _shaped(flat: Tensor, height: int, width: int, is_by_pixel: bool) -> Tensor:
 # ---- on a disk ----
 
 _MAGIC = b"dfine image 1\n"
+_ENTRY = re.compile("[0-9a-f]{40}")
+"""Pattern of the names of entries."""
+
 _UNIT = 1 << 16
 """Bytes for which the file `used` grows by one byte."""
 
@@ -176,7 +188,8 @@ class DiskCache:
     """Decoded images as files of a folder, which several workers, ranks and runs may share.
 
     Each file is written under a temporary name and renamed, so a process that is killed leaves no incomplete
-    entry; it also has a checksum. The folder may be deleted at any time.
+    entry; it also has a checksum. The folder may be deleted at any time. If it has other files, they stay as
+    they are.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -195,6 +208,7 @@ class DiskCache:
         self._version = _version()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign()
             used = self._clean()
             write_atomically(
                 self._used_file,
@@ -277,13 +291,34 @@ class DiskCache:
             os.close(file)
         return True
 
+    def _refuse_foreign(self) -> None:
+        """Check that the file `used`, which is replaced, belongs to a cache.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        path = self._used_file
+        try:
+            with open_regular(path) as file:
+                is_ours = not file.read().strip(b"\0")
+        except FileNotFoundError:
+            return
+        if not is_ours:
+            raise ConfigError(
+                f"CocoDetection.image_cache {self.folder} has a file {path.name} that does not belong to an "
+                "image cache; give a new or an empty folder"
+            )
+
     def _clean(self) -> int:
         """Delete leftovers, and the oldest entries above the limit; return the bytes that remain."""
         entries = []
+        remove_leftovers(self.folder)
         for folder in self._folders():
             with suppress(OSError):
                 remove_leftovers(folder)
                 for file in os.scandir(folder):
+                    if not _ENTRY.fullmatch(file.name):
+                        continue
                     status = file.stat(follow_symlinks=False)
                     entries.append(
                         (status.st_mtime_ns, status.st_size, file.path)
@@ -293,8 +328,9 @@ class DiskCache:
             if used <= self.limit:
                 break
             with suppress(OSError):
-                os.unlink(path)
-                used -= size
+                if _is_entry(path):
+                    os.unlink(path)
+                    used -= size
         return used
 
     def _folders(self) -> Iterator[Path]:
@@ -303,6 +339,12 @@ class DiskCache:
             folder = self.folder / f"{number:02x}"
             if folder.is_dir() and not folder.is_symlink():
                 yield folder
+
+
+def _is_entry(path: str) -> bool:
+    """Return whether a file begins like an entry, or is empty, as after a power failure."""
+    with open_regular(path) as file:
+        return file.read(len(_MAGIC)) in (_MAGIC, b"")
 
 
 def _units(size: int) -> int:
@@ -342,14 +384,24 @@ class MemoryCache:
         Args:
             images: number of images.
             limit: maximum size of the pixels in bytes.
+
+        Raises:
+            ConfigError: if the system does not reserve as many.
         """
         self.images = images
         self.limit = limit
         self._file = _unnamed_file()
         begin = self._aligned(_PLACE.size + images * self._rows_each * _ROW)
         self._size = begin + limit
-        os.ftruncate(self._file, self._size)
-        self._memory = mmap.mmap(self._file, self._size)
+        try:
+            os.ftruncate(self._file, self._size)
+            self._memory = mmap.mmap(self._file, self._size)
+        except OSError as error:
+            os.close(self._file)
+            raise ConfigError(
+                f"an image cache of {limit / GIGABYTE:g} GB in memory cannot be reserved: "
+                f"{error.strerror or error}; set CocoDetection.image_cache_gb to less"
+            ) from None
         self._memory[: _PLACE.size] = _PLACE.pack(begin)
 
     @property

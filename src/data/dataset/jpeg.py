@@ -7,7 +7,6 @@ orientation is that of `picture.py`, whose rule is used as it is: only the pixel
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...runtime.warning_filters import without_warnings
 from ..transforms.pixels import Pixels
 from .jpeg_decoder import find_jpeg_decoder
 from .picture import SWAPPING, ImageFlag, header_flags, orientation_of
@@ -148,8 +148,7 @@ def _find_turn(
         return 1, ImageFlag(0)
     stored = (header.width, header.height)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             image = Image.open(io.BytesIO(raw))
             flags = header_flags(image)
             orientation = orientation_of(image)
@@ -188,8 +187,7 @@ def _decode_reduced(
     width = -(-header.width // reduction)
     height = -(-header.height // reduction)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             image: Image.Image = Image.open(io.BytesIO(raw))
             image.draft(
                 None,

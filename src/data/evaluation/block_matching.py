@@ -54,7 +54,7 @@ MATCHED = np.dtype(
 )
 """A matched detection.
 
-- image: position of the image in the annotation file.
+- image: number of the image, in ascending order of the image ids.
 - rank: number of detections of its pair with a higher score, at most 65,535.
 - found: with IoU 0.5 and any area, `HIT`, `MISSED` or `CROWD`.
 - hits: for each range of areas, the thresholds at which it has an object that counts.
@@ -66,7 +66,7 @@ class ObjectTable(NamedTuple):
     """T objects, sorted by image and category; those of a pair in the order of the file."""
 
     images: np.ndarray
-    """`[T]` int64: position of the image in the annotation file."""
+    """`[T]` int64: number of the image, in ascending order of the image ids."""
     categories: np.ndarray
     """`[T]` int64: category ids."""
     boxes: np.ndarray
@@ -90,7 +90,7 @@ def object_table(
 
     Args:
         coco_gt: ground truth.
-        number_of: position of each image by its id.
+        number_of: number of each image by its id, ascending.
     """
     entries = coco_gt["annotations"]
     count = len(entries)
@@ -116,7 +116,7 @@ def match_detections(
     Args:
         detections: detections of some images.
         objects: objects of all images.
-        number_of: position of each image by its id; images that it does not contain are left out.
+        number_of: number of each image by its id, ascending; images that it does not contain are left out.
 
     Returns:
         `[N]` of type `MATCHED`, sorted by image, category and score, the highest score first. Detections
@@ -169,7 +169,7 @@ def _rows_of_pairs(
     keys = objects.images * count + np.searchsorted(ids, objects.categories)
     column = np.searchsorted(ids, matched["category"])
     column = np.minimum(column, max(count - 1, 0))
-    wanted = matched["image"] * np.int64(count) + column
+    wanted = matched["image"].astype(np.int64) * count + column
     first = np.searchsorted(keys, wanted, "left")
     last = np.searchsorted(keys, wanted, "right")
     if count:

@@ -189,11 +189,9 @@ class CocoEvaluator:
 
     @cached_property
     def _number_of(self) -> dict[int, int]:
-        """Position of each image in the ground truth by its id."""
-        numbers = {}
-        for number, image in enumerate(self.coco_gt["images"]):
-            numbers[image["id"]] = number
-        return numbers
+        """Number of each image by its id, in ascending order of the ids, as COCO breaks ties of scores."""
+        ids = sorted(image["id"] for image in self.coco_gt["images"])
+        return {image_id: number for number, image_id in enumerate(ids)}
 
     @cached_property
     def _objects(self) -> ObjectTable:

@@ -120,7 +120,7 @@ def _on_host(
     is_double = False
     for name in ("boxes", "scores", "labels"):
         values: list[Tensor] = [one[name] for one in found]
-        is_double |= values[0].dtype == torch.float64
+        is_double |= any(one.dtype == torch.float64 for one in values)
         # float64 holds float32 and ids below 2**53 without a loss
         joined = torch.cat(values).double()
         columns.append(joined if joined.ndim == 2 else joined[:, None])

@@ -1,6 +1,7 @@
 """Caches of decoded images change how long an epoch takes, and nothing else."""
 
 import errno
+import mmap
 import os
 import signal
 from pathlib import Path
@@ -324,6 +325,37 @@ def test_several_runs_share_the_limit(file, tmp_path):
     assert 3 <= len(entries(tmp_path / "c")) <= 5
 
 
+# ---- a folder with other files ----
+
+
+def test_files_of_others_are_not_deleted_above_the_limit(file, tmp_path):
+    folder = tmp_path / "photos"
+    shard = folder / "ab"
+    shard.mkdir(parents=True)
+    foreign = [shard / "photo.jpg", shard / ("0f" * 20), folder / "list.txt"]
+    for path in foreign:
+        path.write_bytes(b"somebody's photo" * 100)
+    cache = DiskCache(folder, 1000)
+    cache.put(key_of(file), file.stat(), picture(3))
+    for path in foreign:
+        assert path.read_bytes() == b"somebody's photo" * 100
+
+
+def test_a_file_named_used_of_somebody_else_is_not_replaced(tmp_path):
+    (tmp_path / "used").write_text("notes")
+    with pytest.raises(ConfigError, match="does not belong to an image cache"):
+        DiskCache(tmp_path, LIMIT)
+    assert (tmp_path / "used").read_text() == "notes"
+
+
+def test_start_removes_an_incomplete_count(tmp_path):
+    DiskCache(tmp_path / "c", LIMIT)
+    left = temporary_path(tmp_path / "c" / "used")
+    left.write_bytes(b"\0")
+    DiskCache(tmp_path / "c", LIMIT)
+    assert not left.exists()
+
+
 # ---- settings ----
 
 
@@ -337,10 +369,33 @@ def test_settings_choose_the_place(tmp_path):
     assert cache.limit == 500_000_000
 
 
-@pytest.mark.parametrize("size", [0, -1, float("nan")])
-def test_size_that_is_not_positive_is_refused(size):
+@pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), 1e7])
+def test_size_that_is_not_positive_or_impossible_is_refused(size):
     with pytest.raises(ConfigError, match=r"image_cache_gb is .*, expected"):
         open_cache("memory", size, 10)
+
+
+@pytest.mark.parametrize("name", ["ftruncate", "mmap"])
+def test_memory_that_the_system_does_not_reserve_is_reported(monkeypatch, name):
+    def fail(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    before = os.listdir("/proc/self/fd") if Path("/proc").exists() else []
+    monkeypatch.setattr(os if name == "ftruncate" else mmap, name, fail)
+    with pytest.raises(
+        ConfigError, match=r"of 8 GB .*Cannot allocate memory; set .*_gb"
+    ):
+        open_cache("memory", None, 10)
+    monkeypatch.undo()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="image_cache is empty"):
+        open_cache("", None, 10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_size_without_a_place_is_refused():

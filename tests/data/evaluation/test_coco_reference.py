@@ -127,7 +127,7 @@ def cases(draw) -> tuple[dict, list[dict]]:
                 }
             )
     coco_gt = {
-        "images": [{"id": image} for image in range(images)],
+        "images": [{"id": i} for i in rng.permutation(images).tolist()],
         "annotations": annotations,
         "categories": [{"id": i, "name": str(i)} for i in CATEGORIES],
     }
@@ -261,3 +261,27 @@ def test_of_equal_overlaps_the_same_object_is_taken(second, turned):
     assert [scores[name] for name in METRICS] == metrics
     expected = operating_point(coco_gt, evaluator)
     assert {key: scores[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("ids", [[0, 1], [1, 0]])
+@pytest.mark.parametrize("right", [0, 1])
+def test_of_equal_scores_that_of_the_smaller_image_id_comes_first(ids, right):
+    """The order of the images in the annotation file does not matter."""
+    box = [0.0, 0, 10, 10]
+    coco_gt = {
+        "images": [{"id": image} for image in ids],
+        "annotations": [
+            {"image_id": right, "category_id": 3, "bbox": box, "area": 100.0}
+        ],
+        "categories": [{"id": 3, "name": "3"}],
+    }
+    one = {
+        "boxes": torch.tensor([box]),
+        "scores": torch.tensor([0.5]),
+        "labels": torch.tensor([3]),
+    }
+    detections = {0: one, 1: one}
+    _, scores = score_on_ranks(coco_gt, [detections])
+    metrics, _ = reference(coco_gt, detections)
+    assert [scores[name] for name in METRICS] == metrics
+    assert scores["AP"] == pytest.approx(1.0 if right == 0 else 0.5)

@@ -81,3 +81,15 @@ def test_float32_detections_need_28_bytes_each():
     collected.add_predictions(BATCH)
     arrays = collected.arrays()
     assert arrays.values.nbytes + arrays.categories.nbytes == 3 * 28
+
+
+def test_a_box_in_double_precision_keeps_it_beside_others_in_single():
+    exact = 0.1 + 2**-40
+    collected = CollectedDetections()
+    collected.add_predictions(
+        {
+            1: found([[0, 0, 1, 1]], [3]),
+            2: found([[0, 0, exact, 1]], [3], torch.float64),
+        }
+    )
+    assert collected[2][0, 2] == exact
