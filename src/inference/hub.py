@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,9 @@ SCHEME = "hf://"
 
 MESSAGE = "Upload a detector of D-FINE x DINOv3"
 """Message of the commit on the hub."""
+
+_CONNECTORS = ("httpx", "httpcore", "requests", "urllib")
+"""Packages that versions of huggingface_hub connect with, without version numbers in their names."""
 
 _FOR_A_WHILE = (408, 429)
 """Status codes of requests that may succeed later: too slow, and too many."""
@@ -206,9 +210,10 @@ def _is_connection_error(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         module = type(seen).__module__.partition(".")[0]
-        if isinstance(seen, (ConnectionError, TimeoutError)):
+        if isinstance(seen, (ConnectionError, TimeoutError, socket.gaierror)):
             return True
-        if module in ("httpx", "httpcore", "requests", "urllib3"):
+        # a number at the end is a version: httpx2, httpcore2, urllib3
+        if module.rstrip("0123456789") in _CONNECTORS:
             return True
         seen = seen.__cause__ or seen.__context__
     return False

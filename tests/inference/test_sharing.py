@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +368,23 @@ def test_addresses_of_other_forms_are_refused(address, tmp_path):
         pull(address, tmp_path / "fetched")
     with pytest.raises(ConfigError, match="expected hf://USER/NAME"):
         push(TRAINED, address)
+
+
+def test_a_server_with_another_protocol_is_a_fault_of_resources(
+    hub, monkeypatch
+):
+    monkeypatch.setenv("HF_ENDPOINT", "ftp://example.invalid")
+    with pytest.raises(ResourceError, match="protocol.*HF_ENDPOINT"):
+        pull("hf://me/shapes")
+
+
+def test_a_name_that_is_not_found_is_a_fault_of_resources(hub, monkeypatch):
+    def fail(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(ResourceError, match="cannot be reached.*not known"):
+        pull("hf://me/shapes")
 
 
 def test_an_address_that_only_the_hub_knows_to_be_wrong_is_refused(hub):

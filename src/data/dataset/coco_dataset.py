@@ -22,10 +22,10 @@ from ..transforms.compose import Compose
 from ..transforms.sample import Sample
 from .box_formats import BoxFormat, Order, Unit
 from .coco_format import load_coco
-from .decoding import ImageError, load_image
+from .decoding import load_image
 from .detection_dataset import DetectionDataset
 from .image_cache import open_cache
-from .image_file import ImageFile
+from .image_file import ImageFile, first_readable
 from .image_policy import ImagePolicy
 from .label_ledger import TOO_SMALL, LabelLedger
 from .listed_images import ListedImages, describe_duplicates, sizes_in_folder
@@ -204,39 +204,31 @@ class CocoDetection(DetectionDataset):
         """
         if self._decodes_itself():
             return super().sample(index)
-        rejected = 0
-        while True:
+        draws = self.generator(index)
+
+        def transformed(file: ImageFile) -> Sample:
+            # what an image draws before it is rejected has no effect on its replacement
             rng = self.generator(index)
-            position = index
-            for _ in range(rejected):
-                position = self.policy.replacement(rng)
-            file = self._file(position)
-            sample = self.sample_of(position, file, self.objects(position), rng)
-            try:
-                self.transforms(sample, self.epoch)
-                sample.pixels(sample.drawn_scale())
-                return sample
-            except ImageError as error:
-                if error is not file.error:  # of another image of a mosaic
-                    raise
-                self.policy.reject(position, error)
-                rejected += 1
+            rng.bit_generator.state = draws.bit_generator.state
+            sample = self._sample_from(file, rng)
+            self.transforms(sample, self.epoch)
+            sample.pixels(sample.drawn_scale())
+            return sample
+
+        return first_readable(self._file(index), draws, transformed)
 
     def random_sample(self, rng: np.random.Generator) -> Sample:
         """Decode a random image for a mosaic, as large as it needs it."""
         if self._decodes_itself():
             return super().random_sample(rng)
 
-        def decoded(position: int) -> Sample:
-            sample = self.sample_of(
-                position, self._file(position), self.objects(position), rng
-            )
+        def decoded(file: ImageFile) -> Sample:
+            sample = self._sample_from(file, rng)
             sample.pixels(self.transforms.tile_scale(sample.file_size))
             return sample
 
         index = int(rng.integers(len(self)))
-        _, sample = self.policy.first_readable(index, rng, decoded)
-        return sample
+        return first_readable(self._file(index), rng, decoded)
 
     def _decodes_itself(self) -> bool:
         """Return whether a subclass replaces the methods that decode an image before the transforms."""
@@ -251,11 +243,17 @@ class CocoDetection(DetectionDataset):
             self.policy, index, may_reduce=bool(self.reduced_decoding)
         )
 
+    def _sample_from(self, file: ImageFile, rng: np.random.Generator) -> Sample:
+        return self.sample_of(file.index, file, self.objects(file.index), rng)
+
     def load_or_replace(
         self, index: int, rng: np.random.Generator
     ) -> tuple[int, Tensor]:
-        """Decode an image, or random others drawn by `rng` until one is readable (`ImagePolicy.load`)."""
-        return self.policy.load(index, rng)
+        """Decode an image, or random others drawn by `rng` until one is readable (`first_readable`)."""
+        file = ImageFile(self.policy, index, may_reduce=False)
+        return first_readable(
+            file, rng, lambda tried: (tried.index, tried.decode(1).image)
+        )
 
     def check(
         self, *, strict: bool = False, cache: Path | None = None

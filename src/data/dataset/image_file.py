@@ -1,10 +1,17 @@
-"""An image file of a data set that is decoded when its pixels are needed."""
+"""An image file of a data set that is decoded when its pixels are needed, and its replacement."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
 
 from ..transforms.pixels import Pixels
 from .decoding import ImageError
 from .image_policy import ImagePolicy
+
+T = TypeVar("T")
 
 
 class ImageFile:
@@ -36,3 +43,32 @@ class ImageFile:
         except ImageError as error:
             self.error = error
             raise
+
+
+def first_readable(
+    file: ImageFile, rng: np.random.Generator, read: Callable[[ImageFile], T]
+) -> T:
+    """Read an image, or random others of its data set until one is readable.
+
+    Args:
+        file: the image.
+        rng: random generator, which only draws the replacements here.
+        read: function that decodes the image it is given. It may also raise errors of other images, which are
+            not replaced here.
+
+    Returns:
+        The result of `read`.
+
+    Raises:
+        ImageError: as for `ImagePolicy.reject`; and any of another image.
+        DataError: as for `ImagePolicy.reject`.
+    """
+    while True:
+        try:
+            return read(file)
+        except ImageError as error:
+            if error is not file.error:
+                raise
+            file.policy.reject(file.index, error)
+        position = file.policy.replacement(rng)
+        file = ImageFile(file.policy, position, may_reduce=file.may_reduce)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from ...core.errors import DataError
 from ...core.fault_lists import FAULTS_SHOWN, listed
@@ -32,8 +30,6 @@ BAD_IMAGES = 0.001
 
 TRIED_IMAGES = 8
 """Number of 16-bit images that are decoded before a run, to find a low range of their samples."""
-
-T = TypeVar("T")
 
 _RANGES = ImageFlag.LOW_RANGE | ImageFlag.FULL_RANGE
 
@@ -90,40 +86,6 @@ class ImagePolicy:
             1e-9  # makes 0.7 * 10 round to 7 despite floating-point error
         )
         return int((self.bad_images or 0) * len(self.images) + tolerance)
-
-    def load(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor]:
-        """Decode an image, or random others drawn by `rng` until one is readable (`first_readable`).
-
-        Returns:
-            The index and the pixels of the image that was decoded, `[3, H, W]` uint8.
-        """
-        return self.first_readable(
-            index, rng, lambda position: self.decode(position).image
-        )
-
-    def first_readable(
-        self, index: int, rng: np.random.Generator, read: Callable[[int], T]
-    ) -> tuple[int, T]:
-        """Read an image, or random others drawn by `rng` until one is readable.
-
-        Args:
-            index: position of the image.
-            rng: random generator.
-            read: function that gets a position and decodes the image with `decode`.
-
-        Returns:
-            The position of the image that was read, and the result of `read`.
-
-        Raises:
-            ImageError: as for `reject`.
-            DataError: as for `reject`.
-        """
-        while True:
-            try:
-                return index, read(index)
-            except ImageError as error:
-                self.reject(index, error)
-                index = self.replacement(rng)
 
     def replacement(self, rng: np.random.Generator) -> int:
         """Draw the position of an image that replaces an unreadable one."""

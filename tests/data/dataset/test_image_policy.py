@@ -5,10 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from src.core.errors import DataError
 from src.data.dataset.coco_format import load_coco
-from src.data.dataset.decoding import ImageFlag, ImageSizeError
+from src.data.dataset.decoding import (
+    ImageError,
+    ImageFlag,
+    ImageSizeError,
+)
+from src.data.dataset.image_file import ImageFile, first_readable
 from src.data.dataset.image_policy import BAD_IMAGES, ImagePolicy
 from src.data.dataset.listed_images import ListedImages
 from tests.fixtures.coco_files import sound_coco, write_coco
@@ -29,8 +35,17 @@ def policy(
     )
 
 
+def load(images: ImagePolicy, index: int) -> tuple[int, Tensor]:
+    """Return the position and the pixels of an image or its replacement."""
+    return first_readable(
+        ImageFile(images, index, may_reduce=False),
+        np.random.default_rng(0),
+        lambda file: (file.index, file.decode(1).image),
+    )
+
+
 def test_a_sound_image_is_returned_itself(tmp_path):
-    index, image = policy(tmp_path).load(3, np.random.default_rng(0))
+    index, image = load(policy(tmp_path), 3)
     assert (index, tuple(image.shape)) == (3, (3, 30, 40))
 
 
@@ -38,15 +53,28 @@ def test_another_image_is_returned_in_place_of_one_that_cannot_be_read(
     tmp_path,
 ):
     images = policy(tmp_path, 0.1, empty=(3,))
-    index, _ = images.load(3, np.random.default_rng(0))
+    index, _ = load(images, 3)
     assert index != 3 and images.unreadable() == [3]
+
+
+def test_the_error_of_another_image_is_raised(tmp_path):
+    """As of an image that a transform opens: the image itself must not count as unreadable."""
+    images = policy(tmp_path, 0.1)
+
+    def read(file):
+        raise ImageError("image other.png is damaged")
+
+    file = ImageFile(images, 3, may_reduce=False)
+    with pytest.raises(ImageError, match=r"other\.png"):
+        first_readable(file, np.random.default_rng(0), read)
+    assert images.unreadable() == []
 
 
 def test_an_image_of_another_size_than_its_labels_is_never_replaced(tmp_path):
     images = policy(tmp_path, 0.9)
     Image.new("RGB", (41, 30)).save(images.images.path(3))
     with pytest.raises(ImageSizeError):
-        images.load(3, np.random.default_rng(0))
+        load(images, 3)
 
 
 def test_training_tolerates_a_thousandth_unless_the_settings_say_otherwise(
@@ -66,7 +94,7 @@ def test_remembered_images_count_and_are_not_reported_again(tmp_path, caplog):
     images.report()
     assert caplog.text == ""
     with pytest.raises(DataError, match="^2 of 10 images"):
-        images.load(4, np.random.default_rng(0))
+        load(images, 4)
 
 
 def test_images_with_a_flag_are_reported_once(tmp_path):
