@@ -230,7 +230,8 @@ def _images_per_rank(
         return batch_size
     if batch_size is not None or total_batch_size is None:
         raise ConfigError(
-            "DataLoader needs either batch_size (images per rank) or total_batch_size (images over all ranks)"
+            "DataLoader needs either batch_size (images per rank) or total_batch_size (images over all "
+            f"ranks), found {batch_size} and {total_batch_size}; set one of them, and the other to ~"
         )
     if total_batch_size == "auto":
         return 1

@@ -131,8 +131,8 @@ def choose_batch(
     images = len(loader.dataset)
     share = share_of_rank(recipe, images, ranks)
     most = largest_useful(share, images, ranks)
-    if (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type") == "OneCycleLR":
-        most = share  # its rates do not follow the batch
+    if _has_rates_of_its_own(cfg):
+        most = share
     fits = _measure(cfg, loader, device, build_trial, most, share)
     gc.collect()  # the copy of the model
     if device.type == "cuda":
@@ -373,11 +373,17 @@ def _apply(
     sizes = {"batch_size": None, "total_batch_size": plan.per_rank * ranks}
     cfg.set(LOADER, sizes, reason)
     cfg.set("grad_accum_steps", plan.accumulation, reason)
-    has_own_rates = cfg.settings.lr_base_batch_size is not None
-    if plan.effective(ranks) != recipe and not has_own_rates:
+    has_base = cfg.settings.lr_base_batch_size is not None
+    follow = not has_base and not _has_rates_of_its_own(cfg)
+    if plan.effective(ranks) != recipe and follow:
         cfg.set("lr_base_batch_size", recipe, reason)
         cfg.set("lr_scaling", "sqrt", reason)
     loader.batch_sampler.batch_size = plan.per_rank
+
+
+def _has_rates_of_its_own(cfg: YAMLConfig) -> bool:
+    """Return whether the schedule does not use the rates of the optimizer: they cannot follow the batch."""
+    return (cfg.yaml_cfg.get("lr_scheduler") or {}).get("type") == "OneCycleLR"
 
 
 def _limit_evaluation(

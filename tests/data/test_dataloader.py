@@ -482,13 +482,17 @@ def test_total_that_the_ranks_cannot_share_is_refused_with_the_nearest_that_can(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"total_batch_size": None}, {"batch_size": 2}]
+    ("settings", "found"),
+    [
+        ({"total_batch_size": None}, "None and None"),
+        ({"batch_size": 2}, "2 and"),
+    ],
 )
-def test_batch_size_is_given_once(loader, settings):
+def test_batch_size_is_given_once(loader, settings, found):
     with pytest.raises(
         ConfigError,
         match=r"^DataLoader needs either batch_size \(images per rank\) or total_batch_size "
-        r"\(images over all ranks\)$",
+        rf"\(images over all ranks\), found {found}",
     ):
         loader(**settings)
 

@@ -1,5 +1,7 @@
 """The largest batch that fits, and what follows from it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -204,6 +206,20 @@ def test_a_recipe_that_is_automatic_itself_needs_the_base_of_its_rates(
         batch_of_recipe(open_configuration(str(path), {}), 1)
     cfg = open_configuration(str(path), {"lr_base_batch_size": 16})
     assert batch_of_recipe(cfg, 1) == 16
+
+
+@pytest.mark.parametrize(
+    ("schedule", "base"), [("OneCycleLR", None), ("MultiStepLR", 17)]
+)
+def test_rates_follow_a_rounded_batch_unless_the_schedule_has_its_own(
+    schedule, base
+):
+    cfg = tiny_config()
+    cfg.yaml_cfg["lr_scheduler"] = {"type": schedule}
+    loader = SimpleNamespace(batch_sampler=SimpleNamespace(batch_size=1))
+    automatic_batch._apply(cfg, loader, plan_batch(6, 17), 17, 1)
+    assert cfg.settings.grad_accum_steps == 3
+    assert cfg.settings.lr_base_batch_size == base
 
 
 def test_the_batch_of_the_evaluation_is_a_number():
