@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.fixtures.tiny import ROOT
 
@@ -128,3 +129,19 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     assert "best.onnx" in printed
     run = folder / "runs/notebook/run"
     assert (run / "best.pth").is_file() and (run / "best.onnx").is_file()
+
+
+def test_the_lines_left_out_for_own_data_are_the_only_ones_that_need_the_synthetic_images(
+    tmp_path,
+):
+    code = [source(cell) for cell in cells(read(FIRST), "code")]
+    written = next(text for text in code if "write_synthetic_coco(" in text)
+    shown = code[code.index(written) + 1]
+    assert shown.splitlines()[-1].startswith("side_by_side([labelled(")
+    others = "\n".join(shown.splitlines()[:-1])
+    names: dict[str, Any] = {"data": tmp_path}
+    exec(others, names)  # opens no file of the folder
+    small, large = (Image.new("RGB", (5, side)) for side in (4, 9))
+    assert names["side_by_side"]([small, large], gap=1).size == (12, 9)
+    for text in [*code[: code.index(written)], *code[code.index(shown) + 1 :]]:
+        assert "labelled" not in text and "write_synthetic_coco" not in text
