@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from ..core.build import create
-from ..core.contracts import Batch, MultiScaleCollate
+from ..core.contracts import Batch
 from ..core.durations import RunLength
 from ..core.errors import ConfigError, NumericsError, ResourceError
+from ..core.loader_contracts import MultiScaleCollate
 from ..core.yaml_config import YAMLConfig
 from ..runtime.checks import Finding, Skipped
 from ..runtime.distributed import (
