@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .contracts import refuse_incomplete_class
+from .detection_data import refuse_incomplete_class
 from .errors import ConfigError, RunError
 from .lengths import with_whole_numbers
 from .registry import Component, find, names

@@ -110,7 +110,7 @@ def check_objects(
     Args:
         where: the call that returned the objects, used in messages.
         objects: the returned value.
-        kind: `core.contracts.Objects`.
+        kind: `core.ground_truth.Objects`.
         num_classes: number of names in `class_names`.
 
     Raises:

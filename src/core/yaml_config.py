@@ -16,10 +16,11 @@ from msgspec import Struct
 
 from .build import create, refuse_other_roles
 from .config_file import ConfigTree, load_config_tree, parse_config_tree
-from .contracts import DetectionLoader, require_detection_data
+from .detection_data import require_detection_data
 from .durations import RunLength
 from .errors import ConfigError
 from .lengths import ResolvedLength, resolve_lengths, with_lengths
+from .loader_contracts import DetectionLoader
 from .package_configs import find_config
 from .registry import Argument, components, find, shared_names
 from .schemas import checked

@@ -9,14 +9,10 @@ from typing import Literal, cast
 import torch
 from torch.utils import data
 
-from ..core.contracts import (
-    Batch,
-    Collate,
-    DetectionData,
-    FollowsEpochs,
-    require_detection_data,
-)
+from ..core.contracts import Batch
+from ..core.detection_data import DetectionData, require_detection_data
 from ..core.errors import ConfigError
+from ..core.loader_contracts import Collate, FollowsEpochs
 from ..core.registry import register
 from ..runtime.distributed import rank, uses_cuda, world_size
 from ..runtime.memory import keep_freed_memory

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.contracts import DetectionData
+from ..core.detection_data import DetectionData
 from .drawing import DrawnObjects, LineStyle
 from .matching import MISSED, match_image
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..core.contracts import DetectionLoader, MultiScaleCollate
 from ..core.durations import RunLength
 from ..core.errors import ConfigError, ResourceError
+from ..core.loader_contracts import DetectionLoader, MultiScaleCollate
 from ..core.yaml_config import YAMLConfig
 from ..core.yaml_text import parse_yaml
 from ..runtime.distributed import gather_objects, world_size

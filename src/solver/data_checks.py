@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.commands import command_name
-from ..core.contracts import (
-    DetectionData,
-    DetectionLoader,
-    Evaluator,
-    ListsMetrics,
-    MixesImages,
-)
+from ..core.contracts import Evaluator, ListsMetrics
+from ..core.detection_data import DetectionData
 from ..core.errors import ConfigError, DataError
+from ..core.loader_contracts import DetectionLoader, MixesImages
 from ..core.validate import did_you_mean
 from ..core.yaml_config import YAMLConfig
 from ..detection.weight_file import WeightFile

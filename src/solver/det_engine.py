@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..core.contracts import Batch, DetectionLoader, Evaluator, KeepsDetections
+from ..core.contracts import Batch, Evaluator, KeepsDetections
 from ..core.errors import DataError, NumericsError
+from ..core.loader_contracts import DetectionLoader
 from ..runtime.distributed import broadcast_object, is_main, rank
 from ..runtime.finite import refuse_non_finite_outputs
 from ..runtime.log import logger

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.contracts import DetectionData, Picture, Target
+from ..core.contracts import Target
+from ..core.detection_data import DetectionData, Picture
 from ..detection.captions import with_caption
 from ..detection.drawing import DrawnObjects, draw_at_size
 from ..detection.grids import BORDER, cell_sizes, join_rows

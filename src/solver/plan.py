@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..core.contracts import DetectionLoader, StagedCollate
+from ..core.loader_contracts import DetectionLoader, StagedCollate
 from ..core.yaml_config import RunSettings
 from ..runtime.log import logger
 

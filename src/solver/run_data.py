@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.contracts import DetectionData, DetectionLoader, Evaluator
+from ..core.contracts import Evaluator
+from ..core.detection_data import DetectionData
 from ..core.errors import DataError
+from ..core.loader_contracts import DetectionLoader
 from ..core.own_data import call, check_item, place
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import check_ranks_agree, is_main

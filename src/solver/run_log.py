@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.contracts import DetectionData, Target
+from ..core.contracts import Target
+from ..core.detection_data import DetectionData
 from ..core.errors import first_line
 from ..core.yaml_config import YAMLConfig
 from ..runtime.distributed import is_main

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.contracts import DetectionData, Distills, WeightAverage
+from ..core.contracts import Distills, WeightAverage
+from ..core.detection_data import DetectionData
 from ..core.errors import CheckpointError
 from ..detection.fitting import completed, load_strictly
 from ..detection.lora_weights import merged_state_dict

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from ..core.contracts import (
     Batch,
-    FollowsEpochs,
     HasHorizon,
     HasQueries,
     KeepsDetections,
-    MultiScaleCollate,
     Teaches,
 )
+from ..core.loader_contracts import FollowsEpochs, MultiScaleCollate
 from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
 from ..runtime.log import logger

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.core.contracts import DetectionData, Objects, require_detection_data
+from src.core.detection_data import DetectionData, require_detection_data
 from src.core.errors import ConfigError, DataError
+from src.core.ground_truth import Objects
 from src.core.own_data import call, check_boxes_inside, check_image, check_item
 
 BOX = torch.tensor([[1.0, 2.0, 5.0, 6.0]])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from src.core.build import create
-from src.core.contracts import DetectionData
+from src.core.detection_data import DetectionData
 from src.core.durations import RunLength
 from src.core.errors import ConfigError, DataError
 from src.data import dataloader

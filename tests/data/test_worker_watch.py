@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.core.contracts import DetectionData
+from src.core.detection_data import DetectionData
 from src.core.errors import DataError, ResourceError
 from src.data import dataloader, worker_watch
 from src.data.dataloader import DataLoader

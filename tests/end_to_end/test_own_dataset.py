@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from src.core import ConfigError, user_files
-from src.core.contracts import DetectionData, Objects
+from src.core.detection_data import DetectionData
+from src.core.ground_truth import Objects
 from src.core.registry import register
 from src.inference import Detector
 from tests.fixtures.commands import read_log, run_python

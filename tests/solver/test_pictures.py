@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.core.contracts import Objects, Picture
+from src.core.detection_data import Picture
+from src.core.ground_truth import Objects
 from src.detection.grids import BORDER
 from src.detection.pairs import GAP
 from src.solver import pictures

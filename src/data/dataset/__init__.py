@@ -1,6 +1,6 @@
 """Data sets; importing this package registers them."""
 
-from ...core.contracts import Objects
+from ...core.ground_truth import Objects
 from .coco_dataset import CocoDetection
 from .decoding import load_image
 from .detection_dataset import DetectionDataset

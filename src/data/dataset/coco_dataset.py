@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...core.coco_categories import COCO_CATEGORY_IDS
-from ...core.contracts import DetectionData, Objects
+from ...core.detection_data import DetectionData
 from ...core.errors import ConfigError, DataError
+from ...core.ground_truth import Objects
 from ...core.paths import did_you_mean_file
 from ...core.registry import register
 from ...runtime.distributed import barrier, is_main

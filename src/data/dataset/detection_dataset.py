@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.contracts import DetectionData, Objects, Picture, Target
+from ...core.contracts import Target
+from ...core.detection_data import DetectionData, Picture
+from ...core.ground_truth import Objects
 from ...core.own_data import call, check_boxes_inside, check_image, place
 from ..transforms.compose import Compose
 from ..transforms.pixels import PixelSource

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from src.core.contracts import (
+from src.core.detection_data import (
     DetectionData,
-    Objects,
-    coco_rows,
     refuse_incomplete_class,
     require_detection_data,
 )
 from src.core.errors import ConfigError, DataError
+from src.core.ground_truth import Objects
 
 
 class TwoImages(DetectionData):
@@ -57,15 +56,6 @@ def test_truth_is_a_coco_dictionary_with_positions_as_ids():
         ],
         "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
     }
-
-
-def test_areas_of_a_data_set_count_if_it_has_them():
-    objects = Objects(
-        torch.tensor([[0.0, 0, 2, 2]]),
-        torch.tensor([0]),
-        areas=torch.tensor([3.0]),
-    )
-    assert [row["area"] for row in coco_rows(objects)] == [3]
 
 
 def test_boxes_are_counted():
