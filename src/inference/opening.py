@@ -205,6 +205,12 @@ def refuse_unused(path: str | Path, given: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: with the name of the first argument that was given.
+
+    Example:
+        >>> refuse_unused("best.onnx", {"config": None, "bit_depth": 12})
+        Traceback (most recent call last):
+        ...
+        src.core.errors.ConfigError: bit_depth is only used with checkpoints, but best.onnx is an exported ...
     """
     for name, value in given.items():
         if value is not None:
@@ -219,6 +225,10 @@ def checked_threshold(value: Any) -> float:
 
     Raises:
         CheckpointError: if it is not a number from 0 to 1.
+
+    Example:
+        >>> checked_threshold(0.35)
+        0.35
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 1:

@@ -42,7 +42,15 @@ def usable_images(
     errors: Errors,
     unreadable: list[ImageError] | None,
 ) -> Iterator[ReadImage]:
-    """Yield images; raise, keep or list the errors of those that have one."""
+    """Yield images; raise, keep or list the errors of those that have one.
+
+    Example:
+        >>> from src.inference.reading import read_ahead
+        >>> read = read_ahead(["image.jpg", "missing.jpg"], ahead=8)
+        >>> unreadable = []
+        >>> [image.source for image in usable_images(read, "raise", unreadable)], len(unreadable)
+        (['image.jpg'], 1)
+    """
     for image in images:
         if unreadable is not None and isinstance(image.error, ImageError):
             unreadable.append(image.error)
@@ -56,7 +64,17 @@ def usable_images(
 def stream_predictions(
     chunks: Iterator[list[ReadImage]], predict: PredictBatch, errors: Errors
 ) -> Iterator[ImagePrediction]:
-    """Yield the predictions of batches of images, some of which may have errors."""
+    """Yield the predictions of batches of images, some of which may have errors.
+
+    Example:
+        >>> from src.inference import Detector
+        >>> from src.inference.reading import batches, read_ahead
+        >>> detector = Detector("best.pth", device="cpu")
+        >>> read = read_ahead(["image.jpg", "missing.jpg"], ahead=8)
+        >>> found = stream_predictions(batches(read, size=8), detector.predict, "skip")
+        >>> [prediction.error for _, prediction in found]
+        [None, 'image missing.jpg cannot be read: No such file or directory']
+    """
     for chunk in chunks:
         good = [image for image in chunk if image.error is None]
         found = iter(_predict_each(good, predict, errors) if good else [])
@@ -94,7 +112,15 @@ def _predict_each(
 def predict_with_tiles(
     tiling: Tiling, predict: PredictBatch, size: int, images: Sequence[Tensor]
 ) -> list[Prediction]:
-    """Return the predictions of images and their tiles."""
+    """Return the predictions of images and their tiles.
+
+    Example:
+        >>> from src.inference import Detector
+        >>> detector = Detector("best.pth", device="cpu")
+        >>> images = [torch.zeros(3, 128, 256, dtype=torch.uint8)]
+        >>> [one.size for one in predict_with_tiles(Tiling(64), detector.predict, 4, images)]
+        [(256, 128)]
+    """
     return [predict_tiled(image, tiling, predict, size) for image in images]
 
 

@@ -16,10 +16,15 @@ from ...core.registry import Argument, arguments_of, register
 from ...runtime.log import logger
 from ...runtime.quick_imports import import_timm
 from ..lora import add_lora
-from .concat_adapter import ConcatAdapter
 from .deployed_vit import convert_vit_to_deploy
+from .dinov3_settings import (
+    build_adapter,
+    checked_taps,
+    checked_window_blocks,
+    refuse_for_frozen,
+)
 from .dinov3_weights import licence_of, load_published_weights
-from .spatial_tuning_adapter import STRIDES, SpatialTuningAdapter
+from .spatial_tuning_adapter import STRIDES
 from .thaw_plan import ThawPlan, read_phases
 from .vits import ALIASES, build_vit
 from .windowed_vit import windowed_taps
@@ -188,7 +193,7 @@ class DINOv3Backbone(nn.Module):
             rope_rescale_coords=rope_rescale_coords,
             **vit_arguments,
         )
-        self.tap_blocks = _check_taps(tap_blocks, len(self.vit.blocks))
+        self.tap_blocks = checked_taps(tap_blocks, len(self.vit.blocks))
         depth = self.tap_blocks[-1] + 1
         self.vit.blocks = self.vit.blocks[:depth]
         self.lora_rank = lora_rank
@@ -196,10 +201,10 @@ class DINOv3Backbone(nn.Module):
             add_lora(self.vit, lora_rank, lora_alpha, lora_targets)
         self.tap_norm = tap_norm
         self.windows = windows
-        self.window_blocks = _check_windows(
+        self.window_blocks = checked_window_blocks(
             windows, window_blocks, self.tap_blocks
         )
-        self.adapter = _build_adapter(
+        self.adapter = build_adapter(
             adapter,
             self.vit.embed_dim,
             out_channels,
@@ -236,7 +241,7 @@ class DINOv3Backbone(nn.Module):
             lora_only=lora_rank > 0,
         )
         if not self.ever_learns:
-            _refuse_for_frozen(lora_rank, windows, self.window_blocks)
+            refuse_for_frozen(lora_rank, windows, self.window_blocks)
         self._reported_frozen: int | None = None
         self.trainable_blocks = 0
         self.set_trainable_blocks(phases[0].blocks)
@@ -409,143 +414,3 @@ class DINOv3Backbone(nn.Module):
         if enabled and torch.get_autocast_dtype(kind) == torch.float16:
             return torch.autocast(kind, enabled=False)
         return nullcontext()
-
-
-def _check_taps(taps: Sequence[int] | None, depth: int) -> list[int]:
-    """Return the blocks to read, by default those at 1/2, 3/4 and 4/4 of the depth."""
-    if taps is None:
-        ends = {round(depth * part / 4) for part in (2, 3, 4)}
-        return sorted(end - 1 for end in ends if end)
-    taps = list(taps)
-    if (
-        not taps
-        or taps != sorted(set(taps))
-        or not 0 <= taps[0] <= taps[-1] < depth
-    ):
-        raise ConfigError(
-            f"DINOv3Backbone.tap_blocks is {taps}, expected ascending numbers from 0 to {depth - 1}"
-        )
-    return taps
-
-
-def _check_windows(
-    windows: int, blocks: Sequence[int] | None, taps: Sequence[int]
-) -> list[int]:
-    """Return the blocks that attend within windows, by default all before the last tap that are not tapped.
-
-    The list is empty if there is one window.
-    """
-    if windows < 1:
-        raise ConfigError(
-            f"DINOv3Backbone.windows is {windows}, expected at least 1, which means no windows"
-        )
-    if windows == 1 and blocks is None:
-        return []
-    if blocks is None:
-        blocks = sorted(set(range(taps[-1])) - set(taps))
-        if not blocks:
-            raise ConfigError(
-                f"DINOv3Backbone.windows is {windows}, but every block up to the last tap is tapped "
-                f"(tap_blocks {list(taps)}); name the blocks with windows in window_blocks"
-            )
-    blocks = list(blocks)
-    if windows == 1:
-        raise ConfigError(
-            f"DINOv3Backbone.window_blocks is {blocks}, but windows is 1, which means no windows; remove "
-            "window_blocks, or set windows to 2"
-        )
-    is_ascending = blocks == sorted(set(blocks))
-    if (
-        not blocks
-        or not is_ascending
-        or not 0 <= blocks[0] <= blocks[-1] <= taps[-1]
-    ):
-        raise ConfigError(
-            f"DINOv3Backbone.window_blocks is {blocks}, expected ascending numbers from 0 to {taps[-1]}, the "
-            "last block that is read"
-        )
-    return blocks
-
-
-def _build_adapter(
-    kind: Literal["mixture", "concat"],
-    width: int,
-    out_channels: int | Sequence[int],
-    feat_strides: Sequence[int],
-    num_taps: int,
-    *,
-    tap_norm: Literal["final", "own", "none"],
-    upsample_mode: Literal["bilinear", "nearest"],
-    position_encoding: bool,
-    detail_channels: int,
-    detail_strides: Sequence[int] | None,
-    start: Literal["smooth", "random"],
-) -> SpatialTuningAdapter | ConcatAdapter:
-    """Build the adapter; the arguments are those of `DINOv3Backbone`, `width` is that of the ViT.
-
-    Raises:
-        ConfigError: for settings that "concat" does not have.
-    """
-    if kind == "concat":
-        _refuse_for_concat(
-            tap_norm, upsample_mode, position_encoding, detail_strides, start
-        )
-        return ConcatAdapter(
-            width,
-            out_channels,
-            feat_strides,
-            num_taps,
-            detail_channels=detail_channels,
-        )
-    return SpatialTuningAdapter(
-        width,
-        out_channels,
-        feat_strides,
-        num_taps,
-        upsample_mode=upsample_mode,
-        detail_channels=detail_channels,
-        detail_strides=detail_strides,
-        layer_norm=tap_norm == "own",
-        position_encoding=position_encoding,
-        start=start,
-    )
-
-
-def _refuse_for_frozen(
-    lora_rank: int, windows: int, window_blocks: Sequence[int]
-) -> None:
-    """Raise `ConfigError` for LoRA or windows in a ViT that is never trained."""
-    if lora_rank:
-        raise ConfigError(
-            "DINOv3Backbone: no block is ever trained (freeze_backbone, unfreeze_blocks, unfreeze_plan), "
-            "so that LoRA would never learn; let some train (with LoRA the ViT's own weights stay frozen "
-            "anyway), or set lora_rank to 0"
-        )
-    if window_blocks:
-        raise ConfigError(
-            f"DINOv3Backbone.windows is {windows}, but no block is ever trained (freeze_backbone, "
-            "unfreeze_blocks, unfreeze_plan); expected a ViT that is trained, since published weights "
-            "attend globally and must adapt to windows; let it train, or set windows to 1"
-        )
-
-
-def _refuse_for_concat(
-    tap_norm: str,
-    upsample_mode: str,
-    position_encoding: bool,
-    detail_strides: Sequence[int] | None,
-    adapter_start: str,
-) -> None:
-    """Raise for settings that only the other adapter has."""
-    unused = {
-        "tap_norm: own": tap_norm == "own",
-        "upsample_mode: nearest": upsample_mode != "bilinear",
-        "position_encoding: True": position_encoding,
-        f"detail_strides: {detail_strides}": detail_strides is not None,
-        "adapter_start: random": adapter_start != "smooth",
-    }
-    for setting, is_set in unused.items():
-        if is_set:
-            raise ConfigError(
-                f"DINOv3Backbone: adapter: concat has no {setting}; remove it, or set adapter: mixture"
-            )
