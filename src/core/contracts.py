@@ -1,6 +1,6 @@
 """Types and protocols of the objects that packages pass to each other: targets, models and results.
 
-Data sets and loaders have files of their own: `detection_data.py` and `loader_contracts.py`.
+The contracts of data sets and loaders are in `detection_data.py` and `loader_contracts.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What follows from the objects of an image."""
+"""The records that follow from the objects of an image."""
 
 import torch
 
