@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ..core.build import create
-from ..core.contracts import MultiScaleCollate
 from ..core.durations import RunLength
+from ..core.loader_contracts import MultiScaleCollate
 from ..core.yaml_config import YAMLConfig
 from .automatic_batch import AUTO
 from .building import build_model, build_step

@@ -1,6 +1,7 @@
 """Settings of `DINOv3Backbone` that depend on each other: tapped blocks, windows, training and the adapter.
 
-The functions choose defaults and refuse contradictions. They are separate because they need numbers alone, no ViT.
+The functions choose defaults and refuse contradictions. They are separate because they need
+only numbers, no ViT.
 """
 
 from __future__ import annotations
