@@ -8,13 +8,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..core.errors import first_line
-from ..data.dataset.decoding import ImageError, image_from_pil
+from ..data.dataset.decoding import MAX_SIDE, ImageError, image_from_pil
 from ..runtime.warning_filters import without_warnings
 from .refusals import Refused
-
-MAX_SIDE = 65_535
-"""Maximum width and height, which are those of JPEG. To resize an image takes memory for its height times the
-input width of the model, so that a column of 40 million pixels would take 77 GB."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow's names of the formats that are decoded. Pillow's other decoders are not used; some of them start

@@ -554,6 +554,20 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(
     assert refused(path) == text
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)], ids=str)
+def test_image_with_a_long_side_is_refused_because_of_the_memory_to_resize_it(
+    tmp_path, monkeypatch, size
+):
+    path = png(tmp_path / "long.png", *size, 8, 2, b"\0" * 1000)
+    monkeypatch.setattr(
+        Image.Image, "load", lambda _: pytest.fail("the image was decoded")
+    )
+    assert (
+        refused(path)
+        == f"image FILE has {size[0]} x {size[1]} pixels, but a side has at most 65535; it was not decoded"
+    )
+
+
 def test_jpeg_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(SMOOTH), "bomb.jpg")
     raw = bytearray(path.read_bytes())
