@@ -51,8 +51,11 @@ def _best_record(log: Path) -> dict[str, Any] | None:
     for line in lines:
         try:
             record = json.loads(line)
-            records[record["epoch"]] = record
+            epoch = record["epoch"]
         except (ValueError, KeyError, TypeError):
+            continue
+        if not isinstance(epoch, int):
             continue  # not a record
+        records[epoch] = record
         best = record.get("best_epoch")
-    return None if best is None else records.get(best)
+    return records.get(best) if isinstance(best, int) else None

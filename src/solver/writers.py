@@ -335,6 +335,8 @@ def _score(value: float | None) -> str:
 
 def _epoch_of(line: str) -> float:
     try:
-        return json.loads(line)["epoch"]
+        epoch = json.loads(line)["epoch"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("-inf")  # keeps lines that are not records
+        epoch = None
+    # minus infinity keeps lines that are not records
+    return epoch if isinstance(epoch, int) else float("-inf")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.core.errors import ResourceError
 from src.runtime.own_files import is_ours
-from src.solver.run_result import RunResult
+from src.solver.run_result import RunResult, result_of_log
 from src.solver.writers import (
     ConsoleWriter,
     GuardedWriter,
@@ -75,6 +75,20 @@ def test_a_resumed_run_keeps_the_history_and_drops_what_it_does_again(tmp_path):
         '{"epoch": 1}',
         '{"epoch": 2, "again": true}',
     ]
+
+
+@pytest.mark.parametrize("epoch", ['"two"', "null", "[1]", "1.5"])
+def test_a_line_whose_epoch_is_no_number_is_left_as_it_is(tmp_path, epoch):
+    """Also where a record names it as the best epoch."""
+    log = tmp_path / "log.txt"
+    kept = f'{{"epoch": {epoch}}}\n'
+    last = f'{{"epoch": 0, "best_epoch": {epoch}}}\n'
+    log.write_text(kept + last)
+    TableWriter(tmp_path, 1).write_epoch(1, record_of(1))
+    assert [row["epoch"] for row in rows_in(tmp_path)] == ["1", "2"]
+    assert result_of_log(log).epoch is None
+    JsonLinesWriter(tmp_path, 0)
+    assert log.read_text() == kept
 
 
 def record_of(epoch: int, **changes) -> dict:
