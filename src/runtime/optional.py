@@ -70,12 +70,13 @@ def import_optional(name: str, advice: str | None = None) -> ModuleType:
     """
     try:
         module = importlib.import_module(name)
-        if module.__spec__ is not None and module.__spec__.origin is None:
-            # a folder of this name without Python files
-            raise ModuleNotFoundError(name=name)
-        return module
     except ImportError as error:
         message = ADVICE[name] if advice is None else advice
         if error.name not in (None, name):
             message += f" ({name} needs {error.name})"
         raise ConfigError(message) from None
+    spec = getattr(module, "__spec__", None)
+    if spec is not None and spec.origin is None:
+        # a folder of this name without Python files
+        raise ConfigError(ADVICE[name] if advice is None else advice)
+    return module

@@ -1,4 +1,4 @@
-"""What is wrong with a single record of an annotation file, in words.
+"""Faults of single records of annotation files, in words.
 
 A record is judged by itself here; references between records and boxes are checked in `box_checks`.
 """
