@@ -66,7 +66,12 @@ def parse_arguments() -> argparse.Namespace:
         "--bad", type=float, default=0.05, help="fraction of bad requests"
     )
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.requests < 100 or arguments.clients < 1:
+        parser.error("expected at least 100 --requests and 1 of --clients")
+    if not 0 <= arguments.bad <= 0.5:
+        parser.error(f"--bad is {arguments.bad}, expected 0 to 0.5")
+    return arguments
 
 
 def main() -> None:
