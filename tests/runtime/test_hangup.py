@@ -8,6 +8,7 @@ import pytest
 from src.cli.launch import run_child
 from src.runtime.hangup import without_ignored_hangup
 from src.runtime.stop import StopRequest
+from tests.fixtures.processes import run_forked
 
 
 @pytest.fixture
@@ -26,25 +27,35 @@ def test_only_a_hangup_that_is_ignored_is_left_out(ignored_hangup):
 
 
 def test_a_run_started_with_nohup_is_not_stopped_by_its_terminal(
-    ignored_hangup, monkeypatch
+    ignored_hangup, monkeypatch, tmp_path
 ):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    stop = StopRequest()
-    with stop.listening():
-        signal.raise_signal(signal.SIGHUP)
-        assert not stop.asked
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.asked
+
+    def receive_signals() -> None:
+        stop = StopRequest()
+        with stop.listening():
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.asked
+
+    ended = run_forked(receive_signals, tmp_path)
+    assert ended.code == 0, ended.err
 
 
 def test_a_process_of_torchrun_is_stopped_by_it_even_with_nohup(
-    ignored_hangup, monkeypatch
+    ignored_hangup, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    stop = StopRequest()
-    with stop.listening():
-        signal.raise_signal(signal.SIGHUP)
-        assert stop.asked
+
+    def receive_signal() -> None:
+        stop = StopRequest()
+        with stop.listening():
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.asked
+
+    ended = run_forked(receive_signal, tmp_path)
+    assert ended.code == 0, ended.err
 
 
 def test_the_hangup_of_a_terminal_is_not_passed_on_with_nohup(ignored_hangup):
