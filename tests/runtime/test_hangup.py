@@ -8,7 +8,7 @@ import pytest
 from src.cli.launch import run_child
 from src.runtime.hangup import without_ignored_hangup
 from src.runtime.stop import StopRequest
-from tests.fixtures.processes import run_forked
+from tests.fixtures.processes import run_fresh
 
 
 @pytest.fixture
@@ -26,36 +26,34 @@ def test_only_a_hangup_that_is_ignored_is_left_out(ignored_hangup):
     assert without_ignored_hangup(both) == [*both]
 
 
-def test_a_run_started_with_nohup_is_not_stopped_by_its_terminal(
-    ignored_hangup, monkeypatch, tmp_path
-):
+def test_a_run_started_with_nohup_is_not_stopped_by_its_terminal(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-
-    def receive_signals() -> None:
-        stop = StopRequest()
-        with stop.listening():
-            signal.raise_signal(signal.SIGHUP)
-            assert not stop.asked
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.asked
-
-    ended = run_forked(receive_signals, tmp_path)
+    ended = run_fresh(stop_by_sigterm_alone)
     assert ended.code == 0, ended.err
 
 
-def test_a_process_of_torchrun_is_stopped_by_it_even_with_nohup(
-    ignored_hangup, monkeypatch, tmp_path
-):
+def stop_by_sigterm_alone() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    with stop.listening():
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.asked
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+
+
+def test_a_process_of_torchrun_is_stopped_by_it_even_with_nohup(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-
-    def receive_signal() -> None:
-        stop = StopRequest()
-        with stop.listening():
-            signal.raise_signal(signal.SIGHUP)
-            assert stop.asked
-
-    ended = run_forked(receive_signal, tmp_path)
+    ended = run_fresh(stop_by_sighup)
     assert ended.code == 0, ended.err
+
+
+def stop_by_sighup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    with stop.listening():
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.asked
 
 
 def test_the_hangup_of_a_terminal_is_not_passed_on_with_nohup(ignored_hangup):

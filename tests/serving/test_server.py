@@ -17,7 +17,7 @@ from src.serving.limits import Limits
 from src.serving.models import ServedModel
 from src.serving.server import Server, address_of, listen, serve
 from tests.fixtures.ports import free_port
-from tests.fixtures.processes import run_forked
+from tests.fixtures.processes import run_fresh
 from tests.fixtures.served import Running, StubDetector, png
 
 
@@ -40,28 +40,28 @@ def test_an_address_of_another_machine_is_refused():
         listen("192.0.2.1", 0)
 
 
-def test_a_server_started_with_nohup_outlives_its_terminal(tmp_path):
-    def receive_signals() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        server = Server(uvicorn.Config(None))
-        with server.capture_signals():
-            signal.raise_signal(signal.SIGHUP)
-            assert not server.should_exit
-            signal.raise_signal(signal.SIGTERM)
-            assert server.should_exit
-
-    ended = run_forked(receive_signals, tmp_path)
+def test_a_server_started_with_nohup_outlives_its_terminal():
+    ended = run_fresh(receive_signals_after_nohup)
     assert ended.code == 0, ended.err
 
 
-def test_a_second_ctrl_c_does_not_wait_for_a_prediction_that_does_not_end(
-    tmp_path,
-):
-    ended = run_forked(serve_until_ctrl_c_is_pressed_twice, tmp_path)
+def receive_signals_after_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    server = Server(uvicorn.Config(None))
+    with server.capture_signals():
+        signal.raise_signal(signal.SIGHUP)
+        assert not server.should_exit
+        signal.raise_signal(signal.SIGTERM)
+        assert server.should_exit
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_prediction_that_does_not_end():
+    ended = run_fresh(serve_until_ctrl_c_is_pressed_twice)
     assert ended.code == 0, ended.err
 
 
 def serve_until_ctrl_c_is_pressed_twice() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stub = StubDetector()
     stub.gate.clear()
     service = Service([ServedModel(1, "a", stub)], Limits(seconds=600))
