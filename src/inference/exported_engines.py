@@ -29,6 +29,7 @@ from ..runtime.optional import import_optional
 from ..runtime.weight_files import checked_path
 from .engines import EngineOutput
 from .metadata import METADATA_KEY
+from .openvino_core import openvino_core
 
 INPUTS = ("images", "orig_target_sizes")
 OUTPUTS = ("labels", "boxes", "scores")
@@ -161,7 +162,7 @@ class OpenVinoEngine(ExportedEngine):
         path = checked_path(path)
         device = (device or "CPU").upper()
         openvino = import_optional("openvino")
-        core = openvino.Core()
+        core = openvino_core()
         known = {name.split(".")[0] for name in core.available_devices}
         if device != "AUTO" and device.split(".")[0] not in known:
             raise ConfigError(

@@ -18,6 +18,7 @@ from ..runtime.log import least_severe
 from ..runtime.optional import import_optional
 from ..runtime.own_files import MARK, WRITER
 from .exported_engines import LONGEST_REASON
+from .openvino_core import openvino_core
 
 Int8Engine: TypeAlias = Literal["openvino", "onnxruntime"]
 
@@ -156,7 +157,8 @@ def quantize_for_openvino(
     """Write an `.xml` file for OpenVINO with NNCF, which smooths inputs of linear layers (`Quantizer`)."""
     openvino = import_optional("openvino")
     nncf = import_optional("nncf")
-    model = openvino.Core().read_model(str(graph))
+    # also keeps the stack for signals, because NNCF makes cores of its own
+    model = openvino_core().read_model(str(graph))
     ignored = None
     if float_parts:
         patterns = [

@@ -19,6 +19,7 @@ from src.inference.quantizers import (
     quantizer_for,
 )
 from src.runtime.own_files import is_ours
+from tests.fixtures.calibration_inputs import calibration_inputs
 
 onnx = pytest.importorskip(
     "onnx", reason="onnx is not installed (tools/requirements.txt)"
@@ -29,10 +30,7 @@ NO_NNCF = "openvino or nncf is not installed (tools/requirements.txt)"
 
 @pytest.fixture(scope="module")
 def inputs() -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    images = rng.random((2, 1, 3, 64, 64), dtype=np.float32)
-    size = np.array([[64, 64]])
-    return [{"images": image, "orig_target_sizes": size} for image in images]
+    return calibration_inputs()
 
 
 def quantized_parts(path) -> set[str]:
