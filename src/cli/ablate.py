@@ -208,6 +208,7 @@ def _list_runs(
     sides: Sequence[Side], runs: Sequence[Run], results: Path
 ) -> None:
     """Print a line for each run: its state, expected and used CPU minutes, and the variants that need it."""
+    from ..runtime.log import say
     from .ablation.records import COMPLETE, read_record, state_of
 
     left = 0.0
@@ -221,11 +222,11 @@ def _list_runs(
             unknown += expected is None
         cost = "unknown" if expected is None else f"{expected:.0f}"
         users = ", ".join(_users(item, sides))
-        print(
+        say(
             f"{state:<12} {used:6.1f} of {cost} min  {item.group} seed {item.seed}: {users}"
         )
     more = f", and {unknown} runs of unknown cost" if unknown else ""
-    print(f"{len(runs)} runs; about {left:.0f} CPU minutes are left{more}")
+    say(f"{len(runs)} runs; about {left:.0f} CPU minutes are left{more}")
 
 
 def _users(item: Run, sides: Sequence[Side]) -> list[str]:
@@ -261,6 +262,7 @@ def _train(
 def _write_results(sides: Sequence[Side], results: Path) -> None:
     """Print the table of one plan and task, and write it with JSON and a plot."""
     from ..runtime.files import write_atomically, write_json
+    from ..runtime.log import say
     from ..runtime.own_files import write_png
     from .ablation.comparison import summarize
     from .ablation.pictures import draw_comparison
@@ -277,7 +279,7 @@ def _write_results(sides: Sequence[Side], results: Path) -> None:
                 complete[seed] = outcome
         outcomes[side.variant.name] = complete
     if not any(outcomes.values()):
-        print(f"{plan.name}, {task.title}: no run is complete\n")
+        say(f"{plan.name}, {task.title}: no run is complete")
         return
     summaries = summarize(
         outcomes,
@@ -286,7 +288,8 @@ def _write_results(sides: Sequence[Side], results: Path) -> None:
         where=f"{plan.file}, task {task.name}",
     )
     text = markdown(plan, task, summaries, list(sides[0].runs))
-    print(text)
+    for line in text.splitlines():
+        say(line)
     path = results / f"{plan.name}-{task.name}"
     write_atomically(
         path.with_name(f"{path.name}.md"),
@@ -309,13 +312,14 @@ def _report_state(
         RunError: if runs failed, with the number.
     """
     from ..core.errors import RunError
+    from ..runtime.log import say
     from .ablation.records import read_record
     from .ablation.training import name_of
 
     complete = 0
     for item in runs:
         complete += read_record(item, arguments.results).is_complete
-    print(f"{complete} of {len(runs)} runs are complete")
+    say(f"{complete} of {len(runs)} runs are complete")
     if failed:
         names = ", ".join(name_of(item) for item in failed)
         raise RunError(

@@ -21,9 +21,8 @@ from .tiling import Tiling, predict_tiled
 Errors: TypeAlias = Literal["raise", "skip"]
 """Handling of an image without a prediction: raise the error, or keep it in `Prediction.error`."""
 
-
-PredictBatch = Callable[[Sequence[Tensor]], list[Prediction]]
-
+PredictBatch: TypeAlias = Callable[[Sequence[Tensor]], list[Prediction]]
+"""Function that predicts a batch of images `[3, H, W]` uint8."""
 
 MAX_LISTED_FILES = 8
 """Maximum number of files that an error message names."""

@@ -22,7 +22,7 @@ from ..data.dataset.decoding import (
     inspect_image,
     inspect_pil,
 )
-from ..data.dataset.picture import FLAG_TEXTS, ImageFlag
+from ..data.dataset.picture import FLAG_TEXTS, MAX_SIDE, ImageFlag
 from ..runtime.log import logger
 
 READING_THREADS = 4
@@ -336,7 +336,7 @@ def read_image(
 
     Raises:
         ImageError: if a file cannot be read.
-        ConfigError: if it is a URL, is not an image, or is an array with a wrong shape or type.
+        ConfigError: if it is a URL, is not an image, or is an array with a wrong shape or type, or too long.
     """
     if isinstance(image, str) and _URL.match(image):
         raise ConfigError(
@@ -368,6 +368,10 @@ def read_image(
     if not is_usable or not has_shape:
         raise ConfigError(
             f"an image of shape {list(image.shape)} and type {image.dtype} was given, expected {expected}"
+        )
+    if max(shape) > MAX_SIDE:
+        raise ConfigError(
+            f"an image of shape {list(image.shape)} was given, but a side has at most {MAX_SIDE} pixels"
         )
     pixels = image if isinstance(image, Tensor) else _channels_first(image)
     return pixels.cpu(), None

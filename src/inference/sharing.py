@@ -81,33 +81,22 @@ def push(
         ConfigError: if the folder exists, the hub refuses, or `public` is set for a folder.
         ResourceError: if the disk is full, or the hub cannot be reached.
     """
-    name = _name_of(destination)
-
-    def write(folder: Path) -> None:
-        write_shared_folder(
-            folder,
-            file,
-            title=title or name,
-            licence=licence,
-            config=config,
-        )
-
-    if is_hub_address(destination):
-        file = read_weights(model, family)
-        with tempfile.TemporaryDirectory() as temporary:
-            write(Path(temporary) / name)
-            return upload(
-                Path(temporary) / name, str(destination), public=public
-            )
-    if public:
+    on_hub = is_hub_address(destination)
+    if public and not on_hub:
         raise ConfigError(
             f"--public is for {SCHEME}USER/NAME, but {destination} is a folder; leave it out"
         )
+    name = _name_of(destination)
     target = Path(destination).expanduser()
-    check_new_folder(target)
+    if not on_hub:
+        check_new_folder(target)
     file = read_weights(model, family)
-    with _complete_folder(target) as folder:
-        write(folder)
+    with _temporary_folder() if on_hub else _complete_folder(target) as folder:
+        write_shared_folder(
+            folder, file, title=title or name, licence=licence, config=config
+        )
+        if on_hub:
+            return upload(folder, str(destination), public=public)
     return str(target)
 
 
@@ -327,6 +316,13 @@ def _copy(source: Path, folder: Path) -> None:
     for name in FILES + OF_TRANSFORMERS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Yield the path of a folder to create, which is deleted when the block ends."""
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary) / "model"
 
 
 @contextmanager

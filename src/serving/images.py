@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..core.errors import first_line
-from ..data.dataset.decoding import MAX_SIDE, ImageError, image_from_pil
+from ..data.dataset.decoding import ImageError, image_from_pil
 from ..runtime.warning_filters import without_warnings
 from .refusals import Refused
 
@@ -43,11 +43,6 @@ def decode_image(
                 422,
                 f"the image has {image.width} x {image.height} pixels, more than the maximum of "
                 f"{max_pixels}",
-            )
-        if max(image.size) > MAX_SIDE:
-            raise Refused(
-                422,
-                f"the image has {image.width} x {image.height} pixels, but a side has at most {MAX_SIDE}",
             )
         try:
             return image_from_pil(image, "of the request", bit_depth=bit_depth)

@@ -9,11 +9,20 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from src.core import ConfigError
 from src.data.dataset import decoding
+from src.data.dataset.decoding import ImageError
 from src.inference import reading
-from src.inference.reading import PixelBudget, ReadImage, batches, read_ahead
+from src.inference.reading import (
+    PixelBudget,
+    ReadImage,
+    batches,
+    read_ahead,
+    read_image,
+)
 from tests.fixtures.progress import wait_until
 from tests.fixtures.tiny import ROOT
 
@@ -149,3 +158,20 @@ def test_memory_for_several_huge_images_is_bounded(tmp_path):
     megabytes, sizes = json.loads(result.stdout)
     assert sizes == [[6000, 6000]] * 4
     assert megabytes < 800
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((70_000, 1, 3), np.uint8),
+        np.zeros((1, 70_000), np.uint8),
+        torch.zeros(3, 70_000, 1, dtype=torch.uint8),
+        Image.new("RGB", (1, 70_000)),
+    ],
+    ids=["column", "row", "tensor", "PIL"],
+)
+def test_an_image_with_a_long_side_is_refused_because_of_the_memory_to_resize_it(
+    image,
+):
+    with pytest.raises((ConfigError, ImageError), match="at most 65535"):
+        read_image(image)

@@ -31,13 +31,6 @@ from .picture import (
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels; larger images are not decoded (Pillow's limit against decompression bombs)."""
 
-MAX_SIDE = 65_535
-"""Maximum width and height, which are those of JPEG; images with a longer side are not decoded.
-
-To resize an image takes memory for its height times the input width of the model, so that a column of
-40 million pixels, a PNG file of 350 kB, would take 77 GB.
-"""
-
 IMAGE_SUFFIXES = frozenset(
     [
         ".apng",
@@ -228,11 +221,6 @@ def _decode_any(
                 raise ImageError(
                     f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; "
                     "it was not decoded"
-                )
-            if max(image.size) > MAX_SIDE:
-                raise ImageError(
-                    f"image {path} has {image.width} x {image.height} pixels, but a side has at most "
-                    f"{MAX_SIDE}; it was not decoded"
                 )
             before_decoding(image.width * image.height)
             pixels, flags = picture_of(

@@ -81,8 +81,16 @@ _TIFF_TRANSPARENCY = (1, 2, 999)
 """Values of the tag ExtraSamples for transparency; Corel Draw writes 999."""
 
 
+MAX_SIDE = 65_535
+"""Maximum width and height, which are those of JPEG; images with a longer side are not decoded.
+
+To resize an image takes memory for its height times the input width of the model, so that a column of
+40 million pixels, a PNG file of 350 kB, would take 77 GB.
+"""
+
+
 class PictureError(ValueError):
-    """An image has no defined 8-bit colours."""
+    """An image has no defined 8-bit colours, or a side that is too long."""
 
 
 class ImageFlag(IntFlag):
@@ -168,8 +176,13 @@ def picture_of(
         bit_depth: as for `read_picture`.
 
     Raises:
-        PictureError: if the image has no defined 8-bit colours.
+        PictureError: if the image has no defined 8-bit colours, or a side that is too long.
     """
+    if max(image.size) > MAX_SIDE:
+        raise PictureError(
+            f"has {image.width} x {image.height} pixels, but a side has at most {MAX_SIDE}; "
+            "it was not decoded"
+        )
     flags = header_flags(image)
     is_deep_colour = _is_deep_colour(image)
     # Pillow rotates TIFF images while it loads them, and then removes the orientation

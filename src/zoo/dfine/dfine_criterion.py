@@ -187,13 +187,11 @@ class DFINECriterion(nn.Module):
         images: Sequence[int],
         device: torch.device,
     ) -> list[Normalizers]:
-        """Return the normalizers of each batch in an accumulation window.
-
-        With them, the losses of all batches add up to the loss of one large batch.
+        """Return the normalizers of each batch in an accumulation window (`normalizers.window_normalizers`).
 
         Args:
             counts: result of `count` for each batch.
-            images: number of images in each batch, which weights the distillation terms.
+            images: number of images in each batch.
             device: device of the losses.
         """
         return window_normalizers(counts, images, device)
