@@ -12,11 +12,18 @@ import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..core.errors import ConfigError, ResourceError, RunError, first_line
+from ..runtime.log import logger
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 SCHEME = "hf://"
+
+CARD = "README.md"
+"""Name of the model card; the hub shows this file."""
 
 MESSAGE = "Upload a detector of D-FINE x DINOv3"
 """Message of the commit on the hub."""
@@ -59,7 +66,8 @@ def repository_of(address: str) -> str:
 def upload(folder: Path, address: str, *, public: bool = False) -> str:
     """Upload all files of a folder as one commit, and return the address of the commit.
 
-    A new repository is private unless `public` is set.
+    A new repository is private unless `public` is set. Files of the same names in an existing repository are
+    replaced; its history keeps them.
 
     Raises:
         ConfigError: if the hub refuses, or the repository exists and is public although `public` is not set.
@@ -82,6 +90,7 @@ def upload(folder: Path, address: str, *, public: bool = False) -> str:
                     f"{address} is public, so everybody could download these weights; say --public if that "
                     "is intended, or choose another name"
                 )
+            _report_replaced_card(address, found)
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=str(folder),
@@ -125,6 +134,16 @@ def download(
     folder.mkdir()
     _asked(address, fetch)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _report_replaced_card(address: str, found: ModelInfo) -> None:
+    """Log that an upload replaces a model card, which its author may have edited on the hub."""
+    if any(file.rfilename == CARD for file in found.siblings or []):
+        logger.info(
+            "the %s of %s is replaced; the earlier text stays in the history of the repository",
+            CARD,
+            address,
+        )
 
 
 def _endpoint() -> str | None:

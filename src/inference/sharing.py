@@ -29,14 +29,13 @@ from ..detection.weight_file import SHARED_NOTES, WeightFile, read_weights
 from ..runtime.files import prepare_output_dir, write_atomically
 from ..runtime.log import logger
 from ..runtime.weight_files import file_sha256, write_safetensors
-from .hub import SCHEME, download, is_hub_address, repository_of, upload
+from .hub import CARD, SCHEME, download, is_hub_address, repository_of, upload
 from .metadata import Metadata
 from .preprocessing import Preprocessing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yml"
 PREPROCESSING = "preprocessing.json"
-CARD = "README.md"
 LICENCES = "LICENCES.txt"
 DIGESTS = "SHA256SUMS"
 """Digests of all files but the card, in the format of `sha256sum -c`."""

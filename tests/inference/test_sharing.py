@@ -304,6 +304,15 @@ def test_other_files_of_a_repository_are_not_fetched(hub):
     assert not any("setup.py" in request for request in hub.requests)
 
 
+def test_a_second_upload_reports_that_it_replaces_the_card(hub, caplog):
+    caplog.set_level(logging.INFO)
+    push(TRAINED, "hf://me/shapes")
+    assert "replaced" not in caplog.text
+    push(TRAINED, "hf://me/shapes", title="Another title")
+    assert "README.md of hf://me/shapes is replaced" in caplog.text
+    assert b"# Another title" in hub.repositories["me/shapes"].files[CARD]
+
+
 def test_a_public_repository_needs_consent(hub):
     push(TRAINED, "hf://me/shapes", public=True)
     assert not hub.repositories["me/shapes"].private
