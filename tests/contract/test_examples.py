@@ -41,6 +41,7 @@ COMPLETE = (
 WITHOUT_EXAMPLE = {
     "src.inference.export.export_onnx": "needs onnxscript, which is optional",
     "src.inference.checked_export.export_checked_onnx": "needs onnxscript, which is optional",
+    "src.inference.openvino_core.openvino_core": "needs OpenVINO, which is optional",
     "src.inference.opening.exported_parts": "needs an exported file and its runtime, which are optional",
     "src.inference.hub.upload": "needs Hugging Face Hub",
     "src.inference.hub.download": "needs Hugging Face Hub",
