@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.counts import counted
 from .common import parser_for, positive_integer, run, user_path
 
 if TYPE_CHECKING:
@@ -225,8 +226,10 @@ def _list_runs(
         say(
             f"{state:<12} {used:6.1f} of {cost} min  {item.group} seed {item.seed}: {users}"
         )
-    more = f", and {unknown} runs of unknown cost" if unknown else ""
-    say(f"{len(runs)} runs; about {left:.0f} CPU minutes are left{more}")
+    more = f", and {counted(unknown, 'run')} of unknown cost" if unknown else ""
+    say(
+        f"{counted(len(runs), 'run')}; about {left:.0f} CPU minutes are left{more}"
+    )
 
 
 def _users(item: Run, sides: Sequence[Side]) -> list[str]:

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.counts import counted
 from .common import (
     add_family_argument,
     add_model_argument,
@@ -184,7 +185,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
     say(
         f"{arguments.resume or arguments.config}: "
         f"input {size[0]} x {size[1]}, batch {arguments.batch}, {device}, "
-        f"{arguments.threads} thread(s), {arguments.repeats} runs each, "
+        f"{counted(arguments.threads, 'thread')}, {counted(arguments.repeats, 'run')} each, "
         f"torch {torch.__version__}{other}"
     )
     say("")

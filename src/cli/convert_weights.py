@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.counts import counted
 from .common import parser_for, run
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ def to_ours(
         content["meta"] = notes
     write_tensor_file(path, content)
     logger.info(
-        "%s: %d tensors, %.1f of %.1f MB",
+        "%s: %s, %.1f of %.1f MB",
         path,
-        len(weights),
+        counted(len(weights), "tensor"),
         path.stat().st_size / 1e6,
         read.path.stat().st_size / 1e6,
     )
@@ -143,10 +144,10 @@ def to_folder(
     names = [entry["name"] for entry in read.named_classes]
     write_folder(folder, weights, entries, names, preprocessor)
     logger.info(
-        "%s: %d tensors and %d classes for DFineForObjectDetection",
+        "%s: %s and %s for DFineForObjectDetection",
         folder,
-        len(weights),
-        len(names),
+        counted(len(weights), "tensor"),
+        counted(len(names), "class", "classes"),
     )
     return folder
 

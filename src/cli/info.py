@@ -16,6 +16,7 @@ from collections.abc import Sequence
 os.environ.setdefault(
     "KINETO_LOG_LEVEL", "99"
 )  # the profiler would speak of every start, and of a missing GPU
+from ..core.counts import counted
 from .common import (
     add_family_argument,
     add_model_argument,
@@ -233,7 +234,7 @@ def as_text(info: dict, device) -> str:
             *lines,
             "",
             f"{info['trainable']:,} parameters are trained at the start; "
-            f"input {height} x {width}; a forward pass of {info['memory_of']} image(s) on "
+            f"input {height} x {width}; a forward pass of {counted(info['memory_of'], 'image')} on "
             f"{device} holds at most {info['forward_memory_mib']:.0f} MiB besides weights and "
             f"images (torch {info['torch']})",
         ]

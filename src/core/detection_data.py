@@ -279,7 +279,7 @@ class DetectionData(Dataset[tuple[Tensor, Target]], ABC):
         repeated = len(names) - len(set(names))
         if repeated:
             return [
-                f"{self.ann_file}: {repeated} images have the name of another image (image_name)"
+                f"{self.ann_file}: images with the name of another image (image_name): {repeated}"
             ]
         return []
 

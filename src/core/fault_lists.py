@@ -9,11 +9,6 @@ FAULTS_SHOWN = 20
 """Maximum number of faults in one message."""
 
 
-def count_faults(count: int) -> str:
-    """Return "1 fault" or "3 faults"."""
-    return "1 fault" if count == 1 else f"{count} faults"
-
-
 def listed(
     items: Sequence[Any],
     separator: str = ", ",
@@ -31,5 +26,5 @@ def listed(
     """
     text = separator.join(map(str, items[:shown]))
     if len(items) > shown:
-        text += f"{before_more}... and {len(items) - shown} more"
+        text += f"{before_more}... and {len(items) - shown:,} more"
     return text

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .counts import counted
 from .errors import ConfigError, DataError, RunError, first_line
 from .fault_lists import listed
 
@@ -142,7 +143,7 @@ def check_objects(
         if value is not None and value.shape != (count,):
             _refuse(
                 where,
-                f"{name} of shape {list(value.shape)} for {count} boxes",
+                f"{name} of shape {list(value.shape)} for {counted(count, 'box', 'boxes')}",
                 f"[{count}]",
             )
     _check_types(where, parts)

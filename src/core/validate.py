@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .config_file import ConfigTree, first_non_finite
+from .counts import counted
 from .durations import Duration, length_unit, read_duration
 from .errors import ConfigError
-from .fault_lists import count_faults, listed
+from .fault_lists import listed
 from .lengths import lengths_of
 from .origins import KeyPath
 from .registry import (
@@ -55,7 +56,9 @@ def validate(
             f"{dotted(path)} is not a finite number ({tree.origin(path)})"
         )
     if faults:
-        number = "a fault" if len(faults) == 1 else count_faults(len(faults))
+        number = (
+            "a fault" if len(faults) == 1 else counted(len(faults), "fault")
+        )
         raise ConfigError(
             f"the configuration has {number}: {listed(faults, '; ', shown=len(faults))}"
         )

@@ -10,6 +10,7 @@ import torch
 from torch.utils import data
 
 from ..core.contracts import Batch
+from ..core.counts import counted
 from ..core.detection_data import DetectionData, require_detection_data
 from ..core.errors import ConfigError
 from ..core.loader_contracts import Collate, FollowsEpochs
@@ -150,8 +151,8 @@ class DataLoader(data.DataLoader):
             )
         if drop_last and images * ranks > len(dataset):
             raise ConfigError(
-                f"0 steps per epoch: {len(dataset)} images do not fill one batch of {images * ranks}; "
-                "reduce total_batch_size"
+                f"0 steps per epoch: {counted(len(dataset), 'image')} cannot fill one batch of "
+                f"{images * ranks}; reduce total_batch_size"
             )
         if pin_memory is None:
             pin_memory = uses_cuda()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..core.counts import counted
 from ..core.errors import CheckpointError
 from ..core.package_configs import configs_folder
 from ..runtime.finite import COMPUTED_KEYS
@@ -40,10 +41,10 @@ def load_strictly(model: nn.Module, file: WeightFile) -> None:
         file.require_class_head()
         refuse_other_model(file, own)
         weights = with_published_scale(file, weights, own)
-    if theirs != ours and None not in (theirs, ours):
+    if theirs is not None and ours is not None and theirs != ours:
         raise CheckpointError(
-            f"{file.path} has {theirs} classes, the configuration has {ours}; use -t to start from its "
-            "weights with new classes"
+            f"{file.path} has {counted(theirs, 'class', 'classes')}, the configuration has "
+            f"{ours}; use -t to start from its weights with new classes"
         )
     misfits = describe_misfits(weights, own)
     if misfits:
@@ -230,9 +231,9 @@ def describe_loading(
             reasons[_reason_against(key)] += 1
     dropped = reasons.total()
     by_class = _of_another_shape(used, model)
-    parts = [f"{total} tensors", f"{total - dropped - by_class} loaded"]
+    parts = [counted(total, "tensor"), f"{total - dropped - by_class} loaded"]
     if by_class:
-        parts.append(f"{by_class} class tensors loaded by class")
+        parts.append(f"{counted(by_class, 'class tensor')} loaded by class")
     if dropped:
         listed = "; ".join(f"{count} {why}" for why, count in reasons.items())
         parts.append(f"{dropped} dropped ({listed})")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.coco_metrics import METRICS
+from ..core.counts import counted
 from ..core.errors import ConfigError
 from ..core.yaml_text import dump_yaml
 
@@ -44,10 +45,11 @@ def model_card(
         **_licence_entries(licences, licence),
     }
     height, width = notes["input_size"]
+    classes = counted(len(notes["classes"]), "class", "classes")
     lines = [
         f"---\n{dump_yaml(head)}---\n",
         f"# {title}\n",
-        f"An object detector with {parameters / 1e6:.1f} M parameters for {len(notes['classes'])} classes, "
+        f"An object detector with {parameters / 1e6:.1f} M parameters for {classes}, "
         f"with images of {height} x {width} pixels (height x width).\n",
         "## Classes\n",
         _class_names(notes["classes"]),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.counts import counted
 from ..core.errors import CheckpointError
 from ..runtime.finite import COMPUTED_KEYS
 from .transformers_config import check_settings, config_for
@@ -94,14 +95,14 @@ def from_transformers(
             result[renamed] = value
     if unknown:
         raise CheckpointError(
-            f"{path} has {len(unknown)} tensors that transformers' D-FINE does not have "
+            f"{path} has {counted(len(unknown), 'tensor')} that transformers' D-FINE does not have "
             f"({_listed(unknown)}); only files of DFineForObjectDetection can be converted"
         )
     remarks = []
     repeated = repeated_heads(state)
     if repeated:
         remarks.append(
-            f"{len(repeated)} tensors that repeat the heads of the decoder"
+            f"tensors that repeat the heads of the decoder: {len(repeated)}"
         )
     for key, value in second_heads.items():
         renamed = our_name(key)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.counts import counted
 from ..core.errors import CheckpointError, ConfigError, NumericsError
 from ..core.paths import read_text
 from ..core.schemas import checked, shown
@@ -140,8 +141,8 @@ class WeightFile:
         assert self.num_classes is not None
         if self.classes is not None and len(self.classes) > self.num_classes:
             raise CheckpointError(
-                f"{self.path}: meta.classes lists {len(self.classes)} classes, but the class head has "
-                f"{self.num_classes}; {ADVICE}"
+                f"{self.path}: meta.classes lists {counted(len(self.classes), 'class', 'classes')}, but "
+                f"the class head has {self.num_classes}; {ADVICE}"
             )
         return named_classes(self.classes, self.num_classes)
 

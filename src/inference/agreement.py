@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from ..core.counts import counted
 from ..core.errors import ConfigError, DataError, ExportError
 from ..data.dataset.synthetic import draw_scene
 from ..ops.boxes import box_iou
@@ -116,12 +117,13 @@ def _log_agreement(
     differences: Sequence[Difference],
     worst: Difference,
 ) -> None:
+    compared = sum(difference.compared for difference in differences)
     logger.info(
-        "%d images agree in batches of %s: %d detections, boxes within %.2g pixels, scores within %.2g "
+        "the outputs of %s agree in batches of %s: %s, boxes within %.2g pixels, scores within %.2g "
         "(worst image: %s)",
-        num_images,
+        counted(num_images, "image"),
         ", ".join(map(str, batch_sizes)),
-        sum(difference.compared for difference in differences),
+        counted(compared, "detection"),
         max(difference.box_px for difference in differences),
         max(difference.score for difference in differences),
         worst.name,
@@ -308,9 +310,9 @@ def images_for_check(
         )
         return [*chosen], [str(file) for file in chosen]
     logger.info(
-        "compared on %d synthetic images: the checkpoint's validation data was not found; --images DIR uses "
+        "compared on %s: the checkpoint's validation data was not found; --images DIR uses "
         "others",
-        count,
+        counted(count, "synthetic image"),
     )
     rng = np.random.default_rng(0)
     side = max(detector.preprocessing.input_size)

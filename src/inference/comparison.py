@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.counts import counted
 from ..data.dataset.coco_dataset import CocoDetection
 from ..detection.drawing import DrawnObjects
 from ..detection.outcomes import crowd_rows, find_outcomes, rows_of
@@ -85,8 +86,8 @@ def draw_comparisons(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_picture(path, Image.fromarray(picture.permute(1, 2, 0).numpy()))
     logger.info(
-        "%d pictures in %s: truth on the left, predictions with a score from %.2f on the right",
-        len(written),
+        "%s in %s: truth on the left, predictions with a score from %.2f on the right",
+        counted(len(written), "picture"),
         folder,
         threshold,
     )

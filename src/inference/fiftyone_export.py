@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.counts import counted
 from ..core.errors import ConfigError
 from ..detection.matching import CROWD, match_image
 from ..runtime.log import logger
@@ -36,7 +37,9 @@ def to_fiftyone(evaluation: Evaluation, name: str, threshold: float) -> Any:
         ) from None
     data_set.add_samples(fiftyone_samples(evaluation, threshold))
     logger.info(
-        "FiftyOne: %d images as data set %s", len(evaluation.dataset), name
+        "FiftyOne: %s as data set %s",
+        counted(len(evaluation.dataset), "image"),
+        name,
     )
     return data_set
 

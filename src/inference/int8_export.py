@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from ..core.counts import counted
 from ..core.errors import ConfigError, DataError, ExportError
 from ..core.paths import open_regular
 from ..data.dataset.coco_dataset import CocoDetection
@@ -143,13 +144,13 @@ def export_int8(
         prepare_output_dir(path.parent)
         _move(trial, path)
     logger.info(
-        "%s: int8 for %s, AP %.4f before and %.4f after on %d images, calibrated on %d images, in float: %s",
+        "%s: int8 for %s, AP %.4f before and %.4f after on %s, calibrated on %s, in float: %s",
         path,
         settings.engine,
         ap_float,
         ap_int8,
-        len(dataset),
-        len(inputs),
+        counted(len(dataset), "image"),
+        counted(len(inputs), "image"),
         ", ".join(note.float_parts) or "nothing",
     )
     return note

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..core.counts import counted
 from ..core.errors import ConfigError, DataError, ResourceError
 from ..runtime.files import temporary_path
 from ..runtime.optional import import_optional
@@ -83,7 +84,7 @@ class VideoJob:
             writer.close()
         if video.fault is not None:
             raise DataError(
-                f"{video.fault}; the results of {results.num_images} frames are in {self.folder}"
+                f"{video.fault}; the results of {counted(results.num_images, 'frame')} are in {self.folder}"
             )
         return results.path
 

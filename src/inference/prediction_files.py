@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from ..core.counts import counted
 from ..core.errors import ResourceError
 from ..runtime.files import json_bytes, temporary_path
 from ..runtime.log import logger
@@ -76,9 +77,9 @@ class PredictionFile:
                 "the job ended early; the predictions so far were written"
             )
         logger.info(
-            "%d images, %d detections: %s",
-            self.num_images,
-            self.num_entries,
+            "%s, %s: %s",
+            counted(self.num_images, "image"),
+            counted(self.num_entries, "detection"),
             self.path,
         )
 

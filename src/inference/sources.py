@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.counts import counted
 from ..core.errors import DataError
 from ..core.paths import did_you_mean_file, refuse_special_file, user_path
 from ..data.dataset.image_names import find_image_files
@@ -143,9 +144,9 @@ def image_files(path: Path) -> list[Path]:
         raise DataError(f"{path} has no image files{found.describe_others()}")
     if found.others:
         logger.info(
-            "%s: %d image files%s",
+            "%s: %s%s",
             path,
-            len(found.images),
+            counted(len(found.images), "image file"),
             found.describe_others(),
         )
     return [path / name for name in found.images]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..core.counts import counted
 from ..core.errors import ConfigError
 from ..detection.class_names import known_names, match_names
 from ..detection.weight_file import WeightFile
@@ -104,7 +105,8 @@ def matched_rows(
 
 def _listed(names: Sequence[str] | None, count: int) -> str:
     """Return "3 classes (a, b, c)"."""
+    shown = counted(count, "class", "classes")
     if not names:
-        return f"{count} classes without names"
+        return f"{shown} without names"
     more = ", ..." if len(names) > MAX_LISTED_CLASSES else ""
-    return f"{count} classes ({', '.join(names[:MAX_LISTED_CLASSES])}{more})"
+    return f"{shown} ({', '.join(names[:MAX_LISTED_CLASSES])}{more})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.counts import counted
 from ..core.durations import RunLength, StepLength
 from ..core.registry import register
 from ..runtime.log import logger
@@ -33,8 +34,8 @@ class LinearWarmup:
         if wanted <= longest:
             return {}
         logger.info(
-            "warm-up is limited to %d steps, a tenth of the run, instead of %d",
-            longest,
+            "warm-up is limited to %s, a tenth of the run, instead of %d",
+            counted(longest, "step"),
             wanted,
         )
         return {"warmup_duration": longest}

@@ -464,8 +464,9 @@ def check_ranks_agree(known: dict[str, Any]) -> None:
             shown = f": {everyone[others[0]][name]} and {value}"
             if name == "configuration":
                 shown = ""
+            noun = "rank" if len(others) == 1 else "ranks"
             raise RankError(
-                f"rank(s) {', '.join(map(str, others))} and rank 0 differ in the {name}{shown}; start all "
+                f"{noun} {', '.join(map(str, others))} and rank 0 differ in the {name}{shown}; start all "
                 "ranks with the same command and files"
             )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..core.counts import counted
 from ..core.errors import ConfigError, DataError, ResourceError
 from ..core.paths import open_regular
 from . import limits
@@ -166,16 +167,21 @@ def check_processor(processes: int, workers: int) -> Finding:
     cores = usable_cores()
     memory = available_memory()
     needed = processes * (1 + workers)
-    text = f"{cores} cores, {memory / 1e9:.1f} GB of memory available, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    text = (
+        f"{counted(cores, 'core')}, {memory / 1e9:.1f} GB of memory available, "
+        f"{counted(threads, 'thread')}"
+    )
     numbers = {
         "cores": cores,
         "available_gb": memory / 1e9,
         "processes": needed,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
     if needed > cores:
         return Finding(
-            f"{text}; {processes} rank(s) with {workers} loader workers each are {needed} processes",
+            f"{text}; {counted(processes, 'rank')} and {counted(workers, 'loader worker')} for each "
+            f"are {needed} processes",
             numbers,
             "warning",
         )

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..core.counts import counted
 from ..core.errors import RankError
 from .checks import Finding, Skipped
 from .distributed import gather_objects, rank, world_size
@@ -53,7 +54,7 @@ def check_ranks(device: torch.device) -> Finding:
     backend = f"NCCL {nccl_version()}" if device.type == "cuda" else "gloo"
     text = (
         f"{ranks} ranks with {backend}: all-reduce of {size >> 20} MiB at {bandwidth / 1e9:.1f} GB/s "
-        f"(bus bandwidth); {len(pairs)} pair(s), slowest {slowest} at {pairs[slowest]:.1f} GB/s"
+        f"(bus bandwidth); {counted(len(pairs), 'pair')}, slowest {slowest} at {pairs[slowest]:.1f} GB/s"
     )
     numbers = {
         "ranks": ranks,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..core.counts import counted
 from ..core.durations import RunLength
 from ..core.errors import ConfigError, ResourceError
 from ..core.loader_contracts import DetectionLoader, MultiScaleCollate
@@ -411,14 +412,14 @@ def _log(
         why = "it fits, and larger ones are not used without a number"
     by_rank = f" (by rank: {', '.join(map(str, found))})" if ranks > 1 else ""
     logger.info(
-        "total_batch_size: auto chose %d image(s) per rank, %s%s: total_batch_size=%d grad_accum_steps=%d, "
-        "%d images in a step, the recipe has %d",
-        fits,
+        "total_batch_size: auto chose %s per rank, %s%s: total_batch_size=%d grad_accum_steps=%d, "
+        "%s in a step, the recipe has %d",
+        counted(fits, "image"),
         why,
         by_rank,
         plan.per_rank * ranks,
         plan.accumulation,
-        plan.effective(ranks),
+        counted(plan.effective(ranks), "image"),
         recipe,
     )
 

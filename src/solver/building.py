@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..core.contracts import Compilable, LearnsDetections, Teaches
+from ..core.counts import counted
 from ..core.durations import RunLength
 from ..core.errors import CheckpointError, ConfigError
 from ..core.yaml_config import RunSettings, YAMLConfig
@@ -359,7 +360,8 @@ def _load_start_weights(
     if file.config_text is None:
         logger.info("%s", describe_loading(file, model, cfg.path))
     elif not start.tunes:
-        logger.info("loaded %d tensors from %s", len(file.weights), file.path)
+        tensors = counted(len(file.weights), "tensor")
+        logger.info("loaded %s from %s", tensors, file.path)
 
 
 def amp_dtype_of_run(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.coco_categories import differing_categories
+from ..core.counts import counted
 from ..core.errors import ConfigError, DataError
 from ..core.yaml_config import YAMLConfig
 from ..detection.class_names import find_labels
@@ -55,13 +56,14 @@ def settle_classes(
         cfg.set("num_classes", needed, f"counted in {ann_file}")
     elif count < needed:
         raise ConfigError(
-            f"num_classes is {count}, but {ann_file} has {needed} categories; set it to {needed} or remove it"
+            f"num_classes is {count}, but {ann_file} has {counted(needed, 'category', 'categories')}; "
+            f"set it to {needed} or remove it"
         )
     elif count > needed:
         logger.info(
-            "num_classes is %d, the data has %d categories; the others are unused",
+            "num_classes is %d, the data has %s; the others are unused",
             count,
-            needed,
+            counted(needed, "category", "categories"),
         )
         highest = max(max(data.category_ids) for data in data_sets)
         ids_fit = highest < count and not data_sets[0].remap_mscoco_category

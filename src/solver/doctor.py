@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..core.counts import counted
 from ..core.errors import RankError
 from ..runtime.checks import Check, Finding, Skipped, run_check
 from ..runtime.distributed import gather_objects, join_group, leave_group
@@ -152,14 +153,16 @@ def check_start(trial: Trial) -> Finding:
     end_with_peers(None)
     types = gather_objects(trial.device.type)
     numbers = {"ranks": len(types), "devices": types}
+    joined = f"connected: {counted(len(types), 'rank')}"
     if len(set(types)) > 1:
         on_cpu = [str(i) for i, name in enumerate(types) if name == "cpu"]
+        without = "rank" if len(on_cpu) == 1 else "ranks"
         text = (
-            f"{len(types)} ranks have joined, but rank(s) {', '.join(on_cpu)} have no GPU; start at most one "
+            f"{joined}, of which {without} {', '.join(on_cpu)} without a GPU; start at most one "
             "process per GPU"
         )
         return Finding(text, numbers, "failed", RankError.exit_code)
-    return Finding(f"{len(types)} ranks have joined", numbers)
+    return Finding(joined, numbers)
 
 
 def _check_folder(trial: Trial, folder: Path | None, chosen: bool) -> Finding:

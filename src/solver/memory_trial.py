@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..core.contracts import Batch, Target
+from ..core.counts import counted
 from ..core.errors import ResourceError, first_line
 from ..runtime.log import logger
 from ..runtime.memory import peak_memory
@@ -83,7 +84,7 @@ def rehearse_largest_step(
     """
     device = step.device
     height, width = size_hw
-    shown = f"{images} image(s) of {height} x {width} pixels with {objects} objects each"
+    shown = f"{counted(images, 'image')} of {height} x {width} pixels with {counted(objects, 'object')} each"
     try:
         peak = peak_of_step(step, images, size_hw, objects, num_classes)
     except (torch.OutOfMemoryError, MemoryError) as error:

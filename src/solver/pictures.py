@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.contracts import Target
+from ..core.counts import counted
 from ..core.detection_data import DetectionData, Picture
 from ..detection.captions import with_caption
 from ..detection.drawing import DrawnObjects, draw_at_size
@@ -141,7 +142,7 @@ def _pair(
 def _training_caption(target: Target) -> str:
     """Return the image id, if it is known, and the number of boxes."""
     count = len(target["labels"])
-    boxes = "1 box" if count == 1 else f"{count} boxes"
+    boxes = counted(count, "box", "boxes")
     if "image_id" not in target:
         return boxes
     return f"image id {int(target['image_id'])}: {boxes}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..core.counts import counted
 from ..core.loader_contracts import DetectionLoader, StagedCollate
 from ..core.yaml_config import RunSettings
 from ..runtime.log import logger
@@ -161,9 +162,9 @@ def continued_progress(
         return saved
     step = saved.step * saved_batch_size // batch_size
     logger.warning(
-        "a step now has %d images, before it had %d: epoch %d continues with step %d; learning rate "
+        "a step now has %s, before it had %d: epoch %d continues with step %d; learning rate "
         "schedule and EMA count steps of different sizes",
-        batch_size,
+        counted(batch_size, "image"),
         saved_batch_size,
         saved.epoch + 1,
         step + 1,

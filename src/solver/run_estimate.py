@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..core.counts import counted
+
 COCO_IMAGES = 118_287
 """Training images of COCO 2017."""
 
@@ -99,8 +101,8 @@ def describe_run(
     if loader_bound:
         limit = ", limited by the loader: more num_workers or faster storage would help"
     return (
-        f"{data} ({images:,} images), {epochs} epochs: about {duration_text(seconds)} without evaluations, "
-        f"at {speed_text(images_per_second)} images/s{limit}"
+        f"{data} ({counted(images, 'image')}), {counted(epochs, 'epoch')}: about "
+        f"{duration_text(seconds)} without evaluations, at {speed_text(images_per_second)} images/s{limit}"
     )
 
 
@@ -114,11 +116,12 @@ def describe_fit(images: int, fits: int | None, device: str) -> str:
     """
     if fits is None:
         return "the largest batch could not be estimated"
+    batch = f"a batch of {counted(images, 'image')} per {device}"
     estimate = "estimated from the peak memory of one and two images"
     if fits < images:
         return (
-            f"{images} image(s) per {device} probably do not fit, about {fits} would ({estimate}); see "
+            f"{batch} probably does not fit, about {fits} would ({estimate}); see "
             "docs/training.md#out-of-memory"
         )
     more = f", about {fits} would fit too" if fits > images else ""
-    return f"{images} image(s) per {device} fit{more} ({estimate})"
+    return f"{batch} fits{more} ({estimate})"

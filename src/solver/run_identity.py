@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..core.counts import counted
 from ..core.errors import DataError
 from ..runtime.log import logger
 
@@ -93,19 +94,18 @@ def _changes(before: Identity, now: Identity, data: Any) -> Iterator[str]:
             changed.append(name)
     removed = len(old.keys() - new.keys())
     if added:
-        yield f"{_images(len(added))} added ({_shown(added, index_of, data)})"
+        yield f"{counted(len(added), 'image')} added ({_shown(added, index_of, data)})"
     if removed:
-        yield f"{_images(removed)} removed"
+        yield f"{counted(removed, 'image')} removed"
     if changed:
-        yield f"labels or size of {_images(len(changed))} changed ({_shown(changed, index_of, data)})"
+        yield (
+            f"labels or size of {counted(len(changed), 'image')} changed "
+            f"({_shown(changed, index_of, data)})"
+        )
     if not (added or removed) and not torch.equal(
         before["names"], now["names"]
     ):
         yield "the order of the images has changed"
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
 
 
 def _shown(names: Sequence[int], index_of: Mapping[int, int], data: Any) -> str:

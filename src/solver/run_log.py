@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.contracts import Target
+from ..core.counts import counted
 from ..core.detection_data import DetectionData
 from ..core.errors import first_line
 from ..core.yaml_config import YAMLConfig
@@ -246,18 +247,18 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
         if plan.epochs > 1:
             advice = "set train_dataloader.collate_fn.stop_epoch=0.9"
         logger.warning(
-            "stage 2 never starts: stop_epoch is %d but the run has %d epochs; %s",
+            "stage 2 never starts: stop_epoch is %d but the run has %s; %s",
             stop,
-            plan.epochs,
+            counted(plan.epochs, "epoch"),
             advice,
         )
     if plan.unreached_thaws:
         logger.warning(
-            "parameters that are unfrozen in epoch %d stay frozen: the run has %d epochs; set "
+            "parameters that are unfrozen in epoch %d stay frozen: the run has %s; set "
             "DINOv3Backbone.freeze_backbone_epochs=0.125 to unfreeze them after an eighth of the run, 0 to "
             "train them from the start",
             plan.unreached_thaws[0] + 1,
-            plan.epochs,
+            counted(plan.epochs, "epoch"),
         )
 
 
@@ -310,16 +311,16 @@ def log_data(
     if plan.window > 1:
         accumulated = f" ({plan.window} x {plan.batch_size // plan.window})"
     logger.info(
-        "%d training images (%d without objects, used as negatives), %d for evaluation, %d classes, batch "
-        "%d%s, %d steps per epoch, %d epochs",
-        len(train_data),
+        "%s (%d without objects, used as negatives), %d for evaluation, %s, batch "
+        "%d%s, %s per epoch, %s",
+        counted(len(train_data), "training image"),
         int((boxes == 0).sum()),
         len(val_data),
-        num_classes,
+        counted(num_classes, "class", "classes"),
         plan.batch_size,
         accumulated,
-        plan.steps_per_epoch,
-        plan.epochs,
+        counted(plan.steps_per_epoch, "step"),
+        counted(plan.epochs, "epoch"),
     )
     if queries is not None and most > queries:
         logger.warning(

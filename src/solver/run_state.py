@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..core.contracts import Distills, WeightAverage
+from ..core.counts import counted
 from ..core.detection_data import DetectionData
 from ..core.errors import CheckpointError
 from ..detection.fitting import completed, load_strictly
@@ -141,9 +142,9 @@ class RunState:
         )
         if state["world_size"] != world_size():
             logger.warning(
-                "resuming with %d rank(s), the run started with %d: each step has the same images, but "
+                "resuming with %s, the run started with %d: each step has the same images, but "
                 "random numbers inside the model differ",
-                world_size(),
+                counted(world_size(), "rank"),
                 state["world_size"],
             )
         device = next(self.model.parameters()).device
@@ -171,13 +172,14 @@ class RunState:
         self.progress.epoch = plan.next_epoch(epoch, self.best.epoch)
         self.progress.step = 0
         if self.progress.epoch > epoch + 1:
+            assert plan.patience is not None
             consequence = "stage 2 begins early"
             if plan.is_over(self.progress):
                 consequence = "the run ends early"
             logger.info(
-                "no better %s for %d epochs: %s",
+                "no better %s for %s: %s",
                 self.best.metric,
-                plan.patience,
+                counted(plan.patience, "epoch"),
                 consequence,
             )
         return improved

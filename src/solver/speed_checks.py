@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..core.contracts import Batch
+from ..core.counts import counted
 from ..core.errors import ConfigError
 from ..runtime.checks import Finding, Skipped
 from ..runtime.distributed import broadcast_object, gather_objects, world_size
@@ -64,8 +65,9 @@ def check_loader(trial: Trial) -> Finding:
         # workers prepared the first batches before these were asked for
         speed = sum(sizes[ahead + 1 :]) / (times[-1] - times[ahead])
     text = (
-        f"{data.ann_file}: {len(data):,} images, {data.num_classes} classes; {speed_text(speed)} images/s "
-        f"with {trial.workers} worker(s), batches of {trial.images}"
+        f"{data.ann_file}: {counted(len(data), 'image')}, {counted(data.num_classes, 'class', 'classes')}; "
+        f"{speed_text(speed)} images/s "
+        f"with {counted(trial.workers, 'worker')}, batches of {trial.images}"
     )
     numbers = {
         "images": len(data),
@@ -109,8 +111,9 @@ def check_speed(
     speed = images * world_size() / seconds
     dtype = str(trial.amp_dtype or torch.float32).removeprefix("torch.")
     text = (
-        f"{speed_text(speed)} images/s on {world_size()} rank(s), {images} image(s) each of "
-        f"{size[0]} x {size[1]}, {dtype}, {step_text(seconds)} a step, last phase"
+        f"{speed_text(speed)} images/s on {counted(world_size(), 'rank')}, "
+        f"{counted(images, 'image')} each of {size[0]} x {size[1]}, {dtype}, "
+        f"{step_text(seconds)} a step, last phase"
     )
     numbers = {
         "images_per_second": speed,

@@ -15,6 +15,7 @@ from ..core.contracts import (
     KeepsDetections,
     Teaches,
 )
+from ..core.counts import counted
 from ..core.loader_contracts import FollowsEpochs, MultiScaleCollate
 from ..detection.fitting import completed
 from ..runtime.distributed import broadcast_tensors, is_main, world_size
@@ -49,10 +50,10 @@ def log_run(run: Run) -> None:
     model = run.state.model
     dtype = run.step.amp_dtype or torch.float32
     logger.info(
-        "%s on %s, %d rank(s), %s",
+        "%s on %s, %s, %s",
         type(model).__name__,
         run.device,
-        world_size(),
+        counted(world_size(), "rank"),
         str(dtype).removeprefix("torch."),
     )
     queries = None

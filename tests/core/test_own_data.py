@@ -53,7 +53,7 @@ def test_a_sound_data_set_passes():
         (Objects(torch.tensor([]), torch.tensor([])), r"boxes of shape \[0\]"),
         (
             Objects(BOX, torch.tensor([0, 1])),
-            r"labels of shape \[2\] for 1 boxes",
+            r"labels of shape \[2\] for 1 box",
         ),
         (Objects(BOX, torch.tensor([[0]])), r"labels of shape \[1, 1\]"),
         (
@@ -139,7 +139,7 @@ def test_ids_and_names_of_images_are_checked():
     ):
         shapes(image_name=lambda self, index: index).check()
     (warning,) = shapes(image_name=lambda self, index: "same").check()
-    assert "1 images have the name of another" in warning
+    assert "images with the name of another image (image_name): 1" in warning
     for count in (0, 3.0):
         with pytest.raises(
             DataError,

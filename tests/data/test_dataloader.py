@@ -502,7 +502,7 @@ def test_data_smaller_than_a_batch_are_refused(ranks, loader, count):
     ranks(0, count)
     with pytest.raises(
         ConfigError,
-        match="^0 steps per epoch: 12 images do not fill one batch of 14; reduce total_batch_size$",
+        match="^0 steps per epoch: 12 images cannot fill one batch of 14; reduce total_batch_size$",
     ):
         loader(total_batch_size=14, drop_last=True)
 

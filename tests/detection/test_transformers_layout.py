@@ -178,7 +178,7 @@ def test_foreign_tensors_are_named():
     there["model.decoder.mask_head.weight"] = torch.zeros(1)
     with pytest.raises(
         CheckpointError,
-        match=r"x\.bin has 1 tensors .*\(model\.decoder\.mask_head\.weight\)",
+        match=r"x\.bin has 1 tensor .*\(model\.decoder\.mask_head\.weight\)",
     ):
         from_transformers(there, "x.bin")
 

@@ -42,7 +42,7 @@ def test_the_batch_that_fits_is_accumulated_to_that_of_the_recipe(
     assert tried == [(8, 8, True)]
     assert settings_of(run) == (2, 4, None)
     assert (
-        "total_batch_size: auto chose 3 image(s) per rank, the largest that fits: total_batch_size=2 "
+        "total_batch_size: auto chose 3 images per rank, the largest that fits: total_batch_size=2 "
         "grad_accum_steps=4, 8 images in a step, the recipe has 8"
     ) in ended.out
     # the same command resumes without a trial, and so does the checkpoint alone
@@ -104,5 +104,5 @@ def test_ranks_use_the_smallest_batch_of_all(config, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert settings_of(tmp_path / "run") == (2, 4, None)
-    assert "chose 1 image(s) per rank" in done.stdout
+    assert "chose 1 image per rank" in done.stdout
     assert "(by rank: 3, 1)" in done.stdout

@@ -79,7 +79,7 @@ CONFIG_FAULTS = {
             "train_dataloader.total_batch_size=64",
             "train_dataloader.drop_last=True",
         ],
-        "0 steps per epoch: 24 images do not fill one batch of 64",
+        "0 steps per epoch: 24 images cannot fill one batch of 64",
     ),
     "no epochs": (["epochs=0"], "epochs is 0, expected at least 1"),
     "a rate policy that torch refuses": (

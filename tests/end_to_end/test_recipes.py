@@ -393,7 +393,7 @@ def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(
     assert (
         "learning rates are scaled by 0.5: chosen for a batch of 48, used with 24"
         in out
-        and "batch 24 (6 x 4), 1 steps per epoch" in out
+        and "batch 24 (6 x 4), 1 step per epoch" in out
     )
 
 

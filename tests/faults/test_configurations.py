@@ -136,7 +136,7 @@ def test_f71_malformed_or_exploding_yaml_is_refused_with_its_place(
     [
         (
             "train_dataloader: {total_batch_size: 64, drop_last: True}\n",
-            "0 steps per epoch: 24 images do not fill one batch of 64",
+            "0 steps per epoch: 24 images cannot fill one batch of 64",
         ),
         ("epochs: -1\n", "epochs is -1, expected at least 1"),
         ("train_dataloader: {total_batch_size: 0}\n", "total_batch_size is 0"),

@@ -463,7 +463,7 @@ def test_f54_images_with_the_content_of_another_are_counted_within_and_across_da
         f"2 (first: {image_path(own_data, 5)} is {image_path(own_data, 1)})"
     ) in ended.out
     assert (
-        "1 images are in both data sets under different names "
+        "images in both data sets under different names: 1 "
         f"(first: {image_path(own_data, 2, 'val')} is {image_path(own_data, 1)})"
         in ended.out
     )
@@ -482,7 +482,7 @@ def test_f54_images_listed_twice_or_shared_with_the_evaluation_are_counted(
         in ended.out
     )
     assert (
-        f"7 images are used for training and for evaluation (first: {image_path(own_data, 0, 'val')})"
+        f"images used for training and for evaluation: 7 (first: {image_path(own_data, 0, 'val')})"
         in ended.out
     )
 

@@ -80,7 +80,7 @@ FOREIGN = {
         },
         "a detector of transformers other than D-FINE, such as its own port of DEIMv2",
     ),
-    "something else": ({"w": torch.ones(1)}, "a file with 1 tensors, first w"),
+    "something else": ({"w": torch.ones(1)}, "a file with 1 tensor, first w"),
 }
 
 

@@ -174,7 +174,7 @@ def test_f11_another_number_of_ranks_resumes_and_logs_the_changes(
     assert not run(tiny_data, tmp_path, ranks=2, stop_after=4)
     assert run(tiny_data, tmp_path)
     assert (
-        "resuming with 1 rank(s), the run started with 2: each step has the same images"
+        "resuming with 1 rank, the run started with 2: each step has the same images"
         in caplog.text
     )
     assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]

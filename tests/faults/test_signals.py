@@ -318,7 +318,7 @@ def test_f32_ranks_with_different_configurations_do_not_start(
         on_ranks(2, known)
         == [
             (
-                "rank(s) 1 and rank 0 differ in the configuration; "
+                "rank 1 and rank 0 differ in the configuration; "
                 "start all ranks with the same command and files"
             )
         ]

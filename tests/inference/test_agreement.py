@@ -39,7 +39,7 @@ def test_the_check_passes_on_batches_of_1_2_and_5(
         max(one.box_px for one in found) < 0.01
         and max(one.score for one in found) < 1e-4
     )
-    assert "8 images agree" in caplog.text
+    assert "the outputs of 8 images agree" in caplog.text
 
 
 class FailsAt:

@@ -71,7 +71,9 @@ def test_more_processes_than_cores_are_a_warning(monkeypatch):
     assert check_processor(2, 3).status == "ok"
     found = check_processor(2, 4)
     assert found.status == "warning"
-    assert "2 rank(s) with 4 loader workers each are 10 processes" in found.text
+    assert (
+        "2 ranks and 4 loader workers for each are 10 processes" in found.text
+    )
 
 
 def test_shared_memory_must_hold_the_waiting_batches(monkeypatch):

@@ -51,7 +51,7 @@ def test_the_peak_is_logged_with_the_batch_it_was_measured_for(step, caplog):
     with caplog.at_level("INFO"):
         assert rehearse_largest_step(step, 2, (64, 96), 30, 4) > 0
     assert (
-        "the largest batch, 2 image(s) of 64 x 96 pixels with 30 objects each, takes"
+        "the largest batch, 2 images of 64 x 96 pixels with 30 objects each, takes"
         in caplog.text
     )
 

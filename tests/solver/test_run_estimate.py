@@ -70,9 +70,12 @@ def test_the_run_is_described_with_its_duration_and_its_limit():
     ("fits", "text"),
     [
         (None, "the largest batch could not be estimated"),
-        (8, "2 image(s) per GPU fit, about 8 would fit too (estimated"),
-        (2, "2 image(s) per GPU fit (estimated"),
-        (1, "2 image(s) per GPU probably do not fit, about 1 would"),
+        (
+            8,
+            "a batch of 2 images per GPU fits, about 8 would fit too (estimated",
+        ),
+        (2, "a batch of 2 images per GPU fits (estimated"),
+        (1, "a batch of 2 images per GPU probably does not fit, about 1 would"),
     ],
 )
 def test_the_batch_is_described_with_what_would_fit(fits, text):

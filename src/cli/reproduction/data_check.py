@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...core.counts import counted
 from ...core.errors import DataError
-from ...core.fault_lists import count_faults
 from ...core.yaml_config import YAMLConfig
 from ...data.preparation.check import check, is_repaired
 from ...data.preparation.check_report import Report
@@ -70,6 +70,6 @@ def _refuse_faults(found: Report, report: Path) -> None:
             names[group.file] = None
     if left:
         raise DataError(
-            f"{count_faults(left)} that training does not repair in {', '.join(names)} (listed in {report}); "
-            "unpack the archive of these files again"
+            f"{counted(left, 'fault')} that training does not repair in {', '.join(names)} (listed in "
+            f"{report}); unpack the archive of these files again"
         )

@@ -313,7 +313,7 @@ class CocoDetection(DetectionDataset):
             both = self.images.in_common(other.images)
             if both:
                 warnings.append(
-                    f"{len(both)} images are used for training and for evaluation (first: {both[0]}); "
+                    f"images used for training and for evaluation: {len(both)} (first: {both[0]}); "
                     "the score will be too good"
                 )
         return warnings + describe_duplicates(compared)

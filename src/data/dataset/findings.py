@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...core.commands import command_name
+from ...core.counts import counted
 from ...core.errors import DataError
-from ...core.fault_lists import count_faults, listed
+from ...core.fault_lists import listed
 
 COMPARED = 10_000
 """Number of boxes that are compared with their polygons or masks at the start of a run."""
@@ -187,7 +188,7 @@ class Findings:
 
     def error(self) -> DataError:
         """Return the error with the first faults."""
-        number = count_faults(len(self.faults))
+        number = counted(len(self.faults), "fault")
         return DataError(
             f"{self.path} has {number}: {listed(self.faults, '; ')}{CHECK_HINT}"
         )

@@ -321,7 +321,7 @@ def _warn_about_changes(
     changed = np.flatnonzero(differing & was_known)
     if len(changed):
         logger.warning(
-            "%d images have changed since a run began in this folder (first: %s)",
+            "images changed since a run began in this folder: %d (first: %s)",
             len(changed),
             paths[changed[0]],
         )

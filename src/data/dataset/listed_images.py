@@ -198,12 +198,12 @@ def describe_duplicates(data_sets: Sequence[ListedImages]) -> list[str]:
     if groups:
         first = f"(first: {groups[0][-1]} is {groups[0][0]})"
         lines.append(
-            f"{len(groups)} images are in both data sets under different names {first}; "
+            f"images in both data sets under different names: {len(groups)} {first}; "
             "the score will be too good"
         )
     if duplicates.unread:
         logger.info(
-            "%d candidates for duplicate images were not compared in full: there are too many",
+            "candidates for duplicate images that were not compared in full: %d; there are too many",
             duplicates.unread,
         )
     return lines

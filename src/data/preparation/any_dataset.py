@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...core.commands import command_name
+from ...core.counts import counted
 from ...core.errors import ConfigError, DataError
 from ...core.fault_lists import listed
 from ...core.paths import did_you_mean_file, user_path
@@ -459,12 +460,14 @@ def _describe(
     parts = []
     for part, images in data.parts.items():
         boxes = sum(len(image.boxes) for image in images)
-        parts.append(f"{part} has {len(images)} images and {boxes} boxes")
+        parts.append(
+            f"{part} has {counted(len(images), 'image')} and {counted(boxes, 'box', 'boxes')}"
+        )
     names = [data.categories[number] for number in sorted(data.categories)]
     remarks = [
         f"{layout.root} is read as {FULL_NAMES[layout.data_format]} ({layout.where()}) with images in "
         f"{data.folder}: {', '.join(parts)}",
-        f"{len(names)} classes: {listed(names)}",
+        f"{counted(len(names), 'class', 'classes')}: {listed(names)}",
     ]
     warnings: list[str] = []
     for what, number in data.notes.items():

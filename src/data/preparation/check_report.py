@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ...core.counts import counted
 from ...core.errors import DataError
-from ...core.fault_lists import FAULTS_SHOWN, count_faults
+from ...core.fault_lists import FAULTS_SHOWN
 from ...runtime.files import json_bytes, write_atomically
 from ...runtime.own_files import MARK, WRITER
 from ..dataset.coco_format import Examination
@@ -92,7 +93,7 @@ class Report:
         for group in self.groups:
             if not group.is_fault:
                 yield group.remark_line()
-        yield count_faults(self.num_faults)
+        yield counted(self.num_faults, "fault")
         for kind, count in counts.items():
             yield f"  {count:6} {kind}"
 
@@ -134,7 +135,7 @@ class Report:
                 files[group.file] = None
         if files:
             raise DataError(
-                f"{count_faults(self.num_faults)} in {', '.join(files)}"
+                f"{counted(self.num_faults, 'fault')} in {', '.join(files)}"
             )
 
 

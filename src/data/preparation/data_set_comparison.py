@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ...core.coco_categories import differing_categories
+from ...core.counts import counted
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.findings import Kind
 from .check_report import (
@@ -48,7 +49,9 @@ def _compare_categories(
         differing.append(Entry("categories", None, f"{line} {files}"))
     found.add(Kind.CATEGORIES, True, differing)
     if not differing and ours != theirs:
-        text = f"{len(theirs)} categories, matched by name"
+        text = (
+            f"{counted(len(theirs), 'category', 'categories')}, matched by name"
+        )
         found.add(
             "categories under other ids than in training",
             False,

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ...core.commands import command_name
+from ...core.counts import counted
 from ...core.errors import DataError
-from ...core.fault_lists import count_faults, listed
+from ...core.fault_lists import listed
 from ...runtime.files import write_atomically
 from ...runtime.own_files import write_report
 
@@ -111,7 +112,7 @@ class ConversionError(DataError):
                 before_more="; ",
             )
             parts.append(f"{kind} ({len(own)}): {shown}")
-        number = count_faults(len(faults))
+        number = counted(len(faults), "fault")
         super().__init__(
             f"{source} has {number}, nothing was written: {'. '.join(parts)}. "
             f"{command_name('convert')} --report FILE writes all of them"
@@ -204,7 +205,8 @@ def write_coco_parts(data: LabelledImages, output: Path) -> Iterator[str]:
         write_atomically(path, write)
         counts = [len(image.boxes) for image in images]
         empty = counts.count(0)
-        yield f"{path}: {len(images)} images ({empty} without objects), {sum(counts)} boxes"
+        boxes = counted(sum(counts), "box", "boxes")
+        yield f"{path}: {counted(len(images), 'image')} ({empty} without objects), {boxes}"
 
 
 def _write(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ...core.coco_categories import differing_categories
 from ...core.commands import command_name
+from ...core.counts import counted
 from ...core.errors import ConfigError, DataError
 from ...core.fault_lists import listed
 from ...runtime.files import write_atomically
@@ -122,7 +123,9 @@ def remap(
     val["annotations"] = val_boxes
     for output, content in ((train_output, train), (val_output, val)):
         _write_labels(output, content)
-        yield f"{output}: {len(content['images'])} images, {len(content['annotations'])} boxes"
+        images = counted(len(content["images"]), "image")
+        boxes = counted(len(content["annotations"]), "box", "boxes")
+        yield f"{output}: {images}, {boxes}"
     if moved_images and not (base / "train" / FROM_VAL).is_dir():
         source = base / "val" / "images"
         target = base / "train" / FROM_VAL

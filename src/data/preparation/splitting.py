@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.counts import counted
 from ...core.errors import DataError
 from ..dataset.duplicate_images import find_duplicates
 from ..dataset.header_scan import UNKNOWN, scan_alone
@@ -226,8 +227,8 @@ def describe_groups(groups: Sequence[Sequence[str]]) -> Iterator[str]:
     if groups:
         count = sum(map(len, groups))
         yield (
-            f"{count} images show the same {len(groups)} pictures (first: {', '.join(groups[0][:2])}); "
-            "all images of a picture stay in the same part"
+            f"{count} images show the same {counted(len(groups), 'picture')} (first: "
+            f"{', '.join(groups[0][:2])}); all images of a picture stay in the same part"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ...core.counts import counted
 from ..dataset.coco_format import Examination
 from ..evaluation.coco_evaluator import AREAS
 
@@ -23,8 +24,13 @@ def summarize(examined: Examination) -> Iterator[str]:
     counts_with_crowds = rows["starts"].diff().numpy()
     image_of = np.repeat(np.arange(len(images)), counts_with_crowds)[single]
     objects = np.bincount(image_of, minlength=len(images))
-    yield f"{len(images)} images, {int((objects == 0).sum())} of them without objects"
-    yield f"{len(boxes)} boxes to learn, {int((~single).sum())} crowd regions or objects to ignore"
+    yield f"{counted(len(images), 'image')}, {int((objects == 0).sum())} of them without objects"
+    ignored = counted(
+        int((~single).sum()),
+        "crowd region or object to ignore",
+        "crowd regions or objects to ignore",
+    )
+    yield f"{counted(len(boxes), 'box', 'boxes')} to learn, {ignored}"
     if not len(boxes):
         return
     yield (
@@ -44,7 +50,7 @@ def summarize(examined: Examination) -> Iterator[str]:
     counts = np.bincount(categories, minlength=len(examined.categories))
     order = np.argsort(-counts, kind="stable")
     names = list(examined.categories.items())
-    yield f"{len(names)} classes:"
+    yield f"{counted(len(names), 'class', 'classes')}:"
     for index in order[:MOST_CLASSES]:
         category, name = names[index]
         in_images = len(np.unique(image_of[categories == index]))

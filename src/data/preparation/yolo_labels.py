@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...core.counts import counted
 from ...core.paths import read_text
 from ...runtime.limits import is_system_limit
 from ..dataset.decoding import IMAGE_SUFFIXES
@@ -148,7 +149,7 @@ def _read_line(
     if not number.is_integer() or int(number) not in names:
         return _BadLine(
             "classes without a name",
-            f"class {words[0][:20]} is not among the {len(names)} names "
+            f"class {words[0][:20]} is not among the {counted(len(names), 'name')} "
             f"(numbers {min(names)} to {max(names)})",
         )
     is_box = len(values) in (4, 4 + extra)

@@ -154,7 +154,7 @@ def names_in(settings: dict[str, Any], path: Path) -> dict[int, str]:
     count = settings.get("nc", str(len(table)))
     if isinstance(names, list) and count != str(len(names)):
         raise DataError(
-            f"{path}: nc is {count}, but there are {len(names)} names"
+            f"{path}: nc is {count}, but the number of names is {len(names)}"
         )
     repeated = []
     for name, times in Counter(table.values()).items():

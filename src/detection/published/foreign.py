@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ...core.counts import counted
 from ..model_table import TITLES, title_of
 from .signatures import most_similar
 
@@ -35,7 +36,7 @@ _CLASSIFIERS = (
 def describe_foreign(weights: Mapping[str, Tensor]) -> str:
     """Return what a state dict without this project's class head is, as a noun phrase."""
     keys = {key.removeprefix("backbone.") for key in weights}
-    count = f"{len(weights)} tensors, first {next(iter(weights), 'none')}"
+    count = f"{counted(len(weights), 'tensor')}, first {next(iter(weights), 'none')}"
     if any(key.startswith("model.") for key in weights):
         if any(".bbox_embed." in key for key in weights):
             return (

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...core.counts import counted
 from ...core.errors import CheckpointError, ConfigError
 from ...detection.lora_weights import merged_state_dict
 from ...detection.published.layouts import META_TO_TIMM
@@ -517,4 +518,4 @@ def _describe_foreign_file(state: dict[str, Tensor]) -> str:
         if patch.shape[-1] == 14:
             return f"DINOv2 ViT-{size}/14"
         return f"a ViT-{size}/{patch.shape[-1]} with absolute position embeddings (not DINOv3)"
-    return f"not a DINOv3 ViT ({len(state)} tensors, first {next(iter(state))})"
+    return f"not a DINOv3 ViT ({counted(len(state), 'tensor')}, first {next(iter(state))})"

@@ -683,7 +683,7 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path):
         record["category_id"] = 99
     message = faults(tmp_path, content)
     assert message.startswith(
-        "labels.json has 1000 faults: annotations[0] (id 0): category_id 99 is unknown; known ids: 1, 2, 3,"
+        "labels.json has 1,000 faults: annotations[0] (id 0): category_id 99 is unknown; known ids: 1, 2, 3,"
     )
     assert message.endswith(" ... and 980 more")
     assert message.count("category_id 99") == 20

@@ -67,7 +67,7 @@ def test_changes_since_an_earlier_run_are_logged(paths, tmp_path, caplog):
     os.utime(paths[2], (1, 1))
     scan_images(paths[:5], SIZES[:5], tmp_path / "cache.npz")
     assert caplog.messages == [
-        f"1 images have changed since a run began in this folder (first: {paths[2]})"
+        f"images changed since a run began in this folder: 1 (first: {paths[2]})"
     ]
 
 

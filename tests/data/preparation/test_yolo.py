@@ -100,7 +100,7 @@ def test_class_numbers_with_gaps_are_kept(tmp_path):
         ("train: {a: b}\nnames: [a]\n", "train: {'a': 'b'}, expected a folder"),
         (
             "train: images/train\nnames: [a]\nnc: 2\n",
-            "nc is 2, but there are 1 names",
+            "nc is 2, but the number of names is 1",
         ),
         ("[1, 2]", "holds a list, expected train, val and names"),
         ("a: [", "is not valid YAML"),

@@ -442,7 +442,7 @@ def test_third_of_a_hugging_face_projection_that_is_missing_is_named(tmp_path):
         ),
         (
             {"fc.weight": torch.zeros(3, 4)},
-            "not a DINOv3 ViT (1 tensors, first fc.weight)",
+            "not a DINOv3 ViT (1 tensor, first fc.weight)",
         ),
     ],
     ids=[
