@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.counts import counted
 from .common import parser_for, positive_integer, run, user_path
 
 if TYPE_CHECKING:
@@ -209,6 +208,7 @@ def _list_runs(
     sides: Sequence[Side], runs: Sequence[Run], results: Path
 ) -> None:
     """Print a line for each run: its state, expected and used CPU minutes, and the variants that need it."""
+    from ..core.counts import counted
     from ..runtime.log import say
     from .ablation.records import COMPLETE, read_record, state_of
 

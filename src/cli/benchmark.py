@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.counts import counted
 from .common import (
     add_family_argument,
     add_model_argument,
@@ -140,6 +139,7 @@ def benchmark(arguments: argparse.Namespace) -> list[dict]:
     """Measure all engines, print the table, and return its rows."""
     import torch
 
+    from ..core.counts import counted
     from ..core.errors import ConfigError
     from ..runtime.distributed import pick_device
     from ..runtime.log import say

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.counts import counted
 from .common import parser_for, run
 
 if TYPE_CHECKING:
@@ -73,6 +72,7 @@ def to_ours(
         CheckpointError: if the file is damaged, or already in this form.
         ConfigError: if another program wrote the file that would be replaced.
     """
+    from ..core.counts import counted
     from ..core.errors import CheckpointError
     from ..detection.weight_file import read_weights
     from ..runtime.log import logger
@@ -114,6 +114,7 @@ def to_folder(
         CheckpointError: if the file is damaged, already in this layout, or has another architecture.
         ConfigError: if the folder exists and is not empty.
     """
+    from ..core.counts import counted
     from ..core.errors import CheckpointError
     from ..detection.fitting import load_strictly
     from ..detection.lora_weights import merged_state_dict

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 os.environ.setdefault(
     "KINETO_LOG_LEVEL", "99"
 )  # the profiler would speak of every start, and of a missing GPU
-from ..core.counts import counted
 from .common import (
     add_family_argument,
     add_model_argument,
@@ -215,6 +214,8 @@ def forward_memory(model, images) -> float:
 
 def as_text(info: dict, device) -> str:
     """Return the numbers as a Markdown table."""
+    from ..core.counts import counted
+
     train, deploy, flops = (
         info["parameters"]["train"],
         info["parameters"]["deploy"],

@@ -197,6 +197,6 @@ def test_a_reader_that_stops_early_ends_a_command_quietly(tmp_path):
     )
     assert ended.stdout.count("\n") == 1
     assert (ended.stderr, ended.returncode) == (
-        f"error[3]: 6002 faults in {labels}\n",
+        f"error[3]: 6,002 faults in {labels}\n",
         3,
     )  # the result still counts
