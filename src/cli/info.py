@@ -113,7 +113,8 @@ def report(arguments: argparse.Namespace) -> dict:
     )
     if arguments.json:
         write_report(arguments.json, info)
-    say(as_text(info, device))
+    for line in as_text(info, device).splitlines():
+        say(line)
     return info
 
 

@@ -75,9 +75,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
         raise DataError(f"{arguments.engine_dir} has no .engine files")
     files = image_files(arguments.infer_dir)[: arguments.count]
     device = pick_device(arguments.device)
-    say(
-        "| engine | median ms | p10 | p90 | mean of the fastest tenth |\n| --- | --- | --- | --- | --- |"
-    )
+    say("| engine | median ms | p10 | p90 | mean of the fastest tenth |")
+    say("| --- | --- | --- | --- | --- |")
     for path in engines:
         detector = Detector.from_tensorrt(path, device=arguments.device)
         inputs = [

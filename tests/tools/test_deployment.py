@@ -209,6 +209,15 @@ def test_get_info_counts_every_parameter_once_and_the_operations_of_the_parts(
             == sum(p.numel() for p in parameters)
             == counts["backbone"] + counts["encoder"] + counts["decoder"]
         )
+    table = [line for line in ended.out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in table] == [
+        "| part",
+        "| ---",
+        "| backbone",
+        "| encoder",
+        "| decoder",
+        "| all",
+    ]
     flops = info["flops"]
     assert (
         flops["all"]
