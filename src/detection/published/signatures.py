@@ -77,10 +77,10 @@ SIGNATURES: dict[str, Signature] = {
         "80899c3c76e24f77", "c3647737cbfb008b", "2970d0ecb869b8fe"
     ),
     "dfine_dinov3_s2": Signature(
-        "28f72c9e151d8e82", "e6a96a02b10b6084", "eebd6cf074692a24"
+        "28f72c9e151d8e82", "e6a96a02b10b6084", "2ebd1710525018e7"
     ),
     "dfine_dinov3_t": Signature(
-        "efeb8a15e13b8baa", "e6a96a02b10b6084", "eebd6cf074692a24"
+        "efeb8a15e13b8baa", "e6a96a02b10b6084", "2ebd1710525018e7"
     ),
     "dfine_dinov3_l": Signature(
         "80899c3c76e24f77", "ad61fc035f49d7e6", "ee04f7f45096bcf5"
