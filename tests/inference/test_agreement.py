@@ -70,7 +70,8 @@ def test_the_check_tries_batches_of_1_2_and_5_whatever_the_number_of_images(
 
     with caplog.at_level(logging.INFO, "dfine"):
         assert check(-1)[:3] == [1, 2, 5]
-    assert f"{count} images agree in batches of 1, 2, 5" in caplog.text
+    shown = "1 image" if count == 1 else f"{count} images"
+    assert f"the outputs of {shown} agree in batches of 1, 2, 5" in caplog.text
     for size in (1, 2, 5):
         with pytest.raises(
             ExportError, match="gives other predictions than its model"

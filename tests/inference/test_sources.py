@@ -107,7 +107,7 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
         (tmp_path / name).write_text("not an image")
     with caplog.at_level(logging.INFO, "dfine"):
         image_files(tmp_path)
-    assert "1 image files; not images: 2 .txt, 1 .json" in caplog.text
+    assert "1 image file; not images: 2 .txt, 1 .json" in caplog.text
     (tmp_path / "a.png").unlink()
     with pytest.raises(
         DataError, match=r"has no image files; not images: 2 \.txt, 1 \.json"
