@@ -77,7 +77,7 @@ def report(arguments: argparse.Namespace) -> dict:
 
     from ..core.errors import ConfigError
     from ..runtime.distributed import pick_device
-    from ..runtime.log import say
+    from ..runtime.log import say_lines
     from ..runtime.own_files import prepare_report, write_report
 
     use_model_or_config(arguments)
@@ -113,8 +113,7 @@ def report(arguments: argparse.Namespace) -> dict:
     )
     if arguments.json:
         write_report(arguments.json, info)
-    for line in as_text(info, device).splitlines():
-        say(line)
+    say_lines(as_text(info, device))
     return info
 
 

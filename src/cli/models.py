@@ -100,20 +100,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     run(commands[arguments.verb], arguments)
 
 
-def write(text: str) -> None:
-    """Write lines to standard output, whose reader may end (`| head`)."""
-    from ..runtime.log import say
-
-    for line in text.splitlines():
-        say(line)
-
-
 def print_list() -> None:
     """Print one line for each published model."""
     from ..detection.model_page import short_list
     from ..detection.model_table import read_table
+    from ..runtime.log import say_lines
 
-    write(short_list(read_table().values()))
+    say_lines(short_list(read_table().values()))
 
 
 def print_model(name: str) -> None:
@@ -126,6 +119,7 @@ def print_model(name: str) -> None:
     from ..core.paths import close_names
     from ..detection.model_page import description
     from ..detection.model_table import read_table
+    from ..runtime.log import say_lines
 
     table = read_table()
     if name not in table:
@@ -138,7 +132,7 @@ def print_model(name: str) -> None:
         raise ConfigError(
             f"{name} is not a model of configs/models.yml; {hint}"
         )
-    write(description(table[name]))
+    say_lines(description(table[name]))
 
 
 def print_check(name: str, family: str | None) -> None:
@@ -159,6 +153,7 @@ def print_check(name: str, family: str | None) -> None:
     from ..detection.model_config import model_config
     from ..detection.model_page import commands
     from ..detection.weight_file import read_weights
+    from ..runtime.log import say
     from ..runtime.weight_files import file_sha256
 
     file = read_weights(name, family)
@@ -174,9 +169,9 @@ def print_check(name: str, family: str | None) -> None:
             f"{file.path} is not complete or does not fit {cfg.path}: {misfits}"
         )
     config = found.entry.config if found else "its own configuration"
-    write(describe_loading(file, model, config))
-    write("complete: every tensor of the model is in the file")
-    write(f"classes: {_shown_classes(file.named_classes)}")
+    say(describe_loading(file, model, config))
+    say("complete: every tensor of the model is in the file")
+    say(f"classes: {_shown_classes(file.named_classes)}")
     digest = file_sha256(file.path)
     published = found.entry.sha256 if found else None
     if published is None:
@@ -185,13 +180,13 @@ def print_check(name: str, family: str | None) -> None:
         remark = "as published"
     else:
         remark = f"the published file has {published}"
-    write(f"sha256: {digest} ({remark})")
+    say(f"sha256: {digest} ({remark})")
     if found is None:
         return
-    write(f"decided by: {found.decided_by}")
-    write(f"licence: {found.entry.licence or 'not known'}")
+    say(f"decided by: {found.decided_by}")
+    say(f"licence: {found.entry.licence or 'not known'}")
     for purpose, command in commands(found.entry).items():
-        write(
+        say(
             f"{purpose}: {_with_file(command, found.entry.name, str(file.path))}"
         )
 
@@ -199,6 +194,7 @@ def print_check(name: str, family: str | None) -> None:
 def push_model(arguments: argparse.Namespace) -> None:
     """Share a detector, and print where it is."""
     from ..inference.sharing import push
+    from ..runtime.log import say
 
     place = push(
         arguments.model,
@@ -209,25 +205,26 @@ def push_model(arguments: argparse.Namespace) -> None:
         config=arguments.config,
         family=arguments.family,
     )
-    write(f"shared: {place}")
+    say(f"shared: {place}")
 
 
 def pull_model(arguments: argparse.Namespace) -> None:
     """Fetch a shared detector, and print how to use it."""
     from ..core.commands import is_installed
     from ..inference.sharing import pull
+    from ..runtime.log import say
 
     folder = pull(
         arguments.source, arguments.folder, revision=arguments.revision
     )
-    write(f"fetched: {folder}")
+    say(f"fetched: {folder}")
     quoted = shlex.quote(str(folder))
     predict = (
         f"dfine predict {quoted} IMAGE"
         if is_installed()
         else f"python tools/inference/torch_inf.py -r {quoted} --input IMAGE"
     )
-    write(f"find objects with it: {predict}")
+    say(f"find objects with it: {predict}")
 
 
 def _shown_classes(classes: list[dict]) -> str:

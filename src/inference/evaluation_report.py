@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.counts import counted
 from ..core.errors import ConfigError
 from ..data.evaluation.coco_evaluator import CocoEvaluator
 from ..data.evaluation.true_positives import (
@@ -116,8 +117,8 @@ def _page_content(
         "meta": detector.meta,
         "preprocessing": str(detector.preprocessing),
         "ann_file": dataset.ann_file,
-        "images": len(dataset),
-        "objects": sum(matches.objects.values()),
+        "images": counted(len(dataset), "image"),
+        "objects": counted(sum(matches.objects.values()), "object"),
         "metrics": {
             name: evaluation.metrics[name]
             for name in CocoEvaluator.metric_names

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..core.counts import counted
 from ..core.errors import ConfigError
 from ..data.dataset.decoding import image_from_pil, load_image
 from ..detection.drawing import draw_boxes
@@ -122,12 +123,12 @@ class Prediction:
         size = f"({self.size[0]} x {self.size[1]})"
         if not len(self):
             return f"no detections {size}"
-        counted = Counter(self.names).most_common()
-        parts = [f"{count} {name}" for name, count in counted[:CLASSES_IN_REPR]]
-        if len(counted) > CLASSES_IN_REPR:
-            parts.append(f"{len(counted) - CLASSES_IN_REPR} more classes")
-        noun = "detection" if len(self) == 1 else "detections"
-        return f"{len(self)} {noun}: {', '.join(parts)} {size}"
+        names = Counter(self.names).most_common()
+        parts = [f"{count} {name}" for name, count in names[:CLASSES_IN_REPR]]
+        if len(names) > CLASSES_IN_REPR:
+            others = len(names) - CLASSES_IN_REPR
+            parts.append(counted(others, "more class", "more classes"))
+        return f"{counted(len(self), 'detection')}: {', '.join(parts)} {size}"
 
     def select(self, rows: np.ndarray) -> Prediction:
         """Return the detections selected by a boolean mask or by row numbers, in their order.

@@ -22,6 +22,12 @@ def say(text: str) -> None:
         silence()
 
 
+def say_lines(text: str) -> None:
+    """Write each line of a text, such as a table, with `say`, which would escape the line breaks."""
+    for line in text.splitlines():
+        say(line)
+
+
 def silence() -> None:
     """Discard everything that is written to standard output from now on."""
     with suppress(

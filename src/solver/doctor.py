@@ -156,9 +156,8 @@ def check_start(trial: Trial) -> Finding:
     joined = f"connected: {counted(len(types), 'rank')}"
     if len(set(types)) > 1:
         on_cpu = [str(i) for i, name in enumerate(types) if name == "cpu"]
-        without = "rank" if len(on_cpu) == 1 else "ranks"
         text = (
-            f"{joined}, of which {without} {', '.join(on_cpu)} without a GPU; start at most one "
+            f"{joined}, but no GPU for rank {', '.join(on_cpu)}; start at most one "
             "process per GPU"
         )
         return Finding(text, numbers, "failed", RankError.exit_code)

@@ -28,7 +28,7 @@ def test_ranks_with_and_without_a_gpu_are_not_connected(monkeypatch):
 
     status, code, text = on_ranks(2, start)[0]
     assert (status, code) == ("failed", 7)
-    assert "of which rank 1 without a GPU" in text
+    assert "but no GPU for rank 1" in text
 
 
 def test_a_group_that_does_not_connect_is_left(monkeypatch):

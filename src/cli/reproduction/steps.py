@@ -12,7 +12,7 @@ import torch
 from ...core.errors import ConfigError, DataError, ResourceError
 from ...core.yaml_config import YAMLConfig
 from ...detection.run_checkpoint import BEST, LAST
-from ...runtime.log import say
+from ...runtime.log import say, say_lines
 from ...runtime.weight_files import file_sha256
 from ...solver.earlier_runs import EVALUATION
 from . import coco_files, weights
@@ -180,8 +180,7 @@ class Steps:
             text, is_warning = comparison
             say(f"warning: {text}" if is_warning else text)
         say("")
-        for line in row.splitlines():
-            say(line)
+        say_lines(row)
         say("")
         folder = self.job.folder
         say(
