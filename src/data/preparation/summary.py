@@ -54,10 +54,14 @@ def summarize(examined: Examination) -> Iterator[str]:
     for index in order[:MOST_CLASSES]:
         category, name = names[index]
         in_images = len(np.unique(image_of[categories == index]))
-        yield f"  {counts[index]:>9,} boxes in {in_images:>7,} images  {name} (id {category})"
+        boxes_text = counted(counts[index], "box", "boxes")
+        images_text = counted(in_images, "image")
+        yield f"  {boxes_text:>15} in {images_text:>14}  {name} (id {category})"
     others = order[MOST_CLASSES:]
     if len(others):
-        yield f"  {counts[others].sum():>9,} boxes of {len(others)} other classes"
+        boxes_text = counted(counts[others].sum(), "box", "boxes")
+        classes_text = counted(len(others), "other class", "other classes")
+        yield f"  {boxes_text:>15} of {classes_text}"
 
 
 def _range(values: np.ndarray) -> str:
