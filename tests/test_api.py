@@ -20,6 +20,7 @@ from src import Detector, evaluate, export, train
 from src.core import CheckpointError, ConfigError, DataError
 from src.core.errors import ResourceError
 from src.runtime.log import logger, shown_in_terminal
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import ROOT
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -87,6 +88,7 @@ def test_a_training_returns_its_files_metrics_and_history(start, tiny_data):
     assert "history" not in repr(result)
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_process_have_folders_of_their_own(start):
     assert start().folder == Path("runs/train")
     assert start(name="train").folder == Path("runs/train2")
@@ -164,7 +166,7 @@ class OfUser(Exception):
 
 
 @pytest.mark.parametrize(
-    "name", ["on_step", "on_evaluation", "on_save", "on_epoch"]
+    "name", ["on_step", *slow("on_evaluation", "on_save", "on_epoch")]
 )
 def test_an_error_in_a_callback_is_raised_after_saving(start, name):
     calls = []
@@ -314,6 +316,7 @@ def test_an_evaluation_needs_only_a_detector(tiny_data, detector):
         evaluate(detector, tiny_data.folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_an_export_is_written_beside_its_checkpoint(tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fixtures.slow import slow
 from tests.fixtures.trained_tiny import TRAINED
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,9 @@ WITHOUT_EXAMPLE = {
 }
 """Functions that have no example, and the reason."""
 
+SLOW_EXAMPLES = ("src.inference.engine_choice",)
+"""Modules whose examples take long: this one exports a detector for each engine."""
+
 
 def files_of(place: str) -> list[Path]:
     path = ROOT / place
@@ -73,6 +77,13 @@ def modules_with_examples() -> list[str]:
             if ">>> " in file.read_text(encoding="utf-8"):
                 names.append(module_name(file))
     return names
+
+
+def parameters_of_examples() -> list:
+    """Return the modules, of which some are left to `make test-slow`."""
+    names = modules_with_examples()
+    fast = [name for name in names if name not in SLOW_EXAMPLES]
+    return [*fast, *slow(*SLOW_EXAMPLES)]
 
 
 def exported_names(place: str) -> set[str]:
@@ -117,7 +128,7 @@ def example_folder(tmp_path_factory, tiny_data) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
+@pytest.mark.parametrize("name", parameters_of_examples())
 def test_examples_give_the_output_that_they_show(
     name, example_folder, monkeypatch, capsys
 ):

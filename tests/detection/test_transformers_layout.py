@@ -25,6 +25,7 @@ from src.detection.weight_file import read_weights
 from src.runtime.finite import COMPUTED_KEYS
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.golden import coco_config
+from tests.fixtures.slow import slow
 from tests.fixtures.small_dfine import SMALL, filled
 from tests.golden import filler
 
@@ -87,11 +88,7 @@ def assert_equal_tensors(ours, theirs):
 
 @pytest.mark.parametrize(
     "size",
-    [
-        "n",
-        "s",
-        *(pytest.param(size, marks=pytest.mark.slow) for size in "mlx"),
-    ],
+    ["n", "s", *slow("m", "l", "x")],
 )
 def test_transformers_gives_the_same_boxes_in_both_directions(tmp_path, size):
     config, model = filled(size)
@@ -139,7 +136,7 @@ def test_settings_that_tensors_do_not_show_come_from_the_configuration(
     assert_equal_outputs(model, theirs)
 
 
-@pytest.mark.parametrize("size", "nsmlx")
+@pytest.mark.parametrize("size", ["n", "s", *slow("m", "l", "x")])
 def test_a_round_trip_gives_the_same_bits(size):
     config, model = filled(size)
     state = model.state_dict()

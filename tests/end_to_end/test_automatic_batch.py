@@ -85,6 +85,7 @@ def test_the_trial_does_not_change_the_run(config, tmp_path):
     assert losses("--batch", "8", "--overwrite") == chosen
 
 
+@pytest.mark.slow
 def test_ranks_use_the_smallest_batch_of_all(config, tmp_path):
     """The second rank finds that only one image fits."""
     script = tmp_path / "unequal.py"

@@ -12,6 +12,7 @@ import torch
 
 from src.core import YAMLConfig
 from src.inference import Detector
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import ROOT, write_tiny_data
 from tests.fixtures.tools_here import tool_here
 from tests.fixtures.train_here import train_here
@@ -108,10 +109,7 @@ def write_start(name: str, path: Path) -> str:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in NAMES
-    ],
+    params=[*FAST, *slow(*(name for name in NAMES if name not in FAST))],
 )
 def run(request, tmp_path_factory, tiny_data) -> Run:
     folder = tmp_path_factory.mktemp("recipe")

@@ -12,6 +12,7 @@ from src.detection.transformers_layout import to_transformers
 from src.inference import Detector
 from tests.fixtures.golden import coco_config
 from tests.fixtures.published import write_published
+from tests.fixtures.slow import slow
 from tests.fixtures.tools_here import tool_here
 from tests.fixtures.train_here import train_here
 from tests.golden import filler
@@ -64,7 +65,7 @@ FILES = {
     "DEIMv2 with DINOv3": lambda folder: write_published(folder, "deimv2_l"),
 }
 
-FAST = ("DEIMv2 with LiteEncoder", "DEIMv2 with ViT-Tiny")
+FAST = "DEIMv2 with LiteEncoder"
 
 
 class Tuned(NamedTuple):
@@ -77,10 +78,7 @@ class Tuned(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in FILES
-    ],
+    params=[FAST, *slow(*(name for name in FILES if name != FAST))],
 )
 def tuned(request, tmp_path_factory, tiny_data) -> Tuned:
     folder = tmp_path_factory.mktemp("family")
@@ -140,6 +138,7 @@ def test_the_run_is_resumed_without_a_configuration(tuned, tmp_path):
     assert last["progress"]["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_the_detector_is_exported_and_predicts_the_same(
     tuned, tiny_data, tmp_path
 ):

@@ -7,6 +7,7 @@ import pytest
 from tests.fixtures.commands import run_python
 
 
+@pytest.mark.slow
 def test_soak_kills_a_run_and_damages_its_checkpoint_without_a_loss():
     result = run_python(
         "-W",

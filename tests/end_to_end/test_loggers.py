@@ -98,6 +98,7 @@ def test_an_unknown_logger_is_named_with_the_known_ones(config):
     )
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_writes(config, tmp_path):
     services.require("mlflow")
     done = run_python(

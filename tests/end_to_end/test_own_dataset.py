@@ -92,6 +92,7 @@ def own_run(tiny_data, tmp_path, monkeypatch) -> Path:
     return config
 
 
+@pytest.mark.slow
 def test_the_data_set_of_the_page_trains_resumes_evaluates_and_is_saved(
     own_run, tmp_path
 ):

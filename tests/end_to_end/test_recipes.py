@@ -9,6 +9,7 @@ import yaml
 from src.inference import Detector
 from src.runtime.weight_files import read_tensor_file
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import (
     ROOT,
     TINY_MODEL,
@@ -73,6 +74,7 @@ def phased(tiny_data, tmp_path_factory):
     return config, folder / "run", succeed("-c", config, "--seed=1", ranks=2)
 
 
+@pytest.mark.slow
 def test_the_log_reports_each_phase_and_stage(phased):
     assert "epoch 1: 0.11 M of 0.16 M parameters are trainable" in phased[2]
     assert (
@@ -90,6 +92,7 @@ def test_the_record_of_an_epoch_says_how_many_parameters_trained(phased):
     assert counts[0] < counts[1] == counts[2]
 
 
+@pytest.mark.slow
 def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     config, run, _ = phased
     logged = max(read_log(run), key=lambda record: record["AP"])
@@ -99,9 +102,7 @@ def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     ] == pytest.approx(logged["AP"], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "epochs_done", [1, pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("epochs_done", [1, *slow(2)])
 def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(
     phased, tmp_path, epochs_done
 ):
@@ -166,7 +167,7 @@ def test_a_run_with_lora_saves_plain_weights_that_score_as_logged(
     assert "parameters are trainable" in out
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, *slow(2)])
 def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(
     tiny_data, tmp_path, ranks
 ):
@@ -200,7 +201,7 @@ def test_gram_anchoring_adds_its_loss_and_leaves_no_trace_in_what_is_saved(
     ]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, *slow(2)])
 def test_distillation_adds_its_loss_and_leaves_no_trace_in_the_detector(
     tiny_data, tmp_path, ranks
 ):
@@ -237,6 +238,7 @@ def test_distillation_adds_its_loss_and_leaves_no_trace_in_the_detector(
     evaluated(config, tmp_path / "run/best.pth", tmp_path / "evaluated")
 
 
+@pytest.mark.slow
 def test_when_patience_runs_out_the_clean_stage_runs_and_then_the_run_ends(
     tiny_data, tmp_path
 ):
@@ -303,6 +305,7 @@ def test_learning_rates_are_scaled_to_the_effective_batch_and_both_are_logged(
     assert "lr 0.004" in out
 
 
+@pytest.mark.slow
 def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportion(
     tiny_data, tmp_path
 ):
@@ -328,7 +331,7 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
     ]
 
 
-@pytest.mark.parametrize("backbone", ["dinov3", "hgnetv2"])
+@pytest.mark.parametrize("backbone", ["dinov3", *slow("hgnetv2")])
 def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(
     backbone, tiny_data, tmp_path
 ):
@@ -397,6 +400,7 @@ def test_a_window_longer_than_an_epoch_counts_as_what_it_holds(
     )
 
 
+@pytest.mark.slow
 def test_a_phase_that_the_run_does_not_reach_is_logged_and_patience_does_not_wait_for_it(
     tiny_data, tmp_path
 ):
@@ -417,6 +421,7 @@ def test_a_phase_that_the_run_does_not_reach_is_logged_and_patience_does_not_wai
     )
 
 
+@pytest.mark.slow
 def test_a_run_resumed_with_more_epochs_follows_the_new_plan_and_one_with_other_groups_is_refused(
     tiny_data, tmp_path
 ):

@@ -208,7 +208,9 @@ def test_best_pth_is_enough_to_find_objects(
     )
 
 
-@pytest.mark.parametrize(("ranks", "batch"), [(1, 3), (2, 4)])
+@pytest.mark.parametrize(
+    ("ranks", "batch"), [(1, 3), pytest.param(2, 4, marks=pytest.mark.slow)]
+)
 def test_evaluating_best_pth_gives_the_score_of_the_log(
     trained, tmp_path, ranks, batch
 ):
@@ -354,6 +356,7 @@ def test_two_ranks_train_through_the_stage_switch_and_agree(
     assert [record["epoch"] for record in read_log(tmp_path / "run")] == [0, 1]
 
 
+@pytest.mark.slow
 def test_ranks_without_any_object_in_their_batch_train_along(
     tiny_data, tmp_path
 ):
@@ -434,6 +437,7 @@ def test_a_compiled_run_learns_what_an_eager_run_learns_and_resumes(
     assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_on_a_cpu_that_was_named(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data)
     result = run_python(
@@ -444,6 +448,7 @@ def test_bfloat16_trains_on_a_cpu_that_was_named(tiny_data, tmp_path):
     assert read_log(tmp_path / "run")[0]["train_loss"] > 0
 
 
+@pytest.mark.slow
 def test_the_model_learns_eight_pictures_by_heart(tiny_data, tmp_path):
     """Overfitting: labels, boxes, loss and evaluation all mean the same."""
     labels = str(tiny_data.folder / "val.json")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.fixtures.commands import run_python, write_tiny_config
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import write_tiny_teacher
 
 WORKER = "tests/end_to_end/gradients_worker.py"
@@ -11,7 +12,7 @@ WORKER = "tests/end_to_end/gradients_worker.py"
 
 @pytest.fixture(
     scope="module",
-    params=[{}, {"windows": 2, "window_blocks": [0]}],
+    params=[{}, *slow({"windows": 2, "window_blocks": [0]})],
     ids=["global", "windows"],
 )
 def gradients(request, tiny_data, tmp_path_factory):

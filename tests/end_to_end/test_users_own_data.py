@@ -44,6 +44,7 @@ def test_metrics_without_a_meaning_are_never_written_as_numbers(
     )  # D-FINE's list, whose readers expect numbers
 
 
+@pytest.mark.slow
 def test_validation_categories_may_have_the_same_names_under_other_ids(
     tiny_data, tmp_path
 ):

@@ -15,6 +15,7 @@ from src.runtime.process import explain
 from src.runtime.weight_files import read_tensor_file, write_tensor_file
 from src.solver.checkpoint import SET_ASIDE
 from tests.faults.runs import run
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import SyntheticData
 from tests.fixtures.train_here import change_labels, private_copy
 
@@ -185,7 +186,9 @@ UNCHANGED: dict[str, Callable[[Labels], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNCHANGED)
+@pytest.mark.parametrize(
+    "name", [*list(UNCHANGED)[:1], *slow(*list(UNCHANGED)[1:])]
+)
 def test_what_is_not_learned_may_change(own, name):
     data, folder = own
     change_labels(data, UNCHANGED[name])
@@ -267,6 +270,7 @@ def test_what_decides_about_later_epochs_is_part_of_the_state(own):
     )  # none may be unreadable of so few, and one is remembered
 
 
+@pytest.mark.slow
 def test_another_input_size_is_resumed_on_request(own):
     data, folder = own
     code, message = resume(data, folder, eval_spatial_size=[96, 96])

@@ -26,6 +26,7 @@ from src.runtime.weight_files import (
 from src.solver import DetSolver, checkpoint, training_loop
 from tests.faults.runs import final_state, run, same
 from tests.fixtures.processes import run_forked
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import SyntheticData, tiny_config
 
 SHORT = {"epochs": 2, "grad_accum_steps": 1}
@@ -110,7 +111,7 @@ def end_of_first_epoch(tiny_data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("point", range(14))
+@pytest.mark.parametrize("point", [7, *slow(*range(7), *range(8, 14))])
 def test_f02_a_crash_at_any_point_of_a_save_loses_nothing(
     straight, end_of_first_epoch, tiny_data, tmp_path, point
 ):

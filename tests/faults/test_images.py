@@ -20,6 +20,7 @@ from src.runtime.process import explain
 from src.solver import det_solver
 from tests.fixtures.commands import read_log, write_tiny_config
 from tests.fixtures.pictures import xmp_with
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import SyntheticData, tiny_config
 from tests.fixtures.train_here import (
     change_labels,
@@ -601,7 +602,7 @@ def test_bit_depth_out_of_range_is_refused(own_data, fit):
 # ---- caches of decoded images ----
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, *slow(2)])
 @pytest.mark.parametrize("place", ["memory", "folder"])
 def test_training_with_an_image_cache_ends_as_it_does_without(
     fit, tmp_path, monkeypatch, place, workers

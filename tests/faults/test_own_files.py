@@ -13,6 +13,7 @@ import torch
 
 from tests.fixtures.commands import write_tiny_config
 from tests.fixtures.processes import Ended
+from tests.fixtures.slow import slow
 from tests.fixtures.train_here import private_copy, train_here
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -241,10 +242,12 @@ def half(config, folder) -> Path:
     "name",
     [
         "best.pth",
-        "checkpoints/epoch0003.pth",
-        "config.yml",
-        "images.val.npz",
-        "bad_batch.pth",
+        *slow(
+            "checkpoints/epoch0003.pth",
+            "config.yml",
+            "images.val.npz",
+            "bad_batch.pth",
+        ),
     ],
 )
 def test_a_file_of_somebody_else_is_not_replaced_by_a_run_that_is_resumed(
@@ -287,6 +290,7 @@ def test_a_file_under_the_name_of_a_folder_is_refused_at_the_start(
     assert not (folder / "log.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_a_new_run_starts_from_stays_where_it_is(
     config, folder, tmp_path
 ):
@@ -300,6 +304,7 @@ def test_a_file_that_a_new_run_starts_from_stays_where_it_is(
     assert kept.exists() and (folder / "earlier/1/last.pth").exists()
 
 
+@pytest.mark.slow
 def test_an_export_of_an_earlier_run_does_not_stay_beside_a_new_best_pth(
     config, folder
 ):

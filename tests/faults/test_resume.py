@@ -12,6 +12,7 @@ from src.solver.saving import Saver
 from tests.faults.runs import STEPS, final_state, run, same
 from tests.fixtures.commands import read_log
 from tests.fixtures.processes import run_forked
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import write_tiny_teacher
 from tests.fixtures.trained_tiny import DETECTOR_TEACHER, TRAINED
 
@@ -32,7 +33,7 @@ def straight(tiny_data, tmp_path_factory):
     }, folders
 
 
-@pytest.mark.parametrize("step", range(1, STEPS))
+@pytest.mark.parametrize("step", [3, *slow(1, 2, 4, 5, 6, 7, 8)])
 def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(
     straight, tiny_data, tmp_path, step
 ):
@@ -41,10 +42,7 @@ def test_f01_a_run_stopped_after_any_step_ends_with_the_same_state(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-@pytest.mark.parametrize(
-    "step",
-    [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))],
-)
+@pytest.mark.parametrize("step", [3, *slow(2, 5)])
 def test_f01_two_ranks_stopped_after_any_step_end_with_the_same_state(
     straight, tiny_data, tmp_path, step
 ):
@@ -62,7 +60,7 @@ def distilled(tiny_data, tmp_path_factory):
     return settings, final_state(folder / "run")
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [4, *slow(2)])
 def test_f01_a_distillation_stopped_in_an_epoch_ends_with_the_same_state(
     distilled, tiny_data, tmp_path, step
 ):
@@ -83,7 +81,7 @@ def taught(tiny_data, tmp_path_factory):
     return final_state(folder), folder
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("step", [4, *slow(2)])
 def test_f01_a_run_with_a_detector_as_teacher_ends_with_the_same_state(
     taught, tiny_data, tmp_path, step
 ):
@@ -117,6 +115,7 @@ def test_the_losses_of_a_detector_as_teacher_are_in_the_log(taught):
     assert all(record["train_loss_distill"] > 0 for record in records)
 
 
+@pytest.mark.slow
 def test_f01_a_run_with_windows_stopped_on_two_ranks_ends_with_the_same_state(
     straight, tiny_data, tmp_path
 ):
@@ -140,6 +139,7 @@ def test_a_run_without_distillation_is_not_resumed_with_one(
         run(tiny_data, tmp_path, distillation=settings, override=True)
 
 
+@pytest.mark.slow
 def test_f01_a_run_stopped_in_its_evaluation_repeats_it_and_ends_with_the_same_state(
     straight, tiny_data, tmp_path
 ):
@@ -149,6 +149,7 @@ def test_f01_a_run_stopped_in_its_evaluation_repeats_it_and_ends_with_the_same_s
     assert same(final_state(tmp_path), straight[0][1])
 
 
+@pytest.mark.slow
 def test_f01_a_run_stopped_again_and_again_ends_with_the_same_state(
     straight, tiny_data, tmp_path
 ):
@@ -158,7 +159,7 @@ def test_f01_a_run_stopped_again_and_again_ends_with_the_same_state(
     assert same(final_state(tmp_path), straight[0][1])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, *slow(2)])
 def test_f11_workers_of_the_loader_change_nothing(
     straight, tiny_data, tmp_path, workers
 ):
@@ -231,11 +232,20 @@ def test_f12_a_changed_configuration_resumes_on_request(
 @pytest.mark.parametrize(
     "free",
     [
-        {"print_freq": 2},
-        {"save_every_steps": 1},
-        {"memory_trial": True},
-        {"checkpoint_freq": 1},
-        {"val_dataloader": {"total_batch_size": 3}},
+        {
+            "print_freq": 2,
+            "save_every_steps": 1,
+            "memory_trial": True,
+            "checkpoint_freq": 1,
+            "val_dataloader": {"total_batch_size": 3},
+        },
+        *slow(
+            {"print_freq": 2},
+            {"save_every_steps": 1},
+            {"memory_trial": True},
+            {"checkpoint_freq": 1},
+            {"val_dataloader": {"total_batch_size": 3}},
+        ),
     ],
 )
 def test_f12_settings_that_do_not_change_the_result_are_free(
@@ -279,7 +289,7 @@ def timeless(folder) -> list[dict]:
     return [{key: record[key] for key in keys} for record in read_log(folder)]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, *slow(2)])
 def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(
     straight, tiny_data, tmp_path, ranks
 ):
@@ -294,7 +304,7 @@ def test_f19_the_log_of_a_stopped_run_has_every_epoch_once_with_the_same_losses(
 
 @pytest.mark.parametrize(
     "saved",
-    [False, True],
+    [*slow(False), True],
     ids=["before its state is saved", "after its state is saved"],
 )
 def test_f19_the_log_of_a_run_killed_at_the_end_of_an_epoch_has_every_epoch_once(

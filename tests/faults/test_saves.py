@@ -16,6 +16,7 @@ from src.solver import checkpoint
 from src.solver.checkpoint import CheckpointFolder
 from tests.faults.runs import run
 from tests.fixtures.commands import read_log
+from tests.fixtures.slow import slow
 from tests.fixtures.states import small_state
 
 SHORT = {
@@ -60,7 +61,7 @@ def end(data, folder: Path, **overrides: Any) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "numbers", [None, (1,), (0, 1)], ids=["all", "the second", "both"]
+    "numbers", [None, *slow((1,), (0, 1))], ids=["all", "the second", "both"]
 )
 def test_a_run_whose_last_state_is_not_on_disk_does_not_end_with_done(
     tiny_data, tmp_path, disk, numbers
@@ -169,6 +170,7 @@ def test_a_stop_in_an_evaluation_that_could_not_save_is_reported(
     assert code == 6 and "but the state could not be saved" in message
 
 
+@pytest.mark.slow
 def test_on_two_ranks_neither_says_that_the_state_is_saved(
     tiny_data, tmp_path, disk
 ):

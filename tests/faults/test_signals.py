@@ -20,6 +20,7 @@ from tests.faults.commands import Training, wait_for_any, wait_until_gone
 from tests.fixtures.commands import read_log, run_python, write_tiny_config
 from tests.fixtures.ports import free_port
 from tests.fixtures.processes import on_ranks
+from tests.fixtures.slow import slow
 
 UNDERWAY = r"epoch \d+/\d+  step [2-9]/"
 ERROR = "error["
@@ -46,7 +47,7 @@ def errors_of(training) -> list[str]:
     return [line for line in training.said().splitlines() if ERROR in line]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", *slow("SIGINT", "SIGUSR1")])
 def test_f21_a_signal_ends_the_step_saves_and_exits_with_75(
     config, tmp_path, name
 ):
@@ -103,6 +104,7 @@ def test_f22_a_signal_to_torchrun_stops_all_ranks_at_the_same_step(
     assert len(stops) == 1 and saved_step(tmp_path / "run") > 0
 
 
+@pytest.mark.slow
 def test_f23_torchrun_forwards_sigusr1_if_configured(config, tmp_path):
     flag = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     with Training(
@@ -132,6 +134,7 @@ def test_f23_on_slurm_a_torchrun_that_would_die_of_sigusr1_is_warned_of(
         )
 
 
+@pytest.mark.slow
 def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
     with Training(
         tmp_path / "run", "-c", config, "--seed=1", ranks=2
@@ -166,6 +169,7 @@ def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_intact(
     assert saved_step(tmp_path / "run") >= 6
 
 
+@pytest.mark.slow
 def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_resumes(
     tiny_data, tmp_path
 ):
@@ -196,6 +200,7 @@ def test_f26_torchrun_restarts_ranks_after_one_was_killed_and_the_run_resumes(
     )
 
 
+@pytest.mark.slow
 def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_line(
     config, tiny_data, tmp_path
 ):
@@ -218,6 +223,7 @@ def test_f27_an_error_of_one_rank_ends_all_and_is_the_last_line(
     assert training.status()["exit_code"] == 3
 
 
+@pytest.mark.slow
 def test_f28_a_rank_that_does_not_answer_is_named_with_its_last_step(
     config, tmp_path
 ):
@@ -289,6 +295,7 @@ def test_f28_a_rank_that_hangs_is_named_with_the_step_it_did_not_reach_and_all_r
     )
 
 
+@pytest.mark.slow
 def test_f29_ranks_end_with_a_launcher_that_was_killed(config, tmp_path):
     with Training(
         tmp_path / "run", "-c", config, "--seed=1", ranks=2

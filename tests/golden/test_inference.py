@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tests.fixtures.golden import (
     SALTS,
-    SIZES,
     coco_config,
     distance_of_queries,
     read_arrays,
 )
+from tests.fixtures.slow import slow
 from tests.golden import filler
 
 
@@ -28,7 +28,7 @@ class Results(NamedTuple):
     postprocessor: torch.nn.Module
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=[*"nsm", *slow("l", "x")])
 def results(request) -> Results:
     config = coco_config(request.param)
     model = filler.fill(config.model, SALTS[request.param]).eval()

@@ -7,15 +7,13 @@ import torch
 from src.inference import Detector
 from tests.fixtures.golden import distance_of_queries, read_arrays
 from tests.fixtures.published import SALTS, SIDES, WITH_DINOV3, write_published
+from tests.fixtures.slow import slow
 from tests.golden import filler
 
 LARGE = ("deim_m", "deim_x", "deimv2_m", "deimv2_x", "deimv2_femto")
 """Models that add little to the others."""
 
-NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
-    for name in SALTS
-]
+NAMES = [*(name for name in SALTS if name not in LARGE), *slow(*LARGE)]
 
 
 @pytest.mark.parametrize("name", NAMES)

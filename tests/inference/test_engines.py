@@ -24,6 +24,7 @@ from src.inference.exported_engines import (
 from src.inference.reading import read_image
 from tests.fixtures.exported import give_nan, overflow_scores, spoil
 from tests.fixtures.pictures import REFUSED, write_modes, write_orientations
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import ROOT
 
 onnx = pytest.importorskip(
@@ -335,7 +336,7 @@ def test_the_runner_in_the_documentation_finds_what_the_detector_finds(
     )
 
 
-@pytest.mark.parametrize("page", ["deployment.md", "deployment_cn.md"])
+@pytest.mark.parametrize("page", ["deployment.md", *slow("deployment_cn.md")])
 def test_the_runner_in_the_documentation_reads_pictures_as_the_detector_does(
     runner_folder, page
 ):

@@ -14,6 +14,7 @@ from src.inference.agreement import check_agreement
 from src.inference.engines import TorchEngine
 from src.inference.export import export_onnx
 from src.inference.metadata import METADATA_KEY, Metadata, metadata_for
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -208,6 +209,7 @@ def test_metadata_that_is_missing_damaged_or_too_new_is_refused(
     ]
 
 
+@pytest.mark.slow
 def test_bit_depth_is_carried_by_metadata_that_older_readers_refuse(
     detector, exported, tmp_path
 ):
@@ -280,9 +282,7 @@ def test_an_hgnetv2_detector_is_exported_too(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "exporter", ["torchscript", pytest.param("dynamo", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("exporter", ["torchscript", *slow("dynamo")])
 def test_a_detector_with_windows_is_exported_too(exporter, tmp_path):
     cfg = tiny_config(
         num_classes=3, DINOv3Backbone={"windows": 2, "window_blocks": [0]}
@@ -314,6 +314,7 @@ def test_a_detector_with_windows_is_exported_too(exporter, tmp_path):
     check_agreement(detector, Detector.from_onnx(path), images, names)
 
 
+@pytest.mark.slow
 def test_gather_in_place_of_grid_sample_gives_the_same_predictions(
     detector, val_images, tmp_path
 ):

@@ -140,6 +140,7 @@ print(json.dumps([peak() - before, [one.size for one in found]]))
 """
 
 
+@pytest.mark.slow
 def test_memory_for_several_huge_images_is_bounded(tmp_path):
     """36 million pixels: 144 MB in Pillow, 108 MB as a tensor. At most one is read in a thread, one by the
     caller and one computed, which is 612 MB; without limits and strips, four took 2 GB.

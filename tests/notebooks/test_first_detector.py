@@ -97,6 +97,7 @@ def texts(outputs: list[dict[str, Any]]) -> str:
     return "".join(item["text"] for item in printed)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     for name in ("ipykernel", "nbclient", "onnxscript", "onnxruntime"):
         if not os.environ.get("REQUIRE_NOTEBOOK"):

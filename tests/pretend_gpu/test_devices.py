@@ -100,6 +100,7 @@ FOURTH = {
 """Environment of the last of four ranks on a machine."""
 
 
+@pytest.mark.slow
 def test_each_rank_takes_the_gpu_of_its_number(gpu):
     assert picked(gpu, None, devices=4, **FOURTH) == "cuda:3"
     assert picked(gpu, "cuda", devices=4, **FOURTH) == "cuda:3"

@@ -117,6 +117,7 @@ def test_a_gpu_without_room_for_one_image_ends_with_code_6(train):
     assert "not even one image fits into the memory of 0.0 GB" in result.output
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_on_a_batch(train, tmp_path):
     results = train("--batch", "auto", "-u", "epochs=1", ranks=2, devices=2)
     assert_clean(results)

@@ -20,6 +20,7 @@ from src.solver.phases import Phases
 from src.solver.training_step import TrainStep
 from tests.fixtures.detector import random_boxes
 from tests.fixtures.processes import on_ranks
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import tiny_config
 from tests.fixtures.trained_tiny import TRAINED
 
@@ -160,7 +161,7 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(whole, parts):
     assert losses == pytest.approx(whole[1], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [4, *slow(1)])
 def test_a_step_in_parts_on_two_ranks_is_the_step_of_the_whole_batch(
     whole, parts
 ):
@@ -198,6 +199,7 @@ def test_the_terms_of_a_teacher_in_parts_are_those_of_the_whole_batch(
         assert apart(whole_taught[0], gradients) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_with_a_teacher_on_two_ranks_is_the_step_of_the_whole_batch(
     whole_taught, parts

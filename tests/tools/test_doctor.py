@@ -127,6 +127,7 @@ def test_a_device_that_does_not_exist_ends_with_code_2_after_all_checks():
     assert "this run" in ended.out
 
 
+@pytest.mark.slow
 def test_two_ranks_are_connected_and_only_rank_0_prints(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path, tiny_data)
     path = tmp_path / "doctor.json"

@@ -24,6 +24,7 @@ from src.cli.ablation.training import Conditions, train_all, training_command
 from src.runtime.files import locked
 from tests.fixtures.ablation_plans import fake_trainer, runs, sides
 from tests.fixtures.progress import wait_until
+from tests.fixtures.slow import slow
 from tests.fixtures.tiny import ROOT
 
 LARGE = "optimizer.lr=0.002"
@@ -149,7 +150,7 @@ def started(study: Study) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_interrupts_runs_so_that_they_resume(
     tmp_path, monkeypatch, number
 ):
@@ -167,6 +168,7 @@ def test_a_signal_interrupts_runs_so_that_they_resume(
     assert study.states() == [COMPLETE] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 def test_a_run_saves_its_state_when_the_command_is_killed(
     tmp_path, monkeypatch
@@ -187,6 +189,7 @@ def test_a_run_saves_its_state_when_the_command_is_killed(
     assert read_record(study.runs[1], study.results).lost_minutes
 
 
+@pytest.mark.slow
 def test_cpu_minutes_of_all_parts_are_added(tmp_path, monkeypatch):
     study = Study(tmp_path, monkeypatch, {LARGE: {"waits": True}})
     process = started(study)

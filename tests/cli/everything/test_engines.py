@@ -6,6 +6,7 @@ from src.cli.everything.engines import FLOAT_TARGET, INT8_TARGET, measure
 from src.cli.everything.figures import Settings
 
 
+@pytest.mark.slow
 def test_each_engine_has_a_figure_in_float_and_in_int8(tmp_path, monkeypatch):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(

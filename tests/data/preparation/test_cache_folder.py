@@ -195,6 +195,7 @@ print(any("used" in line for line in find_dataset(sys.argv[1]).remarks[-1:]))
 """
 
 
+@pytest.mark.slow
 def test_of_several_ranks_one_converts_and_the_others_wait(tmp_path):
     yolo_flat(tmp_path)
     ranks = []
