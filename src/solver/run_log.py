@@ -254,9 +254,9 @@ def log_plan(plan: TrainingPlan, horizon: float | None) -> None:
         )
     if plan.unreached_thaws:
         logger.warning(
-            "parameters that are unfrozen in epoch %d stay frozen: the run has %s; set "
-            "DINOv3Backbone.freeze_backbone_epochs=0.125 to unfreeze them after an eighth of the run, 0 to "
-            "train them from the start",
+            "parameters that are unfrozen in epoch %d stay frozen: the run has %s; let the phase begin "
+            "earlier (DINOv3Backbone.freeze_backbone_epochs or unfreeze_plan), for example after a fraction "
+            "of the run, 0.125",
             plan.unreached_thaws[0] + 1,
             counted(plan.epochs, "epoch"),
         )

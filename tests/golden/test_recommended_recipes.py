@@ -5,12 +5,15 @@ Sources of the values: the configurations of DEIMv2 (S, L and X) and of TinyForm
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from src.core import YAMLConfig
+from src.core.config_file import parse_overrides
 from src.core.durations import RunLength
 from src.data.transforms import Mosaic
 from tests.fixtures.golden import ROOT
@@ -167,6 +170,21 @@ def test_own_data_has_smaller_rates_in_earlier_blocks_and_an_ema_that_follows_th
     assert values["DINOv3Backbone"]["layer_decay"] == 0.8
     assert values["ema"]["decay"] is values["ema"]["warmups"] is None
     assert values.get("num_classes") is None
+
+
+def test_the_command_for_lora_on_own_data_gives_its_factors_the_rate_of_the_rest():
+    comment = (ROOT / "configs/dfine/include/own_data.yml").read_text()
+    (command,) = re.findall(r"^# +-u (.*lora_rank.*)$", comment, re.MULTILINE)
+    settings = [*shlex.split(command), "DINOv3Backbone.pretrained=False"]
+    cfg = YAMLConfig(
+        ROOT / "configs/dfine/custom/dfine_dinov3_s2_custom.yml",
+        num_classes=3,
+        **parse_overrides(settings),
+    )
+    cfg.resolve_lengths(RunLength(50, 10))
+    with torch.device("meta"):
+        optimizer = cfg.optimizer
+    assert {group["lr"] for group in optimizer.param_groups} == {2.5e-4}
 
 
 @pytest.mark.parametrize(

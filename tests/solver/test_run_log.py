@@ -218,6 +218,16 @@ def test_what_a_run_does_not_reach_is_warned_about(changes, text, caplog):
     assert text in caplog.text
 
 
+def test_a_phase_that_is_not_reached_is_advised_about_in_its_own_setting(
+    caplog,
+):
+    log_plan(TrainingPlan(**vars(PLAN) | {"thaws": frozenset({0, 10})}), 50.0)
+    assert (
+        "let the phase begin earlier (DINOv3Backbone.freeze_backbone_epochs or unfreeze_plan), for example "
+        "after a fraction of the run, 0.125" in caplog.text
+    )
+
+
 def test_the_data_are_logged_with_their_numbers(caplog):
     class Data(list):
         def boxes_per_image(self):

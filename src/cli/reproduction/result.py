@@ -269,8 +269,8 @@ def about_first_epoch(
         A sentence, and whether it is a warning; None if there is nothing to compare with.
     """
     ap = result["metrics"]["AP"]
-    is_vit = entry.family == "dfine_dinov3"
-    if result["epochs"] != 1 or not result["is_coco_2017"] or not is_vit:
+    has_dinov3 = "dinov3" in Path(entry.config).name
+    if result["epochs"] != 1 or not result["is_coco_2017"] or not has_dinov3:
         return None
     own = "undefined" if ap is None else f"{100 * ap:.1f}"
     text = f"AP is {own} after one epoch; {FIRST_EPOCH}"

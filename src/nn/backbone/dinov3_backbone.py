@@ -24,10 +24,10 @@ from .dinov3_settings import (
     refuse_for_frozen,
 )
 from .dinov3_weights import licence_of, load_published_weights
-from .spatial_tuning_adapter import STRIDES
+from .spatial_tuning_adapter import PATCH, STRIDES
 from .thaw_plan import ThawPlan, read_phases
 from .vits import ALIASES, build_vit
-from .windowed_vit import windowed_taps
+from .windowed_vit import WindowGrid, windowed_taps
 
 if TYPE_CHECKING:  # timm takes long to import
     from timm.models.eva import Eva
@@ -152,7 +152,8 @@ class DINOv3Backbone(nn.Module):
                 taps equal shares and all convolutions random weights; mixture only.
             windows: windows per side of the image; blocks in `window_blocks` attend only within a window. It
                 is reduced to its greatest common divisor with the number of patches in a direction, so every
-                size works; 2 divides every multiple of 32 pixels. 1 attends globally in all blocks.
+                size works; 2 divides every multiple of 32 pixels. If nothing is left of it in training, a
+                warning is logged. 1 attends globally in all blocks.
             window_blocks: ascending indices of the blocks with windows, from 0; None takes all that are not
                 tapped.
             gradient_checkpointing: recompute blocks in the backward pass, which saves memory and takes time.
@@ -243,6 +244,7 @@ class DINOv3Backbone(nn.Module):
         if not self.ever_learns:
             refuse_for_frozen(lora_rank, windows, self.window_blocks)
         self._reported_frozen: int | None = None
+        self._reported_undivided = False
         self.trainable_blocks = 0
         self.set_trainable_blocks(phases[0].blocks)
 
@@ -278,6 +280,8 @@ class DINOv3Backbone(nn.Module):
 
     def _windowed_taps(self, images: Tensor) -> list[Tensor]:
         """Return what `taps_of` returns for `self.vit`, with windows in `window_blocks`."""
+        if self.training and not self._reported_undivided:
+            self._report_undivided(*images.shape[-2:])
         with self._precision(images):
             return windowed_taps(
                 self.vit,
@@ -344,9 +348,29 @@ class DINOv3Backbone(nn.Module):
                 "(freeze_backbone_epochs, unfreeze_blocks, unfreeze_plan)",
                 frozen,
                 len(self.window_blocks),
-                epoch,
+                epoch + 1,
             )
         self._reported_frozen = frozen
+
+    def _report_undivided(self, height: int, width: int) -> None:
+        """Log a warning, once, if images of this size in pixels get no windows in a direction."""
+        rows, columns = height // PATCH, width // PATCH
+        grid = WindowGrid.fitting(rows, columns, self.windows)
+        if min(grid.rows, grid.columns) > 1:
+            return
+        logger.warning(
+            "DINOv3Backbone.windows is %d, which has no common divisor with the %d x %d patches of images of "
+            "%d x %d pixels in a direction: these images get %d x %d windows (rows x columns); windows: 2 "
+            "divides every input size",
+            self.windows,
+            rows,
+            columns,
+            height,
+            width,
+            grid.rows,
+            grid.columns,
+        )
+        self._reported_undivided = True
 
     def learning_plan(self) -> dict[str, Learning]:
         """Return first epoch and rate factor of every parameter of the ViT that is trained at any time.

@@ -60,7 +60,7 @@ class HybridEncoder(nn.Module):
             dropout: probability of dropout in the attention layers.
             enc_act: activation in the feed-forward part.
             use_encoder_idx: indices of the levels that pass through self-attention.
-            num_encoder_layers: number of attention layers on each such level.
+            num_encoder_layers: number of attention layers on each such level; 0 builds none.
             pe_temperature: base of the frequencies of the sine position code.
             expansion: inner width of the fusion blocks relative to `hidden_dim` / 2.
             depth_mult: number of blocks in each fusion stage relative to 3.
@@ -72,17 +72,23 @@ class HybridEncoder(nn.Module):
             eval_spatial_size: (height, width) of evaluation images, whose position tables are computed now.
 
         Raises:
-            ConfigError: if the settings for the levels do not agree, or `hidden_dim` is not a multiple of 4
-                and of `nhead`.
+            ConfigError: if the settings for the levels do not agree, `num_encoder_layers` is negative, or
+                `hidden_dim` is not a multiple of 4 and of `nhead`.
         """
         super().__init__()
+        if num_encoder_layers < 0:
+            raise ConfigError(
+                f"HybridEncoder.num_encoder_layers is {num_encoder_layers}, expected at least 0"
+            )
         levels = len(in_channels)
         _check_levels(in_channels, feat_strides, use_encoder_idx)
         _check_width(hidden_dim, nhead)
         self.in_channels = list(in_channels)
         self.feat_strides = list(feat_strides)
         self.hidden_dim = hidden_dim
-        self.use_encoder_idx = list(use_encoder_idx)
+        self.use_encoder_idx = (
+            list(use_encoder_idx) if num_encoder_layers else []
+        )
         self.pe_temperature = pe_temperature
         self.out_channels = [hidden_dim] * levels
         self.out_strides = list(feat_strides)
@@ -108,7 +114,7 @@ class HybridEncoder(nn.Module):
                 enc_act,
                 num_encoder_layers,
             )
-            for _ in use_encoder_idx
+            for _ in self.use_encoder_idx
         )
         self.lateral_convs = nn.ModuleList(
             ConvNorm(hidden_dim, hidden_dim, 1) for _ in range(levels - 1)

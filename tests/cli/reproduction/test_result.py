@@ -108,6 +108,12 @@ def test_ap_after_one_epoch_is_compared_with_what_others_report(ap, is_warning):
     assert ("a fault of weights, data or settings" in text) == is_warning
 
 
+def test_the_models_of_deimv2_with_a_vit_are_compared_as_well():
+    one = RESULT | {"epochs": 1, "metrics": {"AP": 0.4}}
+    assert about_first_epoch(find_model("deimv2_l_coco"), one) is not None
+    assert about_first_epoch(find_model("deimv2_n_coco"), one) is None
+
+
 @pytest.mark.parametrize(
     ("model", "change"),
     [

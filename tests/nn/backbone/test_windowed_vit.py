@@ -488,7 +488,7 @@ def test_blocks_with_windows_that_are_frozen_at_first_are_reported(caplog):
     backbone = backbone_of_four(windows=2, freeze_backbone_epochs=2)
     (message,) = warnings_of(backbone, caplog, range(4))
     assert message.startswith(
-        "DINOv3Backbone: 2 of the 2 blocks with windows are frozen in the phase from epoch 0; "
+        "DINOv3Backbone: 2 of the 2 blocks with windows are frozen in the phase from epoch 1; "
     )
 
 
@@ -500,11 +500,11 @@ def test_blocks_with_windows_that_stay_frozen_are_reported_in_each_phase(
     )
     first, second = warnings_of(backbone, caplog, range(4))
     assert (
-        "2 of the 2 blocks with windows are frozen in the phase from epoch 0"
+        "2 of the 2 blocks with windows are frozen in the phase from epoch 1"
         in first
     )
     assert (
-        "1 of the 2 blocks with windows are frozen in the phase from epoch 2"
+        "1 of the 2 blocks with windows are frozen in the phase from epoch 3"
         in second
     )
 
@@ -520,3 +520,24 @@ def test_blocks_with_windows_that_stay_frozen_are_reported_in_each_phase(
 )
 def test_a_vit_that_is_trained_or_global_is_not_reported(caplog, settings):
     assert not warnings_of(backbone_of_four(**settings), caplog, range(4))
+
+
+def test_images_that_windows_do_not_divide_are_reported_once(caplog):
+    backbone = backbone_of_four(windows=3).train()
+    with caplog.at_level(logging.WARNING):
+        backbone(torch.rand(1, 3, 96, 96))  # 6 x 6 patches: 3 x 3 windows
+        assert not caplog.records
+        backbone(torch.rand(1, 3, 64, 96))
+        backbone(torch.rand(1, 3, 64, 64))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == (
+        "DINOv3Backbone.windows is 3, which has no common divisor with the 4 x 6 patches of images of "
+        "64 x 96 pixels in a direction: these images get 1 x 3 windows (rows x columns); windows: 2 divides "
+        "every input size"
+    )
+
+
+def test_an_evaluation_does_not_report_windows(caplog):
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        backbone_of_four(windows=3)(torch.rand(1, 3, 64, 64))
+    assert not caplog.records

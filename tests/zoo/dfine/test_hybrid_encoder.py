@@ -158,6 +158,13 @@ def test_attention_acts_on_the_requested_levels():
     assert seen == [4 * 6, 2 * 3]
 
 
+def test_without_attention_layers_no_level_has_attention():
+    module = encoder(use_encoder_idx=[1, 2], num_encoder_layers=0)
+    assert not [name for name, _ in module.named_parameters() if "attn" in name]
+    assert module.coarsest_attention() is None
+    assert len(module(maps())) == 3
+
+
 def test_attention_layer_is_post_norm_with_positions_in_queries_and_keys():
     layer = randomize(TransformerEncoder(8, 2, 12, 0.0, "gelu", 1)).layers[0]
     tokens, position = torch.randn(2, 6, 8), torch.randn(1, 6, 8)
@@ -260,6 +267,10 @@ def test_gradients_reach_every_parameter():
         (
             {"use_encoder_idx": [-1]},
             "HybridEncoder.use_encoder_idx is [-1], expected levels from 0 to 2",
+        ),
+        (
+            {"num_encoder_layers": -1},
+            "HybridEncoder.num_encoder_layers is -1, expected at least 0",
         ),
         (
             {"hidden_dim": 10},
