@@ -96,6 +96,14 @@ class Phased(Protocol):
         """Return first epoch and rate, by name, of every parameter that is trained at any time."""
 
 
+@runtime_checkable
+class ChecksEpochs(Protocol):
+    """A module that cannot be trained in a run of any length."""
+
+    def check_epochs(self, epochs: int) -> None:
+        """Raise `ConfigError` if a run of this many epochs cannot train the module."""
+
+
 LORA_FACTORS = ("lora_down", "lora_up")
 """Names of the LoRA parameters of an `Adapted` layer; they are the last parts of checkpoint keys."""
 

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.contracts import Compilable, LearnsDetections, Teaches
+from ..core.contracts import (
+    ChecksEpochs,
+    Compilable,
+    LearnsDetections,
+    Teaches,
+)
 from ..core.counts import counted
 from ..core.durations import RunLength
 from ..core.errors import CheckpointError, ConfigError
@@ -104,6 +109,9 @@ def build_run(
     cfg.criterion.to(device).train()
     thaws = {group.get("thaw_epoch", 0) for group in cfg.optimizer.param_groups}
     plan = make_plan(settings, data.train_loader, thaws)
+    for module in model.modules():
+        if isinstance(module, ChecksEpochs):
+            module.check_epochs(plan.epochs)
     rates = _build_rates(cfg, cfg.optimizer, plan)
     facts = _gather_facts(cfg, data, seed, origin, plan)
     has_named_device = settings.device is not None

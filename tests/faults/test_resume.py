@@ -130,6 +130,14 @@ def test_f01_a_run_with_windows_stopped_on_two_ranks_ends_with_the_same_state(
     )  # windows have an effect
 
 
+def test_a_run_that_ends_before_windows_are_trained_is_refused(
+    tiny_data, tmp_path
+):
+    windows = {"windows": 2, "window_blocks": [0], "freeze_backbone_epochs": 3}
+    with pytest.raises(ConfigError, match="in the 3 epochs of this run"):
+        run(tiny_data, tmp_path, DINOv3Backbone=windows)
+
+
 def test_a_run_without_distillation_is_not_resumed_with_one(
     tiny_data, tmp_path
 ):

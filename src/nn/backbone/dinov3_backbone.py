@@ -22,6 +22,7 @@ from .dinov3_settings import (
     checked_taps,
     checked_window_blocks,
     refuse_for_frozen,
+    refuse_windows_for_short_run,
 )
 from .dinov3_weights import licence_of, load_published_weights
 from .spatial_tuning_adapter import PATCH, STRIDES
@@ -329,6 +330,18 @@ class DINOv3Backbone(nn.Module):
     def ever_learns(self) -> bool:
         """True if any block of the ViT is trained in any phase."""
         return self.plan.ever_learns
+
+    def check_epochs(self, epochs: int) -> None:
+        """Check that a run trains the ViT if it has windows.
+
+        Args:
+            epochs: length of the run.
+
+        Raises:
+            ConfigError: if all blocks stay frozen.
+        """
+        if self.window_blocks and not self.plan.blocks_in(max(epochs - 1, 0)):
+            refuse_windows_for_short_run(self.windows, epochs)
 
     def set_epoch(self, epoch: int) -> None:
         """Freeze and unfreeze blocks as planned for an epoch (from 0)."""

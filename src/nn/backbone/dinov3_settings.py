@@ -7,8 +7,9 @@ only numbers, no ViT.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
+from ...core.counts import counted
 from ...core.errors import ConfigError
 from .concat_adapter import ConcatAdapter
 from .spatial_tuning_adapter import SpatialTuningAdapter
@@ -132,11 +133,23 @@ def refuse_for_frozen(
             "anyway), or set lora_rank to 0"
         )
     if window_blocks:
-        raise ConfigError(
-            f"DINOv3Backbone.windows is {windows}, but no block is ever trained (freeze_backbone, "
-            "unfreeze_blocks, unfreeze_plan); expected a ViT that is trained, since published weights "
-            "attend globally and must adapt to windows; let it train, or set windows to 1"
-        )
+        raise _untrained_windows(windows, "no block is ever trained")
+
+
+def refuse_windows_for_short_run(windows: int, epochs: int) -> NoReturn:
+    """Raise `ConfigError` for windows in a run that ends before any block of the ViT is trained."""
+    raise _untrained_windows(
+        windows,
+        f"no block is trained in the {counted(epochs, 'epoch')} of this run",
+    )
+
+
+def _untrained_windows(windows: int, reason: str) -> ConfigError:
+    return ConfigError(
+        f"DINOv3Backbone.windows is {windows}, but {reason} (freeze_backbone, freeze_backbone_epochs, "
+        "unfreeze_blocks, unfreeze_plan); expected a ViT that is trained, since published weights attend "
+        "globally and must adapt to windows; let it train, or set windows to 1"
+    )
 
 
 def _refuse_for_concat(

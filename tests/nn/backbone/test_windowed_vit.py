@@ -470,10 +470,20 @@ def test_a_vit_that_is_never_trained_is_refused(settings):
     with pytest.raises(ConfigError) as caught:
         backbone_of_four(windows=2, **settings)
     assert str(caught.value) == (
-        "DINOv3Backbone.windows is 2, but no block is ever trained (freeze_backbone, unfreeze_blocks, "
-        "unfreeze_plan); expected a ViT that is trained, since published weights attend globally and must "
-        "adapt to windows; let it train, or set windows to 1"
+        "DINOv3Backbone.windows is 2, but no block is ever trained (freeze_backbone, freeze_backbone_epochs, "
+        "unfreeze_blocks, unfreeze_plan); expected a ViT that is trained, since published weights attend "
+        "globally and must adapt to windows; let it train, or set windows to 1"
     )
+
+
+def test_a_run_that_ends_before_a_block_is_trained_is_refused():
+    backbone = backbone_of_four(windows=2, freeze_backbone_epochs=2)
+    backbone.check_epochs(3)
+    with pytest.raises(
+        ConfigError, match="no block is trained in the 2 epochs of this run"
+    ):
+        backbone.check_epochs(2)
+    backbone_of_four(freeze_backbone_epochs=2).check_epochs(2)
 
 
 def warnings_of(backbone, caplog, epochs) -> list[str]:
