@@ -1,7 +1,6 @@
 """The picture of losses, AP and learning rates."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -104,14 +103,6 @@ def test_a_rate_of_zero_is_left_out_of_the_logarithmic_axis():
 def test_without_rates_of_groups_the_largest_rate_is_drawn():
     rows = [{"epoch": 1, "loss": 1.0, "lr": 1e-3}]
     assert has_line(draw_curves(rows), 3, 0)
-
-
-def test_drawing_takes_less_than_half_a_second_of_a_core():
-    rows = [row(epoch) for epoch in range(1, 301)]
-    draw_curves(rows)
-    before = time.process_time()
-    draw_curves(rows)
-    assert time.process_time() - before < 0.5
 
 
 @pytest.mark.parametrize(
