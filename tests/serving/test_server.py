@@ -85,7 +85,7 @@ def serve_until_ctrl_c_is_pressed_twice() -> None:
     client.start()
     keys.start()
     with pytest.raises(KeyboardInterrupt):
-        serve(service, "127.0.0.1", port)  # one that waits takes ten minutes
+        serve(service, "127.0.0.1", port)  # one that waits answers with 200
     client.join()
     keys.join()
     assert answers == [503]

@@ -283,7 +283,7 @@ def test_a_process_that_hangs_ends_after_its_trainer(tmp_path):
         stdin=subprocess.PIPE,
     )
     line = json.dumps(opening(tmp_path, seconds_to_open=60)) + "\n"
-    started.communicate(line.encode(), timeout=30)
+    started.communicate(line.encode(), timeout=300)
     assert started.returncode == 1
 
 
