@@ -135,6 +135,21 @@ def _names_hardware(text: str) -> bool:
     return any(part in text for part in _HARDWARE)
 
 
+def explain_compiler_fault(error: BaseException) -> str | None:
+    """Return a message about an error of torch's compiler and what to do; None for any other error."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "TorchDynamoException" not in names:  # importing the class takes seconds
+        return None
+    cause = getattr(error, "inner_exception", error)
+    reason = type(cause).__name__
+    if str(cause).strip():
+        reason += f": {original_text(cause)}"
+    return (
+        f"torch.compile failed with torch {torch.__version__}: {reason}; train without it (-u compile=~; a "
+        "run that has begun continues with -r auto --override), or try another release of torch"
+    )
+
+
 def explain_device_fault(error: BaseException) -> str | None:
     """Return a message about a failed device and what to do; None for any other error."""
     if not is_device_fault(error):

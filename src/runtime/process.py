@@ -20,7 +20,11 @@ from ..core.errors import (
     RunError,
     first_line,
 )
-from .device_faults import explain_device_fault, lacks_device_memory
+from .device_faults import (
+    explain_compiler_fault,
+    explain_device_fault,
+    lacks_device_memory,
+)
 from .distributed import (
     ended_first,
     error_of_other_rank,
@@ -225,6 +229,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return (
             RankError if is_distributed() else ResourceError
         ).exit_code, fault
+    compiler_fault = explain_compiler_fault(error)
+    if compiler_fault:
+        return ConfigError.exit_code, compiler_fault
     limit = explain_limit(error)
     if limit:
         return ResourceError.exit_code, limit

@@ -331,17 +331,26 @@ def _synchronization(name: str, args: tuple, kwargs: dict) -> str | None:
     if name in COPIES:
         return _blocking_copy(name, args, kwargs)
     if name in INDEXING:
-        writes_number = name != "aten::index" and args[2].numel() == 1
-        for index in args[1]:
-            if not isinstance(index, Tensor):
-                continue
-            is_mask = index.dtype in (torch.bool, torch.uint8)
-            if index.is_cuda and is_mask and not writes_number:
-                return "an index is a mask"
-            if not index.is_cuda and index.dim():
-                return "an index is on the host"
+        return _blocking_index(name, args)
     if name == "aten::repeat_interleave" and kwargs.get("output_size") is None:
         return "the size of the result is read"
+    return None
+
+
+def _blocking_index(name: str, args: tuple) -> str | None:
+    writes_number = name != "aten::index" and args[2].numel() == 1
+    has_mask = False
+    for index in args[1]:
+        if not isinstance(index, Tensor):
+            continue
+        is_mask = index.dtype in (torch.bool, torch.uint8)
+        if index.is_cuda and is_mask and not writes_number:
+            return "an index is a mask"
+        if not index.is_cuda and index.dim():
+            return "an index is on the host"
+        has_mask = has_mask or is_mask
+    if writes_number and not args[2].is_cuda and not has_mask:
+        return "a number is copied from the host"
     return None
 
 

@@ -310,6 +310,8 @@ def mistakes(gpu: PretendedGpu) -> dict[str, Any]:
     gpu.reset()
     one.sum().item()
     one[one > 0]
+    one[one > 0] = 2.0  # no synchronization
+    one[torch.zeros(1, dtype=torch.int64, device="cuda")] = 2.0
     torch.tensor([1.0], device="cuda")
     torch.ones(3).pin_memory().to("cuda", non_blocking=True)
     found["report"] = gpu.report()

@@ -25,6 +25,7 @@ def test_numbers_and_indices_may_be_on_the_host(mistakes):
 def test_synchronizations_are_recorded_with_their_reason(mistakes):
     rows = mistakes["report"]["synchronizations"]
     assert sorted(reason for _, reason, _ in rows) == [
+        "a number is copied from the host",
         "a value is read",
         "an index is a mask",
         "torch.tensor copies from the host",

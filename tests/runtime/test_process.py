@@ -243,3 +243,16 @@ def test_exit_code_reaches_the_shell(tmp_path):
 )
 def test_other_ways_to_end_are_explained(error, expected):
     assert explain(error) == expected
+
+
+def test_an_error_of_torchs_compiler_says_how_to_train_without_it():
+    def fail(graph, example_inputs):
+        raise AssertionError
+
+    double = torch.compile(lambda x: x * 2, backend=fail)
+    with pytest.raises(RuntimeError) as raised:
+        double(torch.ones(2))
+    code, text = explain(raised.value)
+    assert code == 2
+    assert text.startswith("torch.compile failed with torch 2.")
+    assert "AssertionError; train without it (-u compile=~;" in text

@@ -172,7 +172,8 @@ def matched_queries(stack: HeadStack, pairs: Matched) -> Tensor:
     matched = torch.zeros(
         boxes.shape[1:3], dtype=torch.bool, device=boxes.device
     )
-    matched[pairs.image, pairs.query] = True
+    # the number True would be copied from the host, which waits for the device
+    matched[pairs.image, pairs.query] = matched.new_ones(len(pairs.query))
     return matched
 
 
