@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...core.errors import ConfigError
 from ...ops.batch_norm import BatchNorm2d
@@ -51,6 +52,14 @@ class DetailBranch(nn.Module):
             stride = stride * 2
             maps[stride] = images
         return maps
+
+    def convert_to_deploy(self) -> None:
+        """Merge the norms into the convolutions, in place."""
+        for layer in self.layers:
+            if isinstance(layer[1], nn.Identity):
+                continue
+            layer[0] = fuse_conv_bn_eval(layer[0], layer[1])
+            layer[1] = nn.Identity()
 
 
 def strides_of_details(

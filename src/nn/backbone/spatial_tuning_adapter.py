@@ -13,6 +13,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...core.errors import ConfigError
 from ...ops.batch_norm import BatchNorm2d
@@ -147,6 +148,23 @@ class SpatialTuningAdapter(nn.Module):
                 x = x + projection(details[stride])
             maps.append(self.act(self.norms[index](x)))
         return maps
+
+    @torch.no_grad()
+    def convert_to_deploy(self) -> None:
+        """Merge the norms into the convolutions before them, in place. Converting again changes nothing."""
+        if self.detail is not None:
+            self.detail.convert_to_deploy()
+        for index, stride in enumerate(self.strides):
+            norm = self.norms[index]
+            if isinstance(norm, nn.Identity):
+                return
+            fused = fuse_conv_bn_eval(self.project[index], norm)
+            if self.add_detail is not None and stride in self.detail_strides:
+                projection = self.add_detail[self.detail_strides.index(stride)]
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                projection.weight.mul_(scale[:, None, None, None])
+            self.project[index] = fused
+            self.norms[index] = nn.Identity()
 
     @torch.no_grad()
     def _start_smoothly(self) -> None:
