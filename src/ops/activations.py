@@ -32,6 +32,19 @@ def build_activation(name: str | None) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
+def overwrite_input(activation: nn.Module) -> None:
+    """Let an activation write its output over its input, if it can, which must be used nowhere else.
+
+    Example:
+        >>> activation = build_activation("silu")
+        >>> overwrite_input(activation)
+        >>> activation
+        SiLU(inplace=True)
+    """
+    if isinstance(activation, (nn.ReLU, nn.SiLU, nn.LeakyReLU)):
+        activation.inplace = True
+
+
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Return ln(x / (1 - x)) with x clipped to 0..1 and both terms kept at or above `eps`.
 

@@ -49,22 +49,24 @@ def convert_vit_to_deploy(vit: Eva) -> None:
 
 
 def prepared_codes(codes: Tensor, num_prefix: int) -> Tensor:
-    """Return the two factors that `DeployedAttention` multiplies tokens with, once for all blocks.
+    """Return the factors that `DeployedAttention` multiplies tokens with, once for all blocks.
 
     Args:
         codes: sines and cosines of the patches, `[n, 2 d]`.
         num_prefix: class and register tokens before the patches, P, which are not rotated.
 
     Returns:
-        `[2, P + n, d]`: sines, negative in the first half of the channels, and cosines.
+        `[3, P + n, d]`: sines, negative in the first half of the channels; cosines; and pairs of cosine and
+        sine, which `torch.view_as_complex` reads as complex numbers.
     """
     sine, cosine = codes.chunk(2, -1)
     half = sine.shape[-1] // 2
     signed = torch.cat((-sine[..., :half], sine[..., half:]), -1)
     before = (0, 0, num_prefix, 0)
-    return torch.stack(
-        (F.pad(signed, before), F.pad(cosine, before, value=1.0))
-    )
+    signed = F.pad(signed, before)
+    cosine = F.pad(cosine, before, value=1.0)
+    pairs = torch.stack((cosine[..., :half], signed[..., half:]), -1)
+    return torch.stack((signed, cosine, pairs.flatten(-2)))
 
 
 class DeployedBlock(nn.Module):
@@ -131,7 +133,7 @@ class DeployedAttention(nn.Module):
 
         Args:
             x: class and register tokens, then patches.
-            rope: factors of `prepared_codes`: `[2, N, d]`, or `[2, W, 1, N, d]` for W windows per image.
+            rope: factors of `prepared_codes`: `[3, N, d]`, or `[3, W, 1, N, d]` for W windows per image.
         """
         return self.proj(self.mixed(x, rope))
 
@@ -151,7 +153,7 @@ def _turned(x: Tensor, factors: Tensor) -> Tensor:
 
     The halves (a, b) of the channels become (a cos - b sin, b cos + a sin) (RoPE, Su et al., 2021).
     """
-    signed, cosine = factors
+    signed, cosine, _ = factors
     half = x.shape[-1] // 2
     swapped = torch.cat((x[..., half:], x[..., :half]), -1)
     if signed.dim() == 2:
@@ -172,9 +174,8 @@ def _turned_as_complex(x: Tensor, factors: Tensor) -> Tensor:
     The channels of the result are in another order, (a, b, a, b, ...), in queries as in keys, so that their
     products are the same.
     """
-    signed, cosine = factors
+    codes = torch.view_as_complex(factors[2].unflatten(-1, (-1, 2)))
     half = x.shape[-1] // 2
-    codes = torch.complex(cosine[..., :half], signed[..., half:])
     turned = torch.complex(x[..., :half], x[..., half:])
     if codes.dim() == 2:
         turned.mul_(codes)

@@ -180,15 +180,15 @@ def _codes_of(
 def _prepared_codes_of(
     codes: Tensor, grid: WindowGrid, layout: _Layout
 ) -> tuple[Tensor, Tensor]:
-    """Return the codes of windows, `[2, W, 1, P + n, d]`, and of images in their order, `[2, P + W * n, d]`.
+    """Return the codes of windows, `[3, W, 1, P + n, d]`, and of images in their order, `[3, P + W * n, d]`.
 
     Args:
-        codes: what `prepared_codes` returns, with patches in row-major order, `[2, P + H * W, d]`.
+        codes: what `prepared_codes` returns, with patches in row-major order, `[3, P + H * W, d]`.
         grid: partition of the patches.
         layout: number of tokens before the patches, and of windows.
     """
     prefix = codes[:, : layout.num_prefix]
     ordered = grid.order(codes[:, layout.num_prefix :])
     of_image = torch.cat((prefix, ordered), 1)
-    of_windows = layout.to_windows(of_image).unflatten(0, (2, -1))
+    of_windows = layout.to_windows(of_image).unflatten(0, (len(codes), -1))
     return of_windows[:, :, None], of_image

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ...ops.activations import build_activation
+from ...ops.activations import build_activation, overwrite_input
 from ...ops.batch_norm import BatchNorm2d
 
 
@@ -56,6 +56,7 @@ class ConvNorm(nn.Module):
         """Replace convolution and norm by one convolution with bias."""
         if self.conv_bn_fused is None:
             self.conv_bn_fused = fuse_conv_bn_eval(self.conv, self.norm)
+            overwrite_input(self.act)
             del self.conv, self.norm
 
 
@@ -91,6 +92,7 @@ class VGGBlock(nn.Module):
             conv.weight.data[:, :, 1:2, 1:2] += point.weight.data
             conv.bias.data += point.bias.data
             self.conv = conv
+            overwrite_input(self.act)
             del self.conv1, self.conv2
 
 

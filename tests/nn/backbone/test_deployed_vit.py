@@ -125,9 +125,12 @@ def test_codes_are_prepared_once_for_each_size(monkeypatch):
 def test_codes_rotate_patches_and_leave_the_tokens_before_them():
     angles = torch.rand(5, 8)
     codes = torch.cat((angles.sin(), angles.cos()), -1)
-    signed, cosine = deployed_vit.prepared_codes(codes, num_prefix=2)
+    signed, cosine, pairs = deployed_vit.prepared_codes(codes, num_prefix=2)
     assert torch.equal(signed[:2], torch.zeros(2, 8))
     assert torch.equal(cosine[:2], torch.ones(2, 8))
     assert torch.equal(signed[2:, :4], -angles.sin()[:, :4])
     assert torch.equal(signed[2:, 4:], angles.sin()[:, 4:])
     assert torch.equal(cosine[2:], angles.cos())
+    complex_codes = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))
+    assert torch.equal(complex_codes.real, cosine[:, :4])
+    assert torch.equal(complex_codes.imag, signed[:, 4:])
