@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -29,6 +30,22 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.momentum,
             self.eps,
         )
+
+
+def merge_norms(layers: nn.Sequential) -> None:
+    """Merge each batch norm into the convolution before it, in place; both are in eval mode.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNorm2d(4), nn.ReLU()).eval()
+        >>> merge_norms(layers)
+        >>> [type(layer).__name__ for layer in layers]
+        ['Conv2d', 'Identity', 'ReLU']
+    """
+    for index in range(1, len(layers)):
+        before, norm = layers[index - 1], layers[index]
+        if isinstance(before, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layers[index - 1] = fuse_conv_bn_eval(before, norm)
+            layers[index] = nn.Identity()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError
-from ...ops.batch_norm import BatchNorm2d
+from ...ops.batch_norm import BatchNorm2d, merge_norms
 from .spatial_tuning_adapter import PATCH, STRIDES, channels_of_maps
 
 
@@ -83,6 +83,15 @@ class ConcatAdapter(nn.Module):
             maps.append(self.norms[index](x))
         return maps
 
+    def convert_to_deploy(self) -> None:
+        """Merge the norms into the convolutions before them, in place."""
+        if self.detail is not None:
+            self.detail.convert_to_deploy()
+        for index, norm in enumerate(self.norms):
+            pair = nn.Sequential(self.convs[index], norm)
+            merge_norms(pair)
+            self.convs[index], self.norms[index] = pair
+
 
 class DetailPyramid(nn.Module):
     """Convolutions on the image, whose maps are read before the activation of the next step."""
@@ -116,6 +125,11 @@ class DetailPyramid(nn.Module):
         fine = self.conv2(self.stem(images))
         middle = self.conv3(fine)
         return {8: fine, 16: middle, 32: self.conv4(middle)}
+
+    def convert_to_deploy(self) -> None:
+        """Merge the norms into the convolutions, in place."""
+        for step in (self.stem, self.conv2, self.conv3, self.conv4):
+            merge_norms(step)
 
 
 def _halving(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...core.errors import ConfigError
-from ...ops.batch_norm import BatchNorm2d
+from ...ops.batch_norm import BatchNorm2d, merge_norms
 
 
 class DetailBranch(nn.Module):
@@ -56,10 +56,7 @@ class DetailBranch(nn.Module):
     def convert_to_deploy(self) -> None:
         """Merge the norms into the convolutions, in place."""
         for layer in self.layers:
-            if isinstance(layer[1], nn.Identity):
-                continue
-            layer[0] = fuse_conv_bn_eval(layer[0], layer[1])
-            layer[1] = nn.Identity()
+            merge_norms(cast("nn.Sequential", layer))
 
 
 def strides_of_details(

@@ -13,10 +13,9 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...core.errors import ConfigError
-from ...ops.batch_norm import BatchNorm2d
+from ...ops.batch_norm import BatchNorm2d, merge_norms
 from .detail_branch import DetailBranch, detail_projections, strides_of_details
 
 PATCH = 16
@@ -156,15 +155,12 @@ class SpatialTuningAdapter(nn.Module):
             self.detail.convert_to_deploy()
         for index, stride in enumerate(self.strides):
             norm = self.norms[index]
-            if isinstance(norm, nn.Identity):
-                return
-            fused = fuse_conv_bn_eval(self.project[index], norm)
             if self.add_detail is not None and stride in self.detail_strides:
                 projection = self.add_detail[self.detail_strides.index(stride)]
-                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-                projection.weight.mul_(scale[:, None, None, None])
-            self.project[index] = fused
-            self.norms[index] = nn.Identity()
+                _scale_as_norm(projection, norm)
+            pair = nn.Sequential(self.project[index], norm)
+            merge_norms(pair)
+            self.project[index], self.norms[index] = pair
 
     @torch.no_grad()
     def _start_smoothly(self) -> None:
@@ -207,6 +203,14 @@ class SpatialTuningAdapter(nn.Module):
             mode=self.upsample_mode,
             **options,
         )
+
+
+def _scale_as_norm(projection: nn.Module, norm: nn.Module) -> None:
+    """Multiply the kernel of a convolution without bias by the factors of a batch norm in eval mode."""
+    if isinstance(projection, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        assert norm.running_var is not None
+        factors = norm.weight / (norm.running_var + norm.eps).sqrt()
+        projection.weight.mul_(factors[:, None, None, None])
 
 
 def own_tap_logits(levels: int, taps: int) -> Tensor:

@@ -91,3 +91,21 @@ def test_gradients_reach_every_parameter():
     taps, images = inputs()
     sum(x.square().mean() for x in module(taps, images)).backward()
     assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("detail_channels", [0, 4])
+def test_merged_norms_give_the_same_maps(detail_channels):
+    model = adapter(detail_channels=detail_channels).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    taps, images = inputs()
+    with torch.no_grad():
+        before = model(taps, images)
+        model.convert_to_deploy()
+        after = model(taps, images)
+    for found, expected in zip(after, before):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "BatchNorm2d" not in kinds

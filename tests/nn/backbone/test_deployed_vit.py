@@ -90,8 +90,8 @@ def test_attention_in_windows_is_the_same_after_the_conversion(name):
 
     before = taps()
     convert_vit_to_deploy(vit)
-    kinds = {type(block.attn).__name__ for block in vit.blocks}
-    assert kinds == {"DeployedAttention"}
+    kinds = {type(block).__name__ for block in vit.blocks}
+    assert kinds == {"DeployedBlock"}
     for after, expected in zip(taps(), before):
         assert torch.allclose(after, expected, rtol=1e-4, atol=1e-4)
 
@@ -134,3 +134,24 @@ def test_codes_rotate_patches_and_leave_the_tokens_before_them():
     complex_codes = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))
     assert torch.equal(complex_codes.real, cosine[:, :4])
     assert torch.equal(complex_codes.imag, signed[:, 4:])
+
+
+def test_a_converted_block_computes_the_same_with_and_without_gradients():
+    vit = random_vit()
+    convert_vit_to_deploy(vit)
+    images = torch.rand(2, 3, 64, 96)
+    expected = vit.forward_features(images)  # with gradients: nothing in place
+    with torch.no_grad():
+        found = vit.forward_features(images)
+    assert expected.requires_grad
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_converted_block_leaves_its_input_as_it_was():
+    vit = random_vit()
+    convert_vit_to_deploy(vit)
+    tokens = torch.rand(2, 24 + vit.num_prefix_tokens, 32)
+    before = tokens.clone()
+    with torch.no_grad():
+        vit.blocks[0](tokens, rope=vit.rope.get_embed((4, 6)))
+    assert torch.equal(tokens, before)

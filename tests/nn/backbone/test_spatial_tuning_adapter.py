@@ -389,3 +389,28 @@ def test_both_starts_draw_the_same_random_numbers():
     }
     for name in smooth.keys() - changed:
         assert torch.equal(smooth[name], random[name])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"detail_strides": (8,)},
+        {"detail_channels": 0},
+        {"upsample_mode": "nearest"},
+    ],
+)
+def test_merged_norms_give_the_same_maps(settings):
+    model = adapter(**settings)
+    for norm in model.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    taps, images = inputs()
+    with torch.no_grad():
+        before = model(taps, images)
+        for _ in range(2):  # once more changes nothing
+            model.convert_to_deploy()
+            for found, expected in zip(model(taps, images), before):
+                assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "BatchNorm2d" not in kinds
