@@ -159,11 +159,18 @@ def count_flops(model, size: tuple[int, int]) -> dict[str, int]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    def product(_, left, right, **__) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    # the counter does not know the product that is added in place
+    in_place = {torch.ops.aten.addmm_: product}
     # attention as matrix products: the counter does not know every fused kernel
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False, depth=2) as counter,
+        FlopCounterMode(
+            display=False, depth=2, custom_mapping=in_place
+        ) as counter,
     ):
         model(torch.zeros(1, 3, *size))
     by_module = counter.get_flop_counts()
