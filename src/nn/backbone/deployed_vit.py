@@ -72,7 +72,7 @@ def prepared_codes(codes: Tensor, num_prefix: int) -> Tensor:
 class DeployedBlock(nn.Module):
     """timm's block without layer scales; on a CPU, it adds to its tokens in place.
 
-    A CPU spends as long on writing a new tensor of tokens as on an addition, and more on memory that is new.
+    Each new tensor costs a CPU a pass over the memory, and page faults if the memory is new.
     """
 
     def __init__(self, block: Any) -> None:
