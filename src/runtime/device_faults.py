@@ -145,8 +145,9 @@ def explain_compiler_fault(error: BaseException) -> str | None:
     if str(cause).strip():
         reason += f": {original_text(cause)}"
     return (
-        f"torch.compile failed with torch {torch.__version__}: {reason}; train without it (-u compile=~; a "
-        "run that has begun continues with -r auto --override), or try another release of torch"
+        f"torch.compile failed with torch {torch.__version__}: {reason}; leave it out (train: -u compile=~, "
+        "with -r auto --override if the run has begun; benchmark: --engines torch), or try another release "
+        "of torch"
     )
 
 

@@ -245,7 +245,7 @@ def test_other_ways_to_end_are_explained(error, expected):
     assert explain(error) == expected
 
 
-def test_an_error_of_torchs_compiler_says_how_to_train_without_it():
+def test_an_error_of_torchs_compiler_says_how_to_do_without_it():
     def fail(graph, example_inputs):
         raise AssertionError
 
@@ -255,4 +255,4 @@ def test_an_error_of_torchs_compiler_says_how_to_train_without_it():
     code, text = explain(raised.value)
     assert code == 2
     assert text.startswith("torch.compile failed with torch 2.")
-    assert "AssertionError; train without it (-u compile=~;" in text
+    assert "AssertionError; leave it out (train: -u compile=~," in text
