@@ -47,10 +47,18 @@ NOT_OURS = {
 These are the key third of each bias of L and X, and the mask token.
 """
 
-MERGED = {"deimv2_l": 4_608, "deimv2_x": 4_608}
-"""Parameters of L and X that our `deploy()` saves.
+MERGED = {
+    "deimv2_s": 752,
+    "deimv2_m": 944,
+    "deimv2_l": 1_024 + 4_608,
+    "deimv2_x": 1_472 + 4_608,
+}
+"""Parameters that our `deploy()` saves, compared with the official one.
 
-It merges layer scales, 2 x 12 x 384, into the weights before them, and adds key biases of zero, 12 x 384.
+The adapter's batch norms are merged into its convolutions: one bias for each channel replaces scale and
+offset. These are 11 w + 3 d channels, with a width w of the detail branch and a width d of the encoder. In L
+and X, layer scales, 2 x 12 x 384, are merged into the weights before them, and key biases of zero, 12 x 384,
+are added.
 """
 
 WITH_OFFICIAL_KEYS = [
