@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from src.ops.deformable import (
+    LevelTokens,
+    attention_to_tokens,
     deformable_attention,
     sample_bilinear,
     sample_bilinear_by_gather,
@@ -98,6 +100,38 @@ def test_attention_equals_a_loop_over_points(case):
     torch.testing.assert_close(
         deformable_attention(*case), plain_loops(*case, bilinear)
     )
+
+
+def tokens_of(values, heads):
+    """Return the tokens of maps `[B * heads, c, h, w]`."""
+    levels = [value.unflatten(0, (-1, heads)).flatten(3) for value in values]
+    joined = torch.cat(levels, 3)  # [B, heads, c, S]
+    shapes = [tuple(value.shape[2:]) for value in values]
+    return LevelTokens(joined.permute(0, 3, 1, 2).flatten(2), shapes)
+
+
+def test_attention_to_tokens_equals_a_loop_over_points(case):
+    values, *points = case
+    torch.testing.assert_close(
+        attention_to_tokens(tokens_of(values, heads=3), *points),
+        plain_loops(*case, bilinear),
+    )
+
+
+@pytest.mark.parametrize("place", [-math.inf, -1e30, 1e30, math.inf, math.nan])
+def test_attention_to_tokens_reads_zero_far_outside(place):
+    locations = torch.tensor([place, 0.5]).view(1, 1, 1, 1, 2)
+    levels = LevelTokens(torch.ones(1, 6, 4), [(2, 3)])
+    found = attention_to_tokens(levels, locations, torch.ones(1, 1, 1, 1), [1])
+    assert torch.equal(found, torch.zeros(1, 1, 4))
+
+
+def test_weights_that_are_not_a_number_reach_the_output():
+    locations = torch.full((1, 1, 1, 1, 2), 0.5)
+    weights = torch.full((1, 1, 1, 1), math.nan)
+    levels = LevelTokens(torch.ones(1, 6, 4), [(2, 3)])
+    found = attention_to_tokens(levels, locations, weights, [1])
+    assert found.isnan().all()
 
 
 def test_discrete_attention_equals_a_loop_over_points(case):

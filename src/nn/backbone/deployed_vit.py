@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import onednn
+from ...ops.cpu_inference import is_cpu_inference
 from ..lora import LoRALinear
 from .cached_rope import CachedRope
 
@@ -102,7 +103,7 @@ class DeployedBlock(nn.Module):
             attn_mask: not supported; an argument because timm's ViT passes it.
             is_causal: not supported either.
         """
-        if not _may_overwrite(x):
+        if not is_cpu_inference(x):
             x = x + self.attn(self.norm1(x), rope)
             return x + self.mlp(self.norm2(x))
         mixed = self.attn.mixed(self.norm1(x), rope)
@@ -115,7 +116,12 @@ class DeployedBlock(nn.Module):
 
 
 class DeployedAttention(nn.Module):
-    """timm's attention with rotary codes, which turns queries and keys together."""
+    """timm's attention with rotary codes, which turns queries and keys together.
+
+    For inference on a CPU, the channels of queries and keys are computed in another order: each channel of
+    the first half is followed by its partner of the second half. Both are then one complex number, which is
+    turned in place by one product. The products of queries and keys are the same.
+    """
 
     def __init__(self, attention: Any) -> None:
         """Take over the layers of an attention module.
@@ -127,6 +133,7 @@ class DeployedAttention(nn.Module):
         self.num_heads = int(attention.num_heads)
         self.qkv = _with_joined_bias(attention)
         self.proj = attention.proj
+        self._paired: PairedLayer | None = None
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """Map tokens `[B, N, D]` to tokens of the same shape.
@@ -139,13 +146,97 @@ class DeployedAttention(nn.Module):
 
     def mixed(self, x: Tensor, rope: Tensor) -> Tensor:
         """Return what `forward` projects: the values of all heads weighted by attention, `[B, N, D]`."""
-        heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
-        heads = heads.permute(2, 0, 3, 1, 4)  # [3, B, heads, N, d]
-        value = heads[2]
-        turn = _turned_as_complex if _may_overwrite(value) else _turned
-        query, key = turn(heads[:2], rope).type_as(value)
+        if is_cpu_inference(x):
+            heads = self._paired_layer(x).heads(x)
+            _turn_pairs(heads[:2], rope)
+            query, key, value = heads
+        else:
+            heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
+            heads = heads.permute(2, 0, 3, 1, 4)  # [3, B, heads, N, d]
+            value = heads[2]
+            query, key = _turned(heads[:2], rope).type_as(value)
         x = F.scaled_dot_product_attention(query, key, value)
         return x.transpose(1, 2).flatten(2)
+
+    def _paired_layer(self, x: Tensor) -> PairedLayer:
+        """Return the layer with channels in pairs; it is built again after the weight has changed."""
+        if self._paired is None or not self._paired.is_of(self.qkv):
+            self._paired = PairedLayer(
+                self.qkv, self.num_heads, by_onednn=onednn.takes(x)
+            )
+        return self._paired
+
+
+class PairedLayer:
+    """Linear layer of queries, keys and values whose channels of queries and keys are in pairs.
+
+    With MKL, each head is computed by a product of its own, which leaves the tokens of a head side by side in
+    memory. That makes attention faster by more than the products lose.
+    """
+
+    def __init__(
+        self, layer: nn.Linear, num_heads: int, *, by_onednn: bool
+    ) -> None:
+        """Copy the weight of a layer, `[3 * D, D]`, in the order of the heads' channels.
+
+        Args:
+            layer: layer without gradients, in float32 on a CPU.
+            num_heads: number of attention heads.
+            by_onednn: compute all heads by one product in oneDNN, where it is faster than MKL.
+        """
+        self._source = _state_of(layer)
+        self._num_heads = num_heads
+        self._by_onednn = by_onednn
+        weight = _in_pairs(layer.weight.detach(), num_heads)  # [3 * D, D]
+        if not by_onednn:
+            by_head = weight.unflatten(0, (3 * num_heads, -1))
+            weight = by_head.transpose(1, 2).contiguous()  # [3 * heads, D, d]
+        self._weight = weight
+        self._bias: Tensor | None = None
+        if layer.bias is not None:
+            self._bias = _in_pairs(layer.bias.detach(), num_heads)
+
+    def is_of(self, layer: nn.Linear) -> bool:
+        """Return whether the layer still has the weight that was copied."""
+        return self._source == _state_of(layer)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Map tokens `[B, N, D]` to queries, keys and values, `[3, B, heads, N, d]`, which may be changed."""
+        if self._by_onednn:
+            joint = onednn.linear(x, self._weight, self._bias)
+            by_token = joint.unflatten(2, (3, self._num_heads, -1))
+            return by_token.permute(2, 0, 3, 1, 4)
+        tokens = x.flatten(0, 1).expand(3 * self._num_heads, -1, -1)
+        by_head = torch.bmm(tokens, self._weight)  # [3 * heads, B * N, d]
+        if self._bias is not None:
+            by_head.add_(self._bias.view(len(by_head), 1, -1))
+        by_head = by_head.view(3, self._num_heads, *x.shape[:2], -1)
+        return by_head.transpose(1, 2)
+
+
+def _state_of(layer: nn.Linear) -> tuple[int | None, ...]:
+    """Return where the weight and the bias of a layer are, and how often they were changed.
+
+    torch does not count the changes of tensors that were made in inference mode.
+    """
+    state: list[int | None] = []
+    for tensor in (layer.weight, layer.bias):
+        if tensor is None:
+            state.append(None)
+            continue
+        counts = not tensor.is_inference()
+        state += [tensor.data_ptr(), tensor._version if counts else None]
+    return tuple(state)
+
+
+def _in_pairs(rows: Tensor, num_heads: int) -> Tensor:
+    """Return rows `[3 * D, ...]` of queries, keys and values with those of queries and keys in pairs.
+
+    In each head, the halves a1, a2, ... and b1, b2, ... become a1, b1, a2, b2, ...
+    """
+    by_head = rows.unflatten(0, (3, num_heads, 2, -1))
+    pairs = by_head[:2].transpose(2, 3).flatten(0, 3)
+    return torch.cat((pairs, by_head[2].flatten(0, 2)))
 
 
 def _turned(x: Tensor, factors: Tensor) -> Tensor:
@@ -168,32 +259,14 @@ def _turned(x: Tensor, factors: Tensor) -> Tensor:
     return turned.flatten(1, 2)
 
 
-def _turned_as_complex(x: Tensor, factors: Tensor) -> Tensor:
-    """Do the same as `_turned` with half of the passes over the memory, by products of complex numbers.
-
-    The channels of the result are in another order, (a, b, a, b, ...), in queries as in keys, so that their
-    products are the same.
-    """
+def _turn_pairs(x: Tensor, factors: Tensor) -> None:
+    """Do what `_turned` does in place, in queries and keys whose channels are in pairs."""
     codes = torch.view_as_complex(factors[2].unflatten(-1, (-1, 2)))
-    half = x.shape[-1] // 2
-    turned = torch.complex(x[..., :half], x[..., half:])
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     if codes.dim() == 2:
-        turned.mul_(codes)
+        pairs.mul_(codes)
     else:
-        turned.unflatten(1, (-1, len(codes))).mul_(codes)
-    return torch.view_as_real(turned).flatten(-2)
-
-
-def _may_overwrite(x: Tensor) -> bool:
-    """Return whether tensors can be changed in place: in float32 on a CPU, without gradients, not traced."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
-    )
+        pairs.unflatten(1, (-1, len(codes))).mul_(codes)
 
 
 def _is_addition(layer: nn.Linear, x: Tensor) -> bool:

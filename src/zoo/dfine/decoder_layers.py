@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.activations import build_activation
+from ...ops.deformable import LevelTokens
 from .deformable_attention import MultiScaleDeformableAttention
 
 HALF_MAX = 65504.0
@@ -179,7 +180,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         reference: Tensor,
-        values: list[Tensor],
+        values: list[Tensor] | LevelTokens,
         position: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
@@ -188,7 +189,7 @@ class DecoderLayer(nn.Module):
         Args:
             x: queries, `[B, Q, D]`.
             reference: boxes of the queries, `[B, Q, 4]` cxcywh in 0..1.
-            values: one map per level, `[B * heads, D / heads, h, w]`.
+            values: maps or tokens of the levels, from `values_of`.
             position: position codes of the queries, `[B, Q, D]`.
             mask: `[Q, Q]`, True where a query (row) must not see another; or None.
 

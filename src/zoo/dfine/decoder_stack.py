@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...ops.activations import inverse_sigmoid
 from .decoder_heads import Heads, keep_heads
 from .decoder_layers import LQE, DecoderLayer
-from .deformable_attention import split_heads
+from .deformable_attention import values_of
 from .distribution import (
     distance_to_box,
     expected_distances,
@@ -121,7 +121,7 @@ class TransformerDecoder(nn.Module):
         weights = self._weights()
         # Sampling points take the type of the maps; bfloat16 would round them to 1/256 of the image.
         memory = memory.float()
-        values = split_heads(memory, self.num_heads, shapes)
+        values = values_of(memory, self.num_heads, shapes)
         x = content
         reference = reference_unact.sigmoid()
         located = reference  # boxes that the position codes stand for
@@ -139,7 +139,7 @@ class TransformerDecoder(nn.Module):
             if width != x.shape[-1]:  # layers after eval_idx may be wider
                 x = _stretch(x, width)
                 memory = _stretch(memory, width)
-                values = split_heads(memory, self.num_heads, shapes)
+                values = values_of(memory, self.num_heads, shapes)
                 previous = x.detach()
             if (
                 index == 0

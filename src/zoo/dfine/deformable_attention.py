@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError
+from ...ops.cpu_inference import is_cpu_inference
 from ...ops.deformable import (
+    LevelTokens,
     Sample,
+    attention_to_tokens,
     deformable_attention,
     sample_bilinear,
     sample_bilinear_by_gather,
@@ -71,14 +74,17 @@ class MultiScaleDeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.bias)
 
     def forward(
-        self, query: Tensor, reference: Tensor, values: list[Tensor]
+        self,
+        query: Tensor,
+        reference: Tensor,
+        values: list[Tensor] | LevelTokens,
     ) -> Tensor:
         """Gather features for each query.
 
         Args:
             query: queries, `[B, Q, D]`.
             reference: boxes of the queries, `[B, Q, 4]` cxcywh in 0..1.
-            values: one map per level, `[B * heads, D / heads, h, w]`, from `split_heads`.
+            values: maps or tokens of the levels, from `values_of`.
 
         Returns:
             `[B, Q, D]`.
@@ -94,6 +100,15 @@ class MultiScaleDeformableAttention(nn.Module):
         size = reference[:, :, None, None, 2:]
         point_scale = self.num_points_scale.to(query.dtype)[:, None]
         locations = centre + offsets * (point_scale * size * OFFSET_SCALE)
+        if isinstance(values, LevelTokens):
+            if self._sample is sample_bilinear:
+                return attention_to_tokens(
+                    values,
+                    locations.to(values.tokens.dtype),
+                    weights.to(values.tokens.dtype),
+                    self.num_points,
+                )
+            values = split_heads(values.tokens, self.num_heads, values.shapes)
         return deformable_attention(
             values,
             locations.to(values[0].dtype),
@@ -106,6 +121,24 @@ class MultiScaleDeformableAttention(nn.Module):
         """Sample with gather operations from now on, as the nearest pixel always is."""
         if not self.discrete:
             self._sample = sample_bilinear_by_gather
+
+
+def values_of(
+    memory: Tensor, num_heads: int, shapes: list[tuple[int, int]]
+) -> list[Tensor] | LevelTokens:
+    """Return what the points of a decoder layer are sampled from.
+
+    Args:
+        memory: tokens of all levels, `[B, S, D]`, S = sum of h * w.
+        num_heads: number of attention heads, a divisor of D.
+        shapes: (h, w) of each level.
+
+    Returns:
+        The tokens for inference on a CPU, else the maps of `split_heads`.
+    """
+    if is_cpu_inference(memory):
+        return LevelTokens(memory.contiguous(), shapes)
+    return split_heads(memory, num_heads, shapes)
 
 
 def split_heads(

@@ -6,6 +6,7 @@ from src.nn.backbone.deployed_vit import convert_vit_to_deploy
 from src.nn.backbone.vits import build_vit
 from src.nn.backbone.windowed_vit import windowed_taps
 from src.nn.lora import add_lora
+from src.ops import onednn
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -145,6 +146,49 @@ def test_a_converted_block_computes_the_same_with_and_without_gradients():
         found = vit.forward_features(images)
     assert expected.requires_grad
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("by_onednn", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["vit_small_patch16_dinov3", "deimv2_tiny"],  # without, with bias
+)
+def test_both_libraries_compute_what_is_computed_with_gradients(
+    monkeypatch, name, by_onednn
+):
+    monkeypatch.setattr(onednn, "is_faster", lambda: by_onednn)
+    vit = random_vit(name)
+    convert_vit_to_deploy(vit)
+    tokens = torch.rand(2, 24 + vit.num_prefix_tokens, 32)
+    rope = vit.rope.get_embed((4, 6))
+    attention = vit.blocks[0].attn
+    expected = attention(tokens, rope)
+    with torch.no_grad():
+        found = attention(tokens, rope)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_changed_or_loaded_after_an_inference_are_used():
+    vit = random_vit()
+    convert_vit_to_deploy(vit)
+    first = features(vit)
+    with torch.no_grad():
+        vit.blocks[0].attn.qkv.weight.mul_(1.5)
+    changed = features(vit)
+    assert not torch.allclose(changed, first, rtol=1e-2)
+    state = {key: value.clone() for key, value in vit.state_dict().items()}
+    state["blocks.0.attn.qkv.weight"] /= 1.5
+    vit.load_state_dict(state, assign=True)
+    assert torch.allclose(features(vit), first, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_is_rearranged_once():
+    vit = random_vit()
+    convert_vit_to_deploy(vit)
+    features(vit)
+    layer = vit.blocks[0].attn._paired
+    features(vit)
+    assert vit.blocks[0].attn._paired is layer
 
 
 def test_a_converted_block_leaves_its_input_as_it_was():

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from src.core import ConfigError
+from src.ops.deformable import LevelTokens
 from src.zoo.dfine.deformable_attention import (
     MultiScaleDeformableAttention,
     split_heads,
+    values_of,
 )
 from tests.fixtures.vits import randomize
 
@@ -53,11 +55,12 @@ def nearest(map_chw, x, y):
     ]
 
 
+@pytest.mark.parametrize("form", [split_heads, values_of])
 @pytest.mark.parametrize("discrete", [False, True])
 @torch.no_grad()
-def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
+def test_output_equals_a_loop_over_queries_heads_and_points(discrete, form):
     module, (query, reference, tokens) = attention(discrete=discrete), inputs()
-    result = module(query, reference, split_heads(tokens, HEADS, SHAPES))
+    result = module(query, reference, form(tokens, HEADS, SHAPES))
     offsets = F.linear(
         query, module.sampling_offsets.weight, module.sampling_offsets.bias
     ).view(2, 5, HEADS, 5, 2)
@@ -98,6 +101,25 @@ def test_output_equals_a_loop_over_queries_heads_and_points(discrete):
                         weights[b, q, head, point] * sample
                     )
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_read_for_inference_and_maps_with_gradients():
+    _, _, tokens = inputs()
+    assert isinstance(values_of(tokens, HEADS, SHAPES), list)
+    with torch.no_grad():
+        assert isinstance(values_of(tokens, HEADS, SHAPES), LevelTokens)
+
+
+@torch.no_grad()
+def test_sampling_by_gather_is_kept_for_inference(monkeypatch):
+    module, (query, reference, tokens) = attention(), inputs()
+    expected = module(query, reference, values_of(tokens, HEADS, SHAPES))
+    module.sample_by_gather()
+    monkeypatch.setattr(
+        "src.zoo.dfine.deformable_attention.attention_to_tokens", None
+    )
+    found = module(query, reference, values_of(tokens, HEADS, SHAPES))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_points_of_a_head_start_on_a_ray_as_published():
