@@ -1,4 +1,4 @@
-"""Whether code may take the path for inference on a CPU, which is faster there but not differentiable."""
+"""The condition for the forms of operations that only serve inference on a CPU."""
 
 from __future__ import annotations
 
