@@ -184,7 +184,9 @@ class PairedLayer:
             num_heads: number of attention heads.
             by_onednn: compute all heads by one product in oneDNN, where it is faster than MKL.
         """
-        self._source = _state_of(layer)
+        # the copied tensors are kept, so that no others can take their memory
+        self._source = _tensors(layer)
+        self._changes = _changes(self._source)
         self._num_heads = num_heads
         self._by_onednn = by_onednn
         weight = _in_pairs(layer.weight.detach(), num_heads)  # [3 * D, D]
@@ -197,8 +199,11 @@ class PairedLayer:
             self._bias = _in_pairs(layer.bias.detach(), num_heads)
 
     def is_of(self, layer: nn.Linear) -> bool:
-        """Return whether the layer still has the weight that was copied."""
-        return self._source == _state_of(layer)
+        """Return whether the layer still has the weight and the bias that were copied."""
+        tensors = _tensors(layer)
+        places = [tensor.data_ptr() for tensor in tensors]
+        copied = [tensor.data_ptr() for tensor in self._source]
+        return places == copied and _changes(tensors) == self._changes
 
     def heads(self, x: Tensor) -> Tensor:
         """Map tokens `[B, N, D]` to queries, keys and values, `[3, B, heads, N, d]`, which may be changed."""
@@ -214,19 +219,15 @@ class PairedLayer:
         return by_head.transpose(1, 2)
 
 
-def _state_of(layer: nn.Linear) -> tuple[int | None, ...]:
-    """Return where the weight and the bias of a layer are, and how often they were changed.
+def _tensors(layer: nn.Linear) -> list[Tensor]:
+    """Return the weight of a layer, and its bias if it has one, without gradients."""
+    tensors = (layer.weight, layer.bias)
+    return [tensor.detach() for tensor in tensors if tensor is not None]
 
-    torch does not count the changes of tensors that were made in inference mode.
-    """
-    state: list[int | None] = []
-    for tensor in (layer.weight, layer.bias):
-        if tensor is None:
-            state.append(None)
-            continue
-        counts = not tensor.is_inference()
-        state += [tensor.data_ptr(), tensor._version if counts else None]
-    return tuple(state)
+
+def _changes(tensors: list[Tensor]) -> list[int]:
+    """Return how often tensors were changed; torch does not count this for those made in inference mode."""
+    return [t._version for t in tensors if not t.is_inference()]
 
 
 def _in_pairs(rows: Tensor, num_heads: int) -> Tensor:

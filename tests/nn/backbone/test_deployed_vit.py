@@ -182,6 +182,21 @@ def test_weights_that_are_changed_or_loaded_after_an_inference_are_used():
     assert torch.allclose(features(vit), first, rtol=1e-4, atol=1e-4)
 
 
+def test_weights_in_the_memory_of_replaced_ones_are_used():
+    vit = random_vit()
+    convert_vit_to_deploy(vit)
+    attention = vit.blocks[0].attn
+    tokens = torch.rand(1, 6 + vit.num_prefix_tokens, 32)
+    rope = vit.rope.get_embed((2, 3))
+    for _ in range(10):
+        for _ in range(2):  # the second takes the place of the one before
+            attention.qkv.weight = torch.nn.Parameter(torch.randn(96, 32))
+        with torch.no_grad():
+            found = attention(tokens, rope)
+        expected = attention(tokens, rope).detach()
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_layer_is_rearranged_once():
     vit = random_vit()
     convert_vit_to_deploy(vit)
