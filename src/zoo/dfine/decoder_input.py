@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.batch_norm import BatchNorm2d
+from ...ops.cpu_inference import is_cpu_inference
 from ...ops.maps import flatten_map
 
 
@@ -60,7 +61,9 @@ def flatten_levels(
         coarsest = projections[level](coarsest)
         levels.append(coarsest)
     shapes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
-    flat = [flatten_map(x) for x in levels]
+    flat = [flatten_map(x) for x in levels]  # [B, D, h * w]
+    if is_cpu_inference(flat[0]):  # all layers that follow read tokens
+        return torch.cat([x.transpose(1, 2) for x in flat], 1), shapes
     return torch.cat(flat, 2).transpose(1, 2), shapes
 
 
