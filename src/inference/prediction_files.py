@@ -40,14 +40,17 @@ class PredictionFile:
         return self
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Write the entries of one image, from `Prediction.to_coco`."""
+        """Write the entries of one image, from `Prediction.to_coco`.
+
+        They are written at once, because a signal may end the job between any two statements.
+        """
         assert self._file is not None, "used outside of its block"
+        lines = [json_bytes(entry) for entry in entries]
+        if lines:
+            before = b",\n" if self.num_entries else b""
+            self._file.write(before + b",\n".join(lines))
+        self.num_entries += len(lines)
         self.num_images += 1
-        for entry in entries:
-            if self.num_entries:
-                self._file.write(b",\n")
-            self._file.write(json_bytes(entry))
-            self.num_entries += 1
 
     def __exit__(
         self,

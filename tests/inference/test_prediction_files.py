@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from src.core import ConfigError
-from src.inference import PredictionSettings
+from src.inference import PredictionSettings, prediction_files
 from src.inference.predict_source import predict_source
 from tests.fixtures.progress import wait_until
 from tests.fixtures.tiny import ROOT
@@ -118,6 +118,46 @@ def test_a_wrong_setting_leaves_earlier_results_as_they_are(
     assert (tmp_path / "predictions.json").read_bytes() == before and len(
         before
     ) > 100
+
+
+@pytest.mark.parametrize("fatal", [3, 4])  # first and second of the image
+def test_a_stop_within_an_image_keeps_the_images_before_it(
+    tmp_path, monkeypatch, fatal
+):
+    written = prediction_files.json_bytes
+    calls = []
+
+    def stopped(entry):
+        calls.append(entry)
+        if len(calls) == fatal:
+            raise KeyboardInterrupt
+        return written(entry)
+
+    monkeypatch.setattr(prediction_files, "json_bytes", stopped)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        prediction_files.PredictionFile(tmp_path) as file,
+    ):
+        for image in (1, 2):
+            file.add([{"image_id": image}, {"image_id": image}])
+    assert entries(tmp_path) == [{"image_id": 1}, {"image_id": 1}]
+
+
+def test_a_stop_within_the_first_image_keeps_earlier_results(tmp_path):
+    earlier = tmp_path / "predictions.json"
+    earlier.write_text("[]")
+
+    def stopped():
+        yield {"image_id": 1}
+        raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        prediction_files.PredictionFile(tmp_path) as file,
+    ):
+        file.add(stopped())
+    assert earlier.read_text() == "[]"
+    assert list(tmp_path.iterdir()) == [earlier]
 
 
 def test_sigterm_keeps_what_was_found(val_images, tmp_path):
