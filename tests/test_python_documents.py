@@ -73,6 +73,7 @@ def run(folder, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_training_evaluation_and_export(run):
     names = run("Train, evaluate and export", "onnxscript", "onnxruntime")
     assert names["metrics"]["AP"] == pytest.approx(

@@ -205,6 +205,7 @@ def test_worker_stopped_between_announcing_and_handing_over_ends_the_wait(
     worker.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["all batches", "early"])
 def test_worker_that_is_stopped_at_the_end_does_not_live_on(inner, ends):
     batches = iter(

@@ -53,6 +53,7 @@ def test_the_batch_that_fits_is_accumulated_to_that_of_the_recipe(
     assert [record["steps"] for record in read_log(run)] == [3, 6, 9]
 
 
+@pytest.mark.slow
 def test_a_larger_batch_scales_the_learning_rates(
     config, tmp_path, monkeypatch
 ):
@@ -65,6 +66,7 @@ def test_a_larger_batch_scales_the_learning_rates(
     assert "larger ones are not used without a number" in ended.out
 
 
+@pytest.mark.slow
 def test_the_recipe_has_a_larger_batch_than_there_are_images(
     tiny_data, tmp_path
 ):
@@ -76,6 +78,7 @@ def test_the_recipe_has_a_larger_batch_than_there_are_images(
     assert "learning rates are scaled by 0.775" in ended.out
 
 
+@pytest.mark.slow
 def test_the_trial_does_not_change_the_run(config, tmp_path):
     def losses(*arguments):
         train_here("-c", config, "--seed=1", *arguments, "-u", "epochs=1")

@@ -102,6 +102,7 @@ def test_best_pth_of_a_phased_run_scores_as_logged(phased, tmp_path):
     ] == pytest.approx(logged["AP"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs_done", [1, *slow(2)])
 def test_a_run_resumed_at_a_phase_or_stage_ends_with_the_same_weights(
     phased, tmp_path, epochs_done
@@ -331,6 +332,7 @@ def test_changing_epochs_alone_keeps_warm_up_phases_and_clean_stage_in_proportio
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["dinov3", *slow("hgnetv2")])
 def test_what_deim_adds_trains_with_any_backbone_through_all_its_epochs(
     backbone, tiny_data, tmp_path

@@ -348,6 +348,7 @@ def test_a_complete_run_is_unchanged(trained):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_two_ranks_train_through_the_stage_switch_and_agree(
     tiny_data, tmp_path
 ):

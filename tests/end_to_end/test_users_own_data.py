@@ -131,6 +131,7 @@ def test_the_command_that_a_stop_prints_resumes_the_run(
     assert [record["epoch"] for record in read_log(output)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_folder_in_another_layout_trains_resumes_and_is_evaluated(
     tiny_data, tmp_path
 ):

@@ -200,6 +200,7 @@ def test_a_new_run_in_the_folder_of_another_one_is_refused(config, folder):
     assert contents(folder) == before, "its status is unchanged, too"
 
 
+@pytest.mark.slow
 def test_a_new_run_in_the_folder_of_an_earlier_one_loses_nothing_of_it(
     config, folder
 ):

@@ -60,6 +60,7 @@ def distilled(tiny_data, tmp_path_factory):
     return settings, final_state(folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, *slow(2)])
 def test_f01_a_distillation_stopped_in_an_epoch_ends_with_the_same_state(
     distilled, tiny_data, tmp_path, step
@@ -81,6 +82,7 @@ def taught(tiny_data, tmp_path_factory):
     return final_state(folder), folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, *slow(2)])
 def test_f01_a_run_with_a_detector_as_teacher_ends_with_the_same_state(
     taught, tiny_data, tmp_path, step
@@ -177,6 +179,7 @@ def test_f11_workers_of_the_loader_change_nothing(
     assert same(final_state(tmp_path), straight[0][1])
 
 
+@pytest.mark.slow
 def test_f11_another_number_of_ranks_resumes_and_logs_the_changes(
     tiny_data, tmp_path, caplog
 ):

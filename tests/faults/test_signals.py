@@ -149,6 +149,7 @@ def test_f24_a_signal_to_one_rank_stops_all(config, tmp_path):
     assert saved_step(tmp_path / "run") > 0
 
 
+@pytest.mark.slow
 def test_f25_a_second_signal_ends_at_once_and_the_saved_state_stays_intact(
     tiny_data, tmp_path
 ):

@@ -48,6 +48,7 @@ def test_a_signal_is_received_after_several_engines(exported):
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.slow
 def test_a_signal_is_received_after_a_quantization(exported, tmp_path):
     pytest.importorskip("nncf")
     ended = run_fresh(quantize_while_an_engine_is_open, exported, tmp_path)

@@ -127,6 +127,7 @@ def test_openvino_gets_int8_in_all_parts_but_those_in_float(
     assert_detects(OpenVinoEngine(for_openvino), inputs)
 
 
+@pytest.mark.slow
 def test_loggers_of_the_quantizers_are_as_before(
     exported, inputs, tmp_path, request
 ):

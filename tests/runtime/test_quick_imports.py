@@ -64,6 +64,7 @@ def test_the_compiler_can_be_used_afterwards(imported):
     assert imported[6] == "torch.Size([1, 1])"
 
 
+@pytest.mark.slow
 def test_another_name_of_the_compiler_loads_it():
     lines = output_of(
         """
@@ -81,6 +82,7 @@ print(type(sys.modules["torch._dynamo"]).__name__)
     assert lines == ["module", "defaultdict False", "module"]
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_loaded_stays():
     lines = output_of(
         """

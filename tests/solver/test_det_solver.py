@@ -65,6 +65,7 @@ def test_without_an_ema_the_model_is_evaluated(tiny_data, tmp_path, evaluated):
     assert equal(evaluated[0], read_tensor_file(tmp_path / "last.pth")["model"])
 
 
+@pytest.mark.slow
 def test_ranks_evaluate_with_the_same_batch_statistics(
     tiny_data, tmp_path, evaluated
 ):

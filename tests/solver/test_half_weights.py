@@ -289,6 +289,7 @@ def gradients_of_ranks(together: bool):
     return on_ranks(2, work)
 
 
+@pytest.mark.slow
 def test_several_ranks_get_the_gradients_of_ddp():
     plain, together = gradients_of_ranks(False), gradients_of_ranks(True)
     for (expected, without), (found, with_buckets) in zip(plain, together):

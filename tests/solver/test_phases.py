@@ -145,6 +145,7 @@ def wrappers() -> list[bool]:
     ]
 
 
+@pytest.mark.slow
 def test_several_ranks_get_a_new_wrapper_at_a_phase_and_only_then():
     assert on_ranks(2, wrappers) == [[True, True, False]] * 2
 

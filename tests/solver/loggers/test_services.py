@@ -67,6 +67,7 @@ def assert_no_warning(caplog):
 STEPS = [(5, 95.0), (10, 90.0), (15, 85.0), (20, 80.0)]
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_whole_run_once(run, tmp_path, monkeypatch, caplog):
     require("mlflow")
     require("sqlalchemy")
@@ -175,6 +176,7 @@ def test_wandb_keeps_files_if_there_is_no_key(run, monkeypatch, caplog):
     assert wandb_summary(run.folder)["best/AP"] == 0.5
 
 
+@pytest.mark.slow
 def test_clearml_has_the_whole_run_once(run, tmp_path, monkeypatch, caplog):
     require("clearml")
     monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
