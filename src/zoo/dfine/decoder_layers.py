@@ -189,7 +189,7 @@ class DecoderLayer(nn.Module):
         Args:
             x: queries, `[B, Q, D]`.
             reference: boxes of the queries, `[B, Q, 4]` cxcywh in 0..1.
-            values: maps or tokens of the levels, from `values_of`.
+            values: maps or tokens of the levels, from `cross_attn.values_of`.
             position: position codes of the queries, `[B, Q, D]`.
             mask: `[Q, Q]`, True where a query (row) must not see another; or None.
 

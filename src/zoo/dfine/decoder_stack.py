@@ -7,15 +7,15 @@ denoising, C classes, D channels, K bins.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.activations import inverse_sigmoid
+from ...ops.deformable import LevelTokens
 from .decoder_heads import Heads, keep_heads
 from .decoder_layers import LQE, DecoderLayer
-from .deformable_attention import values_of
 from .distribution import (
     distance_to_box,
     expected_distances,
@@ -59,7 +59,6 @@ class TransformerDecoder(nn.Module):
         self,
         layers: list[DecoderLayer],
         widths: list[int],
-        num_heads: int,
         reg_max: int,
         up: nn.Parameter,
         reg_scale: nn.Parameter,
@@ -73,7 +72,6 @@ class TransformerDecoder(nn.Module):
         Args:
             layers: the decoder layers.
             widths: channels of the queries in each layer.
-            num_heads: number of attention heads.
             reg_max: number of bins less one.
             up: parameter of the weighting sequence, `[1]`.
             reg_scale: scale of distances, `[1]`.
@@ -89,7 +87,6 @@ class TransformerDecoder(nn.Module):
         )
         self.refines_position = refines_position
         self.widths = widths
-        self.num_heads = num_heads
         self.reg_max = reg_max
         self.eval_idx = eval_idx
         self.up = up
@@ -121,7 +118,7 @@ class TransformerDecoder(nn.Module):
         weights = self._weights()
         # Sampling points take the type of the maps; bfloat16 would round them to 1/256 of the image.
         memory = memory.float()
-        values = values_of(memory, self.num_heads, shapes)
+        values = _values_of(self.layers[0], memory, shapes)
         x = content
         reference = reference_unact.sigmoid()
         located = reference  # boxes that the position codes stand for
@@ -139,7 +136,7 @@ class TransformerDecoder(nn.Module):
             if width != x.shape[-1]:  # layers after eval_idx may be wider
                 x = _stretch(x, width)
                 memory = _stretch(memory, width)
-                values = values_of(memory, self.num_heads, shapes)
+                values = _values_of(layer, memory, shapes)
                 previous = x.detach()
             if (
                 index == 0
@@ -187,6 +184,13 @@ class TransformerDecoder(nn.Module):
         self.layers = self.layers[: self.eval_idx + 1]
         kept = range(self.eval_idx, self.eval_idx + 1)
         self.lqe_layers = keep_heads(self.lqe_layers, kept)
+
+
+def _values_of(
+    layer: nn.Module, memory: Tensor, shapes: list[tuple[int, int]]
+) -> list[Tensor] | LevelTokens:
+    """Return what a layer samples from tokens `[B, S, D]` of levels with (h, w) in `shapes`."""
+    return cast("DecoderLayer", layer).cross_attn.values_of(memory, shapes)
 
 
 def _position_code(head: nn.Module, boxes: Tensor, width: int) -> Tensor:

@@ -101,14 +101,12 @@ class MultiScaleDeformableAttention(nn.Module):
         point_scale = self.num_points_scale.to(query.dtype)[:, None]
         locations = centre + offsets * (point_scale * size * OFFSET_SCALE)
         if isinstance(values, LevelTokens):
-            if self._sample is sample_bilinear:
-                return attention_to_tokens(
-                    values,
-                    locations.to(values.tokens.dtype),
-                    weights.to(values.tokens.dtype),
-                    self.num_points,
-                )
-            values = split_heads(values.tokens, self.num_heads, values.shapes)
+            return attention_to_tokens(
+                values,
+                locations.to(values.tokens.dtype),
+                weights.to(values.tokens.dtype),
+                self.num_points,
+            )
         return deformable_attention(
             values,
             locations.to(values[0].dtype),
@@ -117,28 +115,26 @@ class MultiScaleDeformableAttention(nn.Module):
             sample=self._sample,
         )
 
+    def values_of(
+        self, memory: Tensor, shapes: list[tuple[int, int]]
+    ) -> list[Tensor] | LevelTokens:
+        """Return what `forward` samples from; layers of equal settings can share it.
+
+        Args:
+            memory: tokens of all levels, `[B, S, D]`, S = sum of h * w.
+            shapes: (h, w) of each level.
+
+        Returns:
+            The tokens for bilinear sampling on a CPU without gradients, else the maps of `split_heads`.
+        """
+        if is_cpu_inference(memory) and self._sample is sample_bilinear:
+            return LevelTokens(memory.contiguous(), shapes)
+        return split_heads(memory, self.num_heads, shapes)
+
     def sample_by_gather(self) -> None:
         """Sample with gather operations from now on, as the nearest pixel always is."""
         if not self.discrete:
             self._sample = sample_bilinear_by_gather
-
-
-def values_of(
-    memory: Tensor, num_heads: int, shapes: list[tuple[int, int]]
-) -> list[Tensor] | LevelTokens:
-    """Return what the points of a decoder layer are sampled from.
-
-    Args:
-        memory: tokens of all levels, `[B, S, D]`, S = sum of h * w.
-        num_heads: number of attention heads, a divisor of D.
-        shapes: (h, w) of each level.
-
-    Returns:
-        The tokens for inference on a CPU, else the maps of `split_heads`.
-    """
-    if is_cpu_inference(memory):
-        return LevelTokens(memory.contiguous(), shapes)
-    return split_heads(memory, num_heads, shapes)
 
 
 def split_heads(

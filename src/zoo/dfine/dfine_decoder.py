@@ -222,7 +222,6 @@ class DFINETransformer(nn.Module):
         return TransformerDecoder(
             layers,
             widths,
-            self.nhead,
             self.reg_max,
             self.up,
             self.reg_scale,

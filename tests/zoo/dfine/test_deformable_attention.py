@@ -9,7 +9,6 @@ from src.ops.deformable import LevelTokens
 from src.zoo.dfine.deformable_attention import (
     MultiScaleDeformableAttention,
     split_heads,
-    values_of,
 )
 from tests.fixtures.vits import randomize
 
@@ -55,12 +54,15 @@ def nearest(map_chw, x, y):
     ]
 
 
-@pytest.mark.parametrize("form", [split_heads, values_of])
+@pytest.mark.parametrize("as_maps", [False, True])
 @pytest.mark.parametrize("discrete", [False, True])
 @torch.no_grad()
-def test_output_equals_a_loop_over_queries_heads_and_points(discrete, form):
+def test_output_equals_a_loop_over_queries_heads_and_points(discrete, as_maps):
     module, (query, reference, tokens) = attention(discrete=discrete), inputs()
-    result = module(query, reference, form(tokens, HEADS, SHAPES))
+    values = module.values_of(tokens, SHAPES)
+    if as_maps:
+        values = split_heads(tokens, HEADS, SHAPES)
+    result = module(query, reference, values)
     offsets = F.linear(
         query, module.sampling_offsets.weight, module.sampling_offsets.bias
     ).view(2, 5, HEADS, 5, 2)
@@ -104,21 +106,27 @@ def test_output_equals_a_loop_over_queries_heads_and_points(discrete, form):
 
 
 def test_tokens_are_read_for_inference_and_maps_with_gradients():
-    _, _, tokens = inputs()
-    assert isinstance(values_of(tokens, HEADS, SHAPES), list)
+    module, (_, _, tokens) = attention(), inputs()
+    assert isinstance(module.values_of(tokens, SHAPES), list)
     with torch.no_grad():
-        assert isinstance(values_of(tokens, HEADS, SHAPES), LevelTokens)
+        assert isinstance(module.values_of(tokens, SHAPES), LevelTokens)
 
 
 @torch.no_grad()
-def test_sampling_by_gather_is_kept_for_inference(monkeypatch):
+def test_other_kinds_of_sampling_read_maps_for_inference_too():
+    _, _, tokens = inputs()
+    by_gather = attention()
+    by_gather.sample_by_gather()
+    for module in (attention(discrete=True), by_gather):
+        assert isinstance(module.values_of(tokens, SHAPES), list)
+
+
+@torch.no_grad()
+def test_sampling_by_gather_gives_the_same():
     module, (query, reference, tokens) = attention(), inputs()
-    expected = module(query, reference, values_of(tokens, HEADS, SHAPES))
+    expected = module(query, reference, module.values_of(tokens, SHAPES))
     module.sample_by_gather()
-    monkeypatch.setattr(
-        "src.zoo.dfine.deformable_attention.attention_to_tokens", None
-    )
-    found = module(query, reference, values_of(tokens, HEADS, SHAPES))
+    found = module(query, reference, module.values_of(tokens, SHAPES))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
